@@ -1,0 +1,76 @@
+"""Structs that travel between rooms, and the axis glossary.
+
+Axis letters, used in every docstring: `B` batch, `T` frames, `H W C` image,
+`P` patch side, `N` tokens in a frame, `L` tokenizer latents, `D` model width,
+`K` sampling steps, `A` action components.
+
+Time convention. On disk (RLDS), step t holds `observation[t]`, the
+`action[t]` chosen after seeing it, and what that action earned. In a `Batch`
+everything is aligned to the frame on which it can be *seen*: `prev_action[t]`
+led to frame t, `reward[t]` was received on arriving at frame t, and `cont[t]`
+is 0 iff frame t is terminal. A policy that reads frame t predicts
+`action[t]`, which is in no input at or before t.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from flax import struct
+import jax
+
+Array: TypeAlias = jax.Array
+PyTree: TypeAlias = Any
+Actions: TypeAlias = dict[str, Array]
+"""Action components by name: categorical `[...]` int32, binary `[..., n]`
+int32 in {0, 1}, continuous `[..., n]` float32."""
+
+
+@struct.dataclass
+class Batch:
+  """Clips, aligned by arrival (see the module docstring).
+
+  Attributes:
+    frames: `[B, T, H, W, C]` uint8.
+    action: action chosen at frame t, components `[B, T, ...]`.
+    action_mask: `[B, T]` bool, whether `action[t]` is known.
+    prev_action: action that led to frame t, components `[B, T, ...]`.
+    prev_action_mask: `[B, T]` bool; false on first frames, on unlabeled
+      video, and on frames treated as separate images.
+    reward: `[B, T]` float32, reward on arriving at t, for the task `task[t]`.
+    cont: `[B, T]` float32, 0 iff frame t is terminal (a time-out is not).
+    task: `[B, T]` int32 task id that the agent token is given at frame t.
+    segment_ids: `[B, T]` int32; frames see only their own segment.
+    relevant: `[B]` bool, the clip was chosen because a task is achieved in it.
+  """
+
+  frames: Array
+  action: Actions
+  action_mask: Array
+  prev_action: Actions
+  prev_action_mask: Array
+  reward: Array
+  cont: Array
+  task: Array
+  segment_ids: Array
+  relevant: Array
+
+
+@struct.dataclass
+class EnvStep:
+  """What a batch of environments shows after `reset` or `step`.
+
+  Attributes:
+    frame: `[B, H, W, C]` uint8.
+    reward: `[B]` float32, the environment's own reward (0 after `reset`).
+    events: `[B, num_tasks]` float32, 1 where the task was achieved on this
+      step.
+    terminal: `[B]` bool, the episode ended for good.
+    timeout: `[B]` bool, the episode was cut by its time limit.
+  """
+
+  frame: Array
+  reward: Array
+  events: Array
+  terminal: Array
+  timeout: Array
