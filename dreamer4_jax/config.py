@@ -513,6 +513,8 @@ class DataConfig:
   """Split to train on."""
   eval_split: str = 'test'
   """Held-out split."""
+  labeled_share: float = 1.0
+  """Share of episodes whose actions are used; the rest is plain video."""
   switch_tasks: float = 0.5
   """Share of clips whose task label advances at each event, as prompts do;
   the others keep one task throughout."""

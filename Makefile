@@ -1,0 +1,30 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test lint clean
+
+# Builds the dataset, trains all phases, evaluates and writes a report. Goes on
+# where it was when it is called again.
+quickstart: .venv/installed
+	$(BIN)/python -m experiments.quickstart
+
+test: lint
+	$(BIN)/python -m pytest -x -q --durations=15
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/installed: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is too old: Python >= 3.11 is needed;" \
+	  "name one with make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[navix,test]'
+	touch $@
+
+# Leaves datasets and runs alone.
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache *.egg-info build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The command line `dreamer4`: parses and delegates."""

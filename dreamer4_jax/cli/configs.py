@@ -1,0 +1,212 @@
+"""Configs on the command line: loading, overriding and listing them.
+
+A field has a dotted name: `dynamics.depth`, `phases.finetune.steps`,
+`actions.0.size`. Types and meanings come from the dataclasses themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import difflib
+import functools
+import json
+import pathlib
+import runpy
+import types
+import typing
+from typing import Any
+
+import docstring_parser
+import msgspec
+
+from dreamer4_jax.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One settable value of a config.
+
+  Attributes:
+    name: dotted name.
+    type: annotated type.
+    value: current value.
+    meaning: the field's docstring.
+  """
+
+  name: str
+  type: Any
+  value: Any
+  meaning: str
+
+
+def load_experiment(path: str | pathlib.Path) -> Config:
+  """Runs an experiment file and returns its variable `config`.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it defines no `config: Config`, or a config in it is refused.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    near = sorted(str(p) for p in path.parent.glob('*.py'))
+    hint = f'; there are {", ".join(near)}' if near else ''
+    raise FileNotFoundError(f'{path}: no such experiment file{hint}')
+  try:
+    config = runpy.run_path(str(path)).get('config')
+  except (ValueError, TypeError) as error:
+    raise ValueError(f'{path}: {error}') from error
+  if not isinstance(config, Config):
+    raise ValueError(
+      f'{path}: must define a variable `config` of type '
+      f'dreamer4_jax.config.Config, found {type(config).__name__}'
+    )
+  return config
+
+
+def fields(config: Config) -> list[Field]:
+  """Returns every settable field, in order of definition."""
+  return list(_walk('', Config, config, ''))
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+  """Returns the config with some fields replaced.
+
+  Args:
+    config: the config to start from; it is not changed.
+    assignments: `name=value` texts. Tuples are values with commas between
+      them, or JSON; tuples of groups, such as `actions`, are JSON.
+
+  Raises:
+    ValueError: an unknown field, a value that does not parse as the field's
+      type, or one that the config refuses.
+  """
+  plain = json.loads(config.to_json())
+  known = {f.name: f for f in fields(config)}
+  for assignment in assignments:
+    name, equals, text = assignment.partition('=')
+    if not equals:
+      raise ValueError(
+        f'--set {assignment}: must have the form name=value, for example '
+        'dynamics.depth=8'
+      )
+    if name not in known:
+      raise ValueError(_unknown(name, list(known)))
+    value = _parse(name, text, known[name].type)
+    *groups, last = (int(k) if k.isdigit() else k for k in name.split('.'))
+    node: Any = plain
+    try:
+      for group in groups:
+        node = node[group]
+    except IndexError:  # An assignment before made the tuple shorter.
+      raise ValueError(_unknown(name, list(known))) from None
+    node[last] = value
+  try:
+    return msgspec.convert(plain, Config)
+  except msgspec.ValidationError as error:
+    # Its cause is the sentence of the config itself, without a JSON path.
+    raise ValueError(str(error.__cause__ or error)) from error
+
+
+def describe(config: Config) -> str:
+  """Lists all fields in the form that `--set` takes, with their meaning."""
+  lines = []
+  for field in fields(config):
+    lines.append(f'{field.name}={_show(field.value)}  ({_spell(field.type)})')
+    lines.append(f'    {field.meaning}')
+  return '\n'.join(lines)
+
+
+def _walk(name: str, kind: Any, value: Any, meaning: str) -> Iterator[Field]:
+  if dataclasses.is_dataclass(kind) and value is not None:
+    hints = typing.get_type_hints(type(value))
+    meanings = _meanings(type(value))
+    for field in dataclasses.fields(value):
+      yield from _walk(
+        f'{name}.{field.name}' if name else field.name,
+        _required(hints[field.name]),
+        getattr(value, field.name),
+        meanings.get(field.name, ''),
+      )
+    return
+  yield Field(name, kind, value, meaning)
+  item = typing.get_args(kind)[:1]
+  if typing.get_origin(kind) is tuple and dataclasses.is_dataclass(item[0]):
+    for i, element in enumerate(value):
+      yield from _walk(f'{name}.{i}', item[0], element, '')
+
+
+def _required(kind: Any) -> Any:
+  """Returns the group of an optional group, and other types as they are."""
+  members = [a for a in typing.get_args(kind) if a is not types.NoneType]
+  if len(members) == 1 and dataclasses.is_dataclass(members[0]):
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+      return members[0]
+  return kind
+
+
+@functools.cache
+def _meanings(kind: type) -> dict[str, str]:
+  found: dict[str, str] = {}
+  for base in reversed(kind.__mro__):
+    if dataclasses.is_dataclass(base):
+      for param in docstring_parser.parse_from_object(base).params:
+        found[param.arg_name] = ' '.join((param.description or '').split())
+  return found
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+  value: Any = text
+  try:
+    if typing.get_origin(kind) is tuple:
+      if text.lstrip().startswith('['):
+        value = json.loads(text)
+      else:
+        value = [part.strip() for part in text.split(',')] if text else []
+    elif types.NoneType in typing.get_args(kind) and text.lower() == 'none':
+      value = None
+    return msgspec.to_builtins(msgspec.convert(value, kind, strict=False))
+  except msgspec.ValidationError as error:
+    cause = f' ({error.__cause__})' if error.__cause__ else ''
+    raise ValueError(
+      f'{name} = {text!r}: must be {_spell(kind)}{cause}'
+    ) from error
+  except json.JSONDecodeError as error:
+    raise ValueError(f'{name} = {text!r}: is no JSON ({error})') from error
+
+
+def _spell(kind: Any) -> str:
+  """Spells a type in words."""
+  origin, args = typing.get_origin(kind), typing.get_args(kind)
+  if kind is types.NoneType:
+    return 'none'
+  if origin is typing.Literal:
+    return 'one of ' + ', '.join(map(str, args))
+  if origin is tuple and dataclasses.is_dataclass(args[0]):
+    return f'JSON list of {args[0].__name__}'
+  if origin is tuple:
+    return f'{_spell(args[0])}, with commas between several'
+  if origin in (typing.Union, types.UnionType):
+    return ' or '.join(_spell(a) for a in args)
+  return {bool: 'true or false', str: 'text'}.get(kind, kind.__name__)
+
+
+def _show(value: Any) -> str:
+  if isinstance(value, tuple):
+    if any(dataclasses.is_dataclass(v) for v in value):
+      return json.dumps([dataclasses.asdict(v) for v in value])
+    return ','.join(map(_show, value))
+  if isinstance(value, bool) or value is None:
+    return str(value).lower()
+  return str(value)
+
+
+def _unknown(name: str, known: list[str]) -> str:
+  inside = [k for k in known if k.startswith(f'{name}.')]
+  if inside:
+    return f'{name}: is a group; set one of {", ".join(inside)}'
+  last = name.rpartition('.')[2]
+  near = [k for k in known if k.rpartition('.')[2] == last]
+  near += difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+  hint = f'did you mean {", ".join(dict.fromkeys(near))}? ' if near else ''
+  return f'{name}: no such field; {hint}--help-config lists all'

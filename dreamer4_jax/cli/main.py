@@ -1,0 +1,126 @@
+"""The console script `dreamer4`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import logging
+import os
+import pathlib
+import sys
+
+from dreamer4_jax.cli import configs
+from dreamer4_jax.config import PHASES, Config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a command; returns the exit code, 2 for a mistake of the user."""
+  parser = argparse.ArgumentParser(
+    prog='dreamer4', description='Trains and runs Dreamer 4 agents.'
+  )
+  commands = parser.add_subparsers(required=True, metavar='COMMAND')
+  _add_train(commands)
+  args = parser.parse_args(argv)
+  return args.run(args)
+
+
+def _add_train(commands) -> None:
+  parser = commands.add_parser(
+    'train',
+    help='train the phases of an experiment, or resume them',
+    description='Trains the phases of an experiment. The same command again '
+    'resumes from the latest checkpoint.',
+  )
+  parser.add_argument(
+    'experiment', help='python file with a variable `config: Config`'
+  )
+  parser.add_argument(
+    '--phase',
+    choices=[*PHASES, 'all'],
+    default='all',
+    help='which phase to train (default: all, in order)',
+  )
+  parser.add_argument(
+    '--run-dir',
+    type=pathlib.Path,
+    help='where checkpoints and metrics go (default: runs/NAME for NAME.py)',
+  )
+  parser.add_argument(
+    '--set',
+    nargs='+',
+    action='extend',
+    default=[],
+    metavar='FIELD=VALUE',
+    help='override config fields, for example dynamics.depth=8; '
+    '--help-config lists the fields',
+  )
+  parser.add_argument(
+    '--help-config',
+    action='store_true',
+    help='list every config field with its value, type and meaning, and exit',
+  )
+  parser.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> int:
+  try:
+    config = configs.load_experiment(args.experiment)
+    config = configs.override(config, args.set)
+    if args.help_config:
+      print(configs.describe(config))
+      return 0
+    run_dir = args.run_dir or pathlib.Path('runs') / _stem(args.experiment)
+    _prepare(run_dir, config)
+  except (ValueError, FileNotFoundError) as error:
+    print(f'dreamer4: {error}', file=sys.stderr)
+    return 2
+  _log_to_stderr()
+  enable_compilation_cache()
+  from dreamer4_jax.cli.loaders import training_loader
+  from dreamer4_jax.training.phases import train
+
+  phases = PHASES if args.phase == 'all' else (args.phase,)
+  train(config, run_dir, phases, loaders=training_loader)
+  return 0
+
+
+def _stem(path: str) -> str:
+  return pathlib.Path(path).stem
+
+
+def _prepare(run_dir: pathlib.Path, config: Config) -> None:
+  """Checks the config against the run's checkpoints, then saves it."""
+  from dreamer4_jax.checkpoint import check_run  # Slow, and not for --help.
+
+  check_run(run_dir, config)
+  run_dir.mkdir(parents=True, exist_ok=True)
+  new = run_dir / 'config.json.tmp'
+  new.write_text(config.to_json())
+  os.replace(new, run_dir / 'config.json')
+
+
+def enable_compilation_cache() -> None:
+  """Keeps compiled programs on disk, so that the next run starts at once.
+
+  They lie in `$JAX_COMPILATION_CACHE_DIR`, by default in
+  `~/.cache/dreamer4_jax/xla`.
+  """
+  import jax
+
+  default = pathlib.Path('~/.cache/dreamer4_jax/xla').expanduser()
+  directory = os.environ.get('JAX_COMPILATION_CACHE_DIR', str(default))
+  jax.config.update('jax_compilation_cache_dir', directory)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def _log_to_stderr() -> None:
+  logger = logging.getLogger('dreamer4_jax')
+  logger.setLevel(logging.INFO)
+  if not logger.handlers:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter('%(message)s'))
+    logger.addHandler(handler)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,42 @@
+"""Whether a saved config describes the same model as the current one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import json
+from typing import Any
+
+from dreamer4_jax.config import Config
+
+MODEL_FIELDS = ('actions', 'tokenizer', 'dynamics', 'agent')
+_PHASE_FIELDS = {'tokenizer': ('tokenizer',), 'dynamics': MODEL_FIELDS[:3]}
+_FREE_FIELDS = ('remat', 'dtype')  # They change no parameter and no meaning.
+
+
+def model_fields(phase: str) -> tuple[str, ...]:
+  """Returns the parts of a config that shape the model of a phase."""
+  return _PHASE_FIELDS.get(phase, MODEL_FIELDS)
+
+
+def check_config(
+  saved: Config, current: Config, where: str, fields: Sequence[str]
+) -> None:
+  """Raises `ValueError` at the first field that makes another model."""
+  old, new = (json.loads(c.to_json()) for c in (saved, current))
+  for field in fields:
+    _compare(field, old[field], new[field], where)
+
+
+def _compare(field: str, old: Any, new: Any, where: str) -> None:
+  if isinstance(old, dict) and isinstance(new, dict):
+    for name in new:
+      if name not in _FREE_FIELDS:
+        _compare(f'{field}.{name}', old[name], new[name], where)
+  elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+    for i, (a, b) in enumerate(zip(old, new, strict=True)):
+      _compare(f'{field}.{i}', a, b, where)
+  elif old != new:
+    raise ValueError(
+      f'{field} = {new!r}: the checkpoint in {where} was made with {old!r}; '
+      'set it back, or choose another run directory'
+    )

@@ -1,0 +1,7 @@
+"""Datasets on disk, and the loader that makes batches of them."""
+
+from dreamer4_jax.data.format import Description, SplitIndex
+from dreamer4_jax.data.pipeline import make_loader
+from dreamer4_jax.data.sources import EpisodeSource
+
+__all__ = ['Description', 'EpisodeSource', 'SplitIndex', 'make_loader']

@@ -1,0 +1,246 @@
+"""Adapter for the DoorKey levels of navix (MiniGrid in JAX).
+
+Frames are navix's full RGB view. Its sprites are pooled to the wanted tile
+size once, and a frame is then one table lookup per cell; this gives the same
+pixels as navix's own renderer, without its per-episode picture cache.
+"""
+
+from __future__ import annotations
+
+import einops
+from flax import struct
+import jax
+import jax.numpy as jnp
+import navix
+from navix.environments.environment import Timestep
+from navix.rendering import cache as rendering_cache
+from navix.rendering import registry as rendering_registry
+from navix.states import State
+import numpy as np
+
+from dreamer4_jax.config import ActionComponent, EnvConfig, require
+from dreamer4_jax.envs.protocol import EnvSpec
+from dreamer4_jax.types import Actions, Array, EnvStep
+
+ACTION = 'action'
+"""Name of the only action component."""
+MINIGRID_ACTIONS = (
+  'left',
+  'right',
+  'forward',
+  'pickup',
+  'drop',
+  'toggle',
+  'done',
+)
+"""Meaning of the classes of the action component, in order."""
+TASKS = ('key', 'door', 'goal')
+_PREFIX = 'Navix-DoorKey-'
+_FLOOR, _WALL, _GOAL, _KEY, _CLOSED, _OPEN, _PLAYER = range(7)
+
+
+@struct.dataclass
+class NavixState:
+  """State of a batch of episodes.
+
+  Attributes:
+    timestep: navix's own, batched over `B`.
+    achieved: `[B, num_tasks]` bool, the task has happened in this episode.
+    terminal: `[B]` bool, the episode ended at the goal.
+    timeout: `[B]` bool, the episode was cut by its time limit.
+  """
+
+  timestep: Timestep
+  achieved: Array
+  terminal: Array
+  timeout: Array
+
+
+def known_levels() -> list[str]:
+  """Returns the names of the levels that this adapter offers."""
+  return sorted(n for n in navix.registry() if n.startswith(_PREFIX))
+
+
+class NavixDoorKey:
+  """DoorKey: fetch the key, open the door, reach the goal."""
+
+  def __init__(self, level: str, config: EnvConfig):
+    """Looks the level up and prepares its sprites.
+
+    Args:
+      level: navix's name of the level.
+      config: tile size and time limit.
+
+    Raises:
+      ValueError: the level is unknown, the tile does not divide navix's, or
+        the time limit is not positive.
+    """
+    if level not in known_levels():
+      raise ValueError(
+        f'EnvConfig.name = {config.name!r}: the adapter navix knows no level '
+        f'{level!r}; it offers {known_levels()}'
+      )
+    require(
+      config.max_steps >= 1,
+      'EnvConfig.max_steps',
+      config.max_steps,
+      'must be at least 1',
+    )
+    self._env = navix.make(
+      level,
+      max_steps=config.max_steps,
+      observation_fn=navix.observations.none,
+    )
+    self._sprites = _sprite_table(config.tile)
+    self._spec = EnvSpec(
+      height=self._env.height * config.tile,
+      width=self._env.width * config.tile,
+      channels=3,
+      actions=(
+        ActionComponent(
+          name=ACTION, kind='categorical', size=len(MINIGRID_ACTIONS)
+        ),
+      ),
+      tasks=TASKS,
+      max_steps=config.max_steps,
+    )
+
+  @property
+  def spec(self) -> EnvSpec:
+    """Sizes, actions and tasks."""
+    return self._spec
+
+  @property
+  def grid_shape(self) -> tuple[int, int]:
+    """Rows and columns of the level, outer walls included."""
+    return self._env.height, self._env.width
+
+  def reset(self, keys: Array) -> tuple[NavixState, EnvStep]:
+    """Starts one episode per key; see `Environment.reset`."""
+    # An empty picture cache: nothing of it is read (see the module docstring).
+    cache = rendering_cache.RenderingCache(
+      patches=jnp.zeros((0,), dtype=jnp.uint8)
+    )
+    with jax.numpy_rank_promotion('allow'):
+      timestep = jax.vmap(lambda key: self._env.reset(key, cache))(keys)
+    batch = keys.shape[0]
+    state = NavixState(
+      timestep=jax.tree.map(_strong, timestep),
+      achieved=jnp.zeros((batch, len(TASKS)), dtype=bool),
+      terminal=jnp.zeros((batch,), dtype=bool),
+      timeout=jnp.zeros((batch,), dtype=bool),
+    )
+    return state, EnvStep(
+      frame=self._render(state.timestep.state),
+      reward=jnp.zeros((batch,), dtype=jnp.float32),
+      events=jnp.zeros((batch, len(TASKS)), dtype=jnp.float32),
+      terminal=state.terminal,
+      timeout=state.timeout,
+    )
+
+  def step(
+    self, state: NavixState, actions: Actions
+  ) -> tuple[NavixState, EnvStep]:
+    """Acts once in every episode; see `Environment.step`."""
+    action = jnp.asarray(actions[ACTION], dtype=jnp.int32)
+    with jax.numpy_rank_promotion('allow'):
+      # `_step`, since `step` resets by itself and would compile reset as well.
+      timestep = jax.vmap(self._env._step)(state.timestep, action)
+    over = state.terminal | state.timeout
+    timestep = jax.tree.map(
+      lambda new, old: _where(over, old, new), timestep, state.timestep
+    )
+    happened = timestep.state.events
+    now = jnp.stack(
+      [
+        happened.key_pickup.happened,
+        happened.door_opening.happened,
+        happened.goal_reached.happened,
+      ],
+      axis=-1,
+    )
+    fresh = now & ~state.achieved
+    state = NavixState(
+      timestep=timestep,
+      achieved=state.achieved | now,
+      terminal=timestep.is_termination(),
+      timeout=timestep.is_truncation(),
+    )
+    return state, EnvStep(
+      frame=self._render(timestep.state),
+      reward=jnp.where(over, 0.0, timestep.reward),
+      events=fresh.astype(jnp.float32),
+      terminal=state.terminal,
+      timeout=state.timeout,
+    )
+
+  def _render(self, state: State) -> Array:
+    """Draws `[B, H, W, 3]` uint8 frames; later layers cover earlier ones."""
+    rows, cols = (jnp.asarray(x) for x in np.indices(self.grid_shape))
+
+    def cells(state: State) -> Array:
+      def at(position: Array) -> Array:
+        return (rows == position[0]) & (cols == position[1])
+
+      entities = state.entities
+      door, player = entities['door'], entities['player']
+      walls = jax.vmap(at)(entities['wall'].position).any(0)
+      cell = jnp.where((state.grid != 0) | walls, _WALL, _FLOOR)
+      for where, sprite in (
+        (at(door.position[0]), jnp.where(door.open[0], _OPEN, _CLOSED)),
+        (at(entities['goal'].position[0]), _GOAL),
+        (at(entities['key'].position[0]), _KEY),
+        (at(player.position[0]), _PLAYER + player.direction[0]),
+      ):
+        cell = jnp.where(where, sprite, cell)
+      return cell
+
+    tiles = self._sprites[jax.vmap(cells)(state)]
+    return einops.rearrange(tiles, 'b h w y x c -> b (h y) (w x) c')
+
+
+def _sprite_table(tile: int) -> Array:
+  """Returns navix's sprites `[10, tile, tile, 3]` uint8, mean-pooled."""
+  side = rendering_registry.TILE_SIZE
+  require(
+    tile >= 1 and side % tile == 0,
+    'EnvConfig.tile',
+    tile,
+    f'must divide {side}, the side of a tile of navix',
+  )
+  sprites = rendering_registry.SPRITES_REGISTRY
+  yellow = int(rendering_registry.PALETTE.YELLOW)
+  # A door's second index is open + 2 * locked.
+  table = [
+    sprites['floor'],
+    sprites['wall'],
+    sprites['goal'],
+    sprites['key'][yellow],
+    sprites['door'][yellow, 2],
+    sprites['door'][yellow, 1],
+    *sprites['player'],
+  ]
+  table = np.stack([np.asarray(s, dtype=np.float32) for s in table])
+  table = einops.reduce(
+    table,
+    'n (h y) (w x) c -> n h w c',
+    'mean',
+    y=side // tile,
+    x=side // tile,
+  )
+  return jnp.asarray(np.round(table).astype(np.uint8))
+
+
+def _is_key(x: Array) -> bool:
+  return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _strong(x: Array) -> Array:
+  """Drops a weak type, under which `step` would compile twice."""
+  return x if _is_key(x) else jax.lax.convert_element_type(x, x.dtype)
+
+
+def _where(over: Array, old: Array, new: Array) -> Array:
+  """Keeps what it was in episodes `[B]` that are over."""
+  mask = jnp.expand_dims(over, tuple(range(1, new.ndim)))
+  return _strong(jnp.where(mask, old, new))

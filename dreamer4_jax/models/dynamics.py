@@ -1,0 +1,149 @@
+"""Interactive dynamics: predicts the clean tokens of every frame.
+
+Source: section 3.2 of arXiv 2509.24527. The tokens of a frame are, in order,
+`[z | action | registers | agent (optional) | shortcut]`.
+"""
+
+from __future__ import annotations
+
+from einops import rearrange
+from flax import linen as nn
+from flax import struct
+import jax.numpy as jnp
+
+from dreamer4_jax.config import DynamicsConfig
+from dreamer4_jax.models.actions import ActionEmbedding, ActionSpace
+from dreamer4_jax.nn import (
+  Embedding,
+  KeyValues,
+  Linear,
+  SpaceTimeTransformer,
+  TimeCache,
+  init_cache,
+  masks,
+)
+from dreamer4_jax.types import Actions, Array
+
+
+@struct.dataclass
+class DynamicsOutput:
+  """Result of a pass.
+
+  Attributes:
+    prediction: `[B, T, N_z, C]` float32, the clean tokens z1.
+    agent: `[B, T, D]` output of the agent token, or None without one.
+    new: keys and values of the time layers, for the cache.
+  """
+
+  prediction: Array
+  agent: Array | None
+  new: KeyValues
+
+
+class Dynamics(nn.Module):
+  """The world model; it has no parameter for the agent token.
+
+  Attributes:
+    config: sizes.
+    space: action space.
+    channels: channels C of a z token.
+  """
+
+  config: DynamicsConfig
+  space: ActionSpace
+  channels: int
+
+  @nn.compact
+  def __call__(
+    self,
+    z: Array,
+    signal_index: Array,
+    step_index: Array,
+    prev_action: Actions,
+    prev_action_mask: Array,
+    *,
+    agent: Array | None = None,
+    segment_ids: Array | None = None,
+    cache: TimeCache | None = None,
+  ) -> DynamicsOutput:
+    """Denoises the frames of a clip, or the next frame of a stream.
+
+    Args:
+      z: `[B, T, N_z, C]` noisy standardised tokens z_tau.
+      signal_index: `[B, T]` int32, tau * K_max in 0..K_max, of z as given.
+      step_index: `[B, T]` int32, log2(1 / d) in 0..log2(K_max).
+      prev_action: action that led to each frame, components `[B, T, ...]`.
+      prev_action_mask: `[B, T]` bool, whether it is known.
+      agent: `[B, T, D]` input of the agent token; None leaves it out. No other
+        token sees it, so it never changes the prediction.
+      segment_ids: `[B, T]` int32.
+      cache: made by `dynamics_cache`; then T = 1.
+
+    Returns:
+      A `DynamicsOutput`.
+    """
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    n_z, lead = c.num_spatial_tokens, z.shape[:2]
+    slots = n_z + c.num_registers
+    learned = Embedding(slots, c.width, dtype, name='slots').table()
+    x = Linear((c.width,), (None, 'embed'), dtype, name='z_in')(z)
+    x = x + learned[None, None, :n_z]
+    action = ActionEmbedding(
+      self.space, c.num_action_tokens, c.width, dtype, name='action'
+    )(prev_action, prev_action_mask)
+    registers = jnp.broadcast_to(
+      learned[None, None, n_z:], (*lead, c.num_registers, c.width)
+    )
+    half = c.width // 2
+    levels = c.max_steps + 1
+    signal = Embedding(levels, half, dtype, name='signal')(signal_index)
+    steps = c.max_steps.bit_length()
+    step = Embedding(steps, half, dtype, name='step')(step_index)
+    shortcut = jnp.concatenate([signal, step], axis=-1)[:, :, None]
+    hidden = None if agent is None else slots + c.num_action_tokens
+    extra = [] if agent is None else [agent.astype(dtype)[:, :, None]]
+    tokens = jnp.concatenate([x, action, registers, *extra, shortcut], axis=2)
+    mask = masks.hidden_token_mask(tokens.shape[2], hidden)
+    y, new = SpaceTimeTransformer(c.stack(c.depth), name='transformer')(
+      tokens, space_mask=jnp.asarray(mask), segment_ids=segment_ids, cache=cache
+    )
+    prediction = Linear(
+      (self.channels,),
+      ('embed', None),
+      dtype,
+      nn.initializers.zeros,
+      name='z_out',
+    )(y[:, :, :n_z])
+    return DynamicsOutput(
+      prediction=prediction.astype(jnp.float32),
+      agent=None if hidden is None else y[:, :, hidden],
+      new=new,
+    )
+
+
+def num_tokens(config: DynamicsConfig, agent: bool) -> int:
+  """Tokens of a frame, with or without the agent token."""
+  c = config
+  fixed = c.num_spatial_tokens + c.num_action_tokens + c.num_registers + 1
+  return fixed + int(agent)
+
+
+def dynamics_cache(
+  config: DynamicsConfig, batch: int, agent: bool
+) -> TimeCache:
+  """Returns an empty cache for `batch` streams."""
+  stack = config.stack(config.depth)
+  return init_cache(stack, batch, num_tokens(config, agent))
+
+
+def pack(z: Array, num_spatial_tokens: int) -> Array:
+  """Reshapes latents `[B, T, L, b]` to tokens `[B, T, N_z, L * b / N_z]`."""
+  z = rearrange(z, 'b t l c -> b t (l c)')
+  return rearrange(z, 'b t (n d) -> b t n d', n=num_spatial_tokens)
+
+
+def unpack(z: Array, num_latents: int) -> Array:
+  """Inverts `pack`, to `[B, T, num_latents, b]`."""
+  z = rearrange(z, 'b t n d -> b t (n d)')
+  return rearrange(z, 'b t (l c) -> b t l c', l=num_latents)

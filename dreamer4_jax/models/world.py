@@ -1,0 +1,148 @@
+"""All modules of an agent, built from one config.
+
+Parameters live outside, in one flat dictionary with the keys `tokenizer`,
+`latents` (mean and std of the tokenizer's output), `dynamics`, `task`,
+`policy`, `reward`, `continuation`, `value` and `prior`; a phase has those it
+needs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dreamer4_jax.config import Config
+from dreamer4_jax.models import dynamics as dynamics_lib
+from dreamer4_jax.models import heads
+from dreamer4_jax.models.actions import ActionSpace, no_action
+from dreamer4_jax.models.tokenizer import Tokenizer
+from dreamer4_jax.types import Actions, Array
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """The Flax modules; hashable, so it can be closed over by jitted code."""
+
+  config: Config
+  tokenizer: Tokenizer
+  dynamics: dynamics_lib.Dynamics
+  task: heads.TaskEmbedding
+  policy: heads.PolicyHead
+  reward: heads.TwoHotHead
+  continuation: heads.ContinuationHead
+  value: heads.TwoHotHead
+
+  @classmethod
+  def from_config(cls, config: Config) -> World:
+    """Builds the modules."""
+    values = config.tokenizer.num_latents * config.tokenizer.bottleneck_dim
+    channels = values // config.dynamics.num_spatial_tokens
+    agent = config.agent
+    return cls(
+      config=config,
+      tokenizer=Tokenizer(config.tokenizer),
+      dynamics=dynamics_lib.Dynamics(config.dynamics, config.actions, channels),
+      task=heads.TaskEmbedding(agent.num_tasks, config.dynamics.width),
+      policy=heads.PolicyHead(agent, config.actions),
+      reward=heads.TwoHotHead(agent, agent.distances),
+      continuation=heads.ContinuationHead(agent),
+      value=heads.TwoHotHead(agent, 1),
+    )
+
+  @property
+  def space(self) -> ActionSpace:
+    """The action space."""
+    return self.config.actions
+
+  def init(self, key: Array, rooms: tuple[str, ...]) -> Params:
+    """Initialises the named rooms, with logical-axis metadata boxes."""
+    keys = dict(zip(rooms, jax.random.split(key, len(rooms)), strict=True))
+    return {room: self._init_room(room, k) for room, k in keys.items()}
+
+  def _init_room(self, room: str, key: Array) -> Any:
+    c = self.config
+    hidden = jnp.zeros((1, 1, c.dynamics.width))
+    if room == 'tokenizer':
+      t = c.tokenizer
+      shape = (1, 1, t.image_height, t.image_width, t.channels)
+      masked = jnp.zeros((1, 1, t.grid[0] * t.grid[1]), bool)
+      frames = jnp.zeros(shape, jnp.uint8)
+      variables = self.tokenizer.init(key, frames, mask=masked)
+    elif room == 'dynamics':
+      z = jnp.zeros((1, 1, c.dynamics.num_spatial_tokens, self.channels))
+      index = jnp.zeros((1, 1), jnp.int32)
+      action = no_action(self.space, (1, 1))
+      known = jnp.zeros((1, 1), bool)
+      variables = self.dynamics.init(key, z, index, index, action, known)
+    elif room == 'task':
+      variables = self.task.init(key, jnp.zeros((1, 1), jnp.int32))
+    else:
+      variables = getattr(self, room).init(key, hidden)
+    return variables['params']
+
+  @property
+  def channels(self) -> int:
+    """Channels of a z token."""
+    return self.dynamics.channels
+
+  # Thin wrappers: pick the room's parameters and call its module.
+
+  def encode(self, params: Params, frames: Array, **kwargs):
+    """Returns standardised packed tokens `[B, T, N_z, C]` and new entries.
+
+    Keyword arguments as in `Tokenizer.encode`.
+    """
+    z, new = self.tokenizer.apply(
+      {'params': params['tokenizer']}, frames, method='encode', **kwargs
+    )
+    return self.standardise(params, z), new
+
+  def decode(self, params: Params, z: Array, **kwargs):
+    """Returns images `[B, T, H, W, C]` of standardised tokens, and entries."""
+    stats = params['latents']
+    latents = dynamics_lib.unpack(z, self.config.tokenizer.num_latents)
+    latents = latents * stats['std'][None, None] + stats['mean'][None, None]
+    return self.tokenizer.apply(
+      {'params': params['tokenizer']}, latents, method='decode', **kwargs
+    )
+
+  def standardise(self, params: Params, z: Array) -> Array:
+    """Latents `[B, T, L, b]` to standardised tokens `[B, T, N_z, C]`."""
+    stats = params['latents']
+    z = (z - stats['mean'][None, None]) / stats['std'][None, None]
+    return dynamics_lib.pack(z, self.config.dynamics.num_spatial_tokens)
+
+  def denoise(
+    self,
+    params: Params,
+    z: Array,
+    signal_index: Array,
+    step_index: Array,
+    prev_action: Actions,
+    prev_action_mask: Array,
+    **kwargs,
+  ) -> dynamics_lib.DynamicsOutput:
+    """Calls the dynamics; arguments as in `Dynamics.__call__`."""
+    return self.dynamics.apply(
+      {'params': params['dynamics']},
+      z,
+      signal_index,
+      step_index,
+      prev_action,
+      prev_action_mask,
+      **kwargs,
+    )
+
+  def head(self, params: Params, room: str, h: Array) -> Any:
+    """Calls the head `room`; `prior` is the policy with other parameters."""
+    module = self.policy if room == 'prior' else getattr(self, room)
+    return module.apply({'params': params[room]}, h)
+
+  def agent_token(self, params: Params, task: Array) -> Array:
+    """Embeds task ids `[B, T]` for the agent token, `[B, T, D]`."""
+    return self.task.apply({'params': params['task']}, task)

@@ -1,0 +1,122 @@
+"""Ring caches of the time layers.
+
+The ring holds the last `context_length` frames of every time layer; slot s
+holds the newest frame whose counter is s modulo `context_length`. Memory is
+constant, a rollout has no longest length, and a frame that has left the
+training context is never attended to.
+"""
+
+from __future__ import annotations
+
+from flax import struct
+import jax.numpy as jnp
+
+from dreamer4_jax.config import TransformerConfig
+from dreamer4_jax.nn.attention import KeyValues
+from dreamer4_jax.types import Array
+
+_EMPTY = -1
+
+
+@struct.dataclass
+class TimeCache:
+  """Keys and values of past frames, for every time layer of a transformer.
+
+  Attributes:
+    entries: keys already rotated to their frame, values; each
+      `[periods, B, N, S, G, h]` with S = context_length.
+    slot_segments: `[B, S]` int32 segment of the frame in each slot, -1 if none.
+    segment: `[B]` int32 segment of the frames to come.
+    frame: `[]` uint32 counter of frames appended so far; may overflow.
+  """
+
+  entries: KeyValues
+  slot_segments: Array
+  segment: Array
+  frame: Array
+
+  @property
+  def length(self) -> int:
+    """Slots of the ring."""
+    return self.slot_segments.shape[-1]
+
+  def slot(self) -> Array:
+    """Slot that the next frame is written to, `[]` int32."""
+    return (self.frame % jnp.uint32(self.length)).astype(jnp.int32)
+
+  def visible(self) -> Array:
+    """Slots the next frame may attend to, `[B, S]` bool.
+
+    The slot that the next frame will overwrite is `context_length` frames old,
+    one more than training saw, and is left out.
+    """
+    fresh = jnp.arange(self.length) != self.slot()
+    return (self.slot_segments == self.segment[:, None]) & fresh[None]
+
+
+def init_cache(config: TransformerConfig, batch: int, tokens: int) -> TimeCache:
+  """Returns an empty cache for `batch` streams of `tokens` tokens a frame."""
+  head = config.width // config.num_heads
+  length = config.context_length
+  shape = (
+    config.depth // 4,
+    batch,
+    tokens,
+    length,
+    config.num_kv_heads,
+    head,
+  )
+  zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
+  return TimeCache(
+    entries=KeyValues(keys=zeros, values=zeros),
+    slot_segments=jnp.full((batch, length), _EMPTY, jnp.int32),
+    segment=jnp.zeros((batch,), jnp.int32),
+    frame=jnp.zeros((), jnp.uint32),
+  )
+
+
+def start_segment(cache: TimeCache, where: Array) -> TimeCache:
+  """Forgets the past of the streams where `where [B]` is true."""
+  return cache.replace(segment=cache.segment + where.astype(jnp.int32))
+
+
+def append(cache: TimeCache, new: KeyValues) -> TimeCache:
+  """Appends the finished frame, overwriting the oldest one.
+
+  Args:
+    cache: the cache the frame was computed with.
+    new: `[periods, B, N, 1, G, h]`, as returned by the transformer.
+  """
+  slot = cache.slot()
+  write = lambda ring, x: ring.at[:, :, :, slot].set(x[:, :, :, 0])
+  return cache.replace(
+    entries=KeyValues(
+      keys=write(cache.entries.keys, new.keys),
+      values=write(cache.entries.values, new.values),
+    ),
+    slot_segments=cache.slot_segments.at[:, slot].set(cache.segment),
+    frame=cache.frame + jnp.uint32(1),
+  )
+
+
+def fill(cache: TimeCache, new: KeyValues, segment_ids: Array) -> TimeCache:
+  """Fills an empty cache with a whole clip (prefill).
+
+  Args:
+    cache: a cache made by `init_cache`, nothing appended yet.
+    new: `[periods, B, N, T, G, h]` of a clip computed without a cache.
+    segment_ids: `[B, T]` int32 of the clip; the last one stays open.
+  """
+  frames, length = segment_ids.shape[1], cache.length
+  kept = min(frames, length)
+  slots = jnp.arange(frames - kept, frames) % length
+  write = lambda ring, x: ring.at[:, :, :, slots].set(x[:, :, :, -kept:])
+  return cache.replace(
+    entries=KeyValues(
+      keys=write(cache.entries.keys, new.keys),
+      values=write(cache.entries.values, new.values),
+    ),
+    slot_segments=cache.slot_segments.at[:, slots].set(segment_ids[:, -kept:]),
+    segment=segment_ids[:, -1],
+    frame=jnp.uint32(frames),
+  )

@@ -1,0 +1,125 @@
+"""Small layers: RMSNorm, linear maps without bias, SwiGLU, embeddings.
+
+Every parameter is float32 and carries logical axis names; which mesh axis a
+name maps to is decided in `sharding.py` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import math
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from dreamer4_jax.types import Array
+
+Init = jax.nn.initializers.Initializer
+# Truncated normal with variance 1 / fan_in.
+LECUN: Init = jax.nn.initializers.lecun_normal()
+
+
+def rms_norm(x: Array, scale: Array, eps: float = 1e-6) -> Array:
+  """Root-mean-square normalisation over the last axis, in float32.
+
+  Args:
+    x: `[..., D]`.
+    scale: `[D]` learned scale.
+    eps: added to the mean square.
+
+  Returns:
+    `[..., D]` in the dtype of `x`.
+  """
+  x32 = x.astype(jnp.float32)
+  inverse = jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + eps)
+  scale = jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
+  return (x32 * inverse * scale).astype(x.dtype)
+
+
+class RmsNorm(nn.Module):
+  """RMSNorm with a learned scale, `[..., D] -> [..., D]`."""
+
+  axis: str = 'norm'
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+    return rms_norm(x, self.param('scale', init, (x.shape[-1],), jnp.float32))
+
+
+class Linear(nn.Module):
+  """Linear map of the last axis to one or more axes, without bias.
+
+  Attributes:
+    shape: output axes; the map is `[..., D] -> [..., *shape]`.
+    axes: logical names of `(input, *shape)`.
+    dtype: compute dtype; the parameter is float32.
+    init: initializer, given the kernel as a `[D, prod(shape)]` matrix.
+  """
+
+  shape: Sequence[int]
+  axes: Sequence[str | None]
+  dtype: jnp.dtype = jnp.float32
+  init: Init = LECUN
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    full = (x.shape[-1], *self.shape)
+
+    def init(key, shape, dtype):
+      matrix = self.init(key, (shape[0], math.prod(shape[1:])), dtype)
+      return jnp.reshape(matrix, shape)
+
+    kernel = self.param(
+      'kernel',
+      nn.with_logical_partitioning(init, tuple(self.axes)),
+      full,
+      jnp.float32,
+    )
+    return jax.lax.dot_general(
+      x.astype(self.dtype),
+      kernel.astype(self.dtype),
+      (((x.ndim - 1,), (0,)), ((), ())),
+    )
+
+
+class Mlp(nn.Module):
+  """SwiGLU: `down(silu(gate(x)) * up(x))`, `[..., D] -> [..., D]`."""
+
+  hidden: int
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    gate_up = Linear(
+      (2, self.hidden), ('embed', None, 'mlp'), self.dtype, name='gate_up'
+    )(x)
+    x_hidden = nn.silu(gate_up[..., 0, :]) * gate_up[..., 1, :]
+    return Linear((x.shape[-1],), ('mlp', 'embed'), self.dtype, name='down')(
+      x_hidden
+    )
+
+
+class Embedding(nn.Module):
+  """Learned table, `[...] int -> [..., D]`; also `table()` as a whole."""
+
+  num: int
+  width: int
+  dtype: jnp.dtype = jnp.float32
+  scale: float = 0.02
+
+  def setup(self):
+    init = nn.with_logical_partitioning(
+      nn.initializers.normal(self.scale), ('vocab', 'embed')
+    )
+    self.embedding = self.param(
+      'table', init, (self.num, self.width), jnp.float32
+    )
+
+  def __call__(self, index: Array) -> Array:
+    return jnp.take(self.embedding, index, axis=0).astype(self.dtype)
+
+  def table(self) -> Array:
+    """Returns the whole table, `[num, D]`."""
+    return self.embedding.astype(self.dtype)

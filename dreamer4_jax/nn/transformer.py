@@ -1,0 +1,198 @@
+"""The efficient transformer: space, space, space, time.
+
+Source: section 3 of arXiv 2509.24527. One implementation serves the tokenizer
+encoder, the tokenizer decoder and the dynamics.
+"""
+
+from __future__ import annotations
+
+from einops import rearrange
+from flax import linen as nn
+from flax import struct
+import jax.numpy as jnp
+
+from dreamer4_jax.config import TransformerConfig
+from dreamer4_jax.nn import rope
+from dreamer4_jax.nn.attention import KeyValues, attend
+from dreamer4_jax.nn.cache import TimeCache
+from dreamer4_jax.nn.layers import Linear, Mlp, RmsNorm
+from dreamer4_jax.types import Array
+
+PERIOD = 4  # three space layers, then one time layer
+
+
+@struct.dataclass
+class _Context:
+  """What all layers of a pass share."""
+
+  space_mask: Array  # [N, N] bool
+  space_angles: Array | None  # [N, 1, h/2]
+  time_mask: Array  # [B, 1, 1, 1, T, T] bool
+  time_angles: Array  # [T, 1, h/2]
+  ring_mask: Array | None  # [B, 1, 1, 1, 1, S] bool
+
+
+class Attention(nn.Module):
+  """Multi-head attention along axis -2 of `[..., S, D]`.
+
+  Queries and keys are RMS-normalised over the head dimension, then rotated.
+  """
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    mask: Array,
+    angles: Array | None,
+    past: tuple[KeyValues, Array] | None = None,
+  ) -> tuple[Array, KeyValues]:
+    """Returns the mixed tokens `[..., S, D]` and their keys and values.
+
+    Args:
+      x: `[..., S, D]`.
+      mask: broadcasts to `[..., G, R, S, S]`.
+      angles: `[S, 1, h/2]` rotations, or None for none.
+      past: a block of earlier keys/values and its mask.
+    """
+    c = self.config
+    dtype, width = jnp.dtype(c.dtype), x.shape[-1]
+    groups, head = c.num_kv_heads, c.width // c.num_heads
+    rows = c.num_heads // groups
+    q = Linear(
+      (groups * rows, head), ('embed', 'heads', 'head_dim'), dtype, name='query'
+    )(x)
+    kv = Linear(
+      (2, groups, head),
+      ('embed', None, 'kv_heads', 'head_dim'),
+      dtype,
+      name='key_value',
+    )(x)
+    q = RmsNorm('head_dim', name='query_norm')(q)
+    k = RmsNorm('head_dim', name='key_norm')(kv[..., 0, :, :])
+    if angles is not None:
+      angles = jnp.expand_dims(angles, tuple(range(x.ndim - 2)))
+      q, k = rope.rotate(q, angles), rope.rotate(k, angles)
+    q = rearrange(q, '... s (g r) h -> ... s g r h', g=groups)
+    own = KeyValues(keys=k, values=kv[..., 1, :, :])
+    blocks = [(own, mask)] if past is None else [past, (own, mask)]
+    y = attend(q, blocks, soft_cap=c.soft_cap)
+    y = rearrange(y, '... s g r h -> ... s (g r h)')
+    y = Linear((width,), ('heads', 'embed'), dtype, name='out')(y)
+    return y, own
+
+
+class Layer(nn.Module):
+  """Pre-norm attention and SwiGLU, each with a residual."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(self, x, mask, angles, past=None):
+    y, own = Attention(self.config, name='attention')(
+      RmsNorm(name='attention_norm')(x), mask, angles, past
+    )
+    x = x + y
+    mlp = Mlp(self.config.mlp_hidden, jnp.dtype(self.config.dtype), name='mlp')
+    return x + mlp(RmsNorm(name='mlp_norm')(x)), own
+
+
+class Period(nn.Module):
+  """Three space layers and one time layer, the body of the scan."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(
+    self, x: Array, past: KeyValues | None, context: _Context
+  ) -> tuple[Array, KeyValues]:
+    """Maps `x [B, T, N, D]`; also returns the time layer's keys and values."""
+    for i in range(PERIOD - 1):
+      x, _ = Layer(self.config, name=f'space_{i}')(
+        x, context.space_mask, context.space_angles
+      )
+    if past is not None:
+      past = (past, context.ring_mask)
+    x = rearrange(x, 'b t n d -> b n t d')
+    x, own = Layer(self.config, name='time')(
+      x, context.time_mask, context.time_angles, past
+    )
+    return rearrange(x, 'b n t d -> b t n d'), own
+
+
+class SpaceTimeTransformer(nn.Module):
+  """A stack of periods under `nn.scan`, closed by an RMSNorm."""
+
+  config: TransformerConfig
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    *,
+    space_mask: Array,
+    space_angles: Array | None = None,
+    segment_ids: Array | None = None,
+    cache: TimeCache | None = None,
+  ) -> tuple[Array, KeyValues]:
+    """Maps the tokens of a clip, or of the next frame of a stream.
+
+    Args:
+      x: `[B, T, N, D]`; with a cache, T must be 1.
+      space_mask: `[N, N]` bool, true where row may attend to column.
+      space_angles: `[N, h/2]` rotations of the space layers; zero rotates not.
+      segment_ids: `[B, T]` int32; frames see only their own segment. None is
+        one segment. Not given with a cache, which knows its own.
+      cache: past frames; read, never written (see `nn.cache.append`).
+
+    Returns:
+      `[B, T, N, D]`, and the time layers' keys and values
+      `[periods, B, N, T, G, h]`, ready for `append` or `fill`.
+
+    Raises:
+      ValueError: a cache is given with more than one frame or a segment.
+    """
+    c = self.config
+    batch, frames = x.shape[:2]
+    if cache is not None and (frames != 1 or segment_ids is not None):
+      raise ValueError(
+        f'a cache takes one frame at a time without segment_ids, got T = '
+        f'{frames}; use a clip without cache to prefill'
+      )
+    if segment_ids is None:
+      segment_ids = jnp.zeros((batch, frames), jnp.int32)
+    pairs = c.width // c.num_heads // 2
+    first = jnp.uint32(0) if cache is None else cache.frame
+    position = first + jnp.arange(frames, dtype=jnp.uint32)
+    ring = None if cache is None else cache.visible()[:, None, None, None, None]
+    time_mask = banded_causal_mask(segment_ids, c.context_length)
+    context = _Context(
+      space_mask=space_mask,
+      space_angles=None if space_angles is None else space_angles[:, None],
+      time_mask=time_mask[:, None, None, None],
+      time_angles=rope.angles(position, pairs, c.rope_base)[:, None],
+      ring_mask=ring,
+    )
+    body = nn.remat(Period, prevent_cse=False) if c.remat else Period
+    stack = nn.scan(
+      body,
+      variable_axes={'params': 0},
+      split_rngs={'params': True},
+      in_axes=(0, nn.broadcast),
+      length=c.depth // PERIOD,
+      metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    past = None if cache is None else cache.entries
+    x, new = stack(c, name='periods')(
+      x.astype(jnp.dtype(c.dtype)), past, context
+    )
+    return RmsNorm(name='norm')(x), new
+
+
+def banded_causal_mask(segment_ids: Array, context_length: int) -> Array:
+  """Returns `[B, T, T]`: same segment, and 0 <= t - s < context_length."""
+  t = jnp.arange(segment_ids.shape[-1])
+  age = t[:, None] - t[None]
+  band = (age >= 0) & (age < context_length)
+  return (segment_ids[:, :, None] == segment_ids[:, None, :]) & band[None]

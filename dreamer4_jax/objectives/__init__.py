@@ -1,0 +1,51 @@
+"""Losses and targets: functions of arrays and callables, no Flax modules."""
+
+from dreamer4_jax.objectives.masking import patch_mask
+from dreamer4_jax.objectives.multi_token import multi_token_targets
+from dreamer4_jax.objectives.normalize import RmsState, rms_init, rms_normalize
+from dreamer4_jax.objectives.pmpo import PmpoOutput, pmpo_loss
+from dreamer4_jax.objectives.reconstruction import load_lpips, mse
+from dreamer4_jax.objectives.returns import lambda_returns
+from dreamer4_jax.objectives.shortcut import (
+  Levels,
+  ShortcutLosses,
+  bootstrap_velocity,
+  corrupt,
+  draw_levels,
+  euler_step,
+  finest,
+  ramp,
+  sampling_levels,
+  shortcut_losses,
+  signal,
+  step_size,
+)
+from dreamer4_jax.objectives.twohot import TwoHot, symexp, symlog
+
+__all__ = [
+  'Levels',
+  'PmpoOutput',
+  'RmsState',
+  'ShortcutLosses',
+  'TwoHot',
+  'bootstrap_velocity',
+  'corrupt',
+  'draw_levels',
+  'euler_step',
+  'finest',
+  'lambda_returns',
+  'load_lpips',
+  'mse',
+  'multi_token_targets',
+  'patch_mask',
+  'pmpo_loss',
+  'ramp',
+  'rms_init',
+  'rms_normalize',
+  'sampling_levels',
+  'shortcut_losses',
+  'signal',
+  'step_size',
+  'symexp',
+  'symlog',
+]

@@ -1,0 +1,47 @@
+"""Targets of multi-token prediction."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from dreamer4_jax.objectives._shapes import same_shape
+from dreamer4_jax.types import Array, PyTree
+
+
+def multi_token_targets(
+  x: PyTree, valid: Array, segment_ids: Array, distances: int
+) -> tuple[PyTree, Array]:
+  """Aligns what lies n = 0..`distances`-1 frames ahead with each frame.
+
+  Section 3.3 of the paper: from frame t, heads predict the action, reward
+  and continuation of frames t+n.
+
+  Args:
+    x: `[B, T, ...]` array, or a tree of them such as `Actions`.
+    valid: `[B, T]` bool, whether `x` is known at a frame.
+    segment_ids: `[B, T]` int; prediction does not cross segments.
+    distances: number of distances, at least 1.
+
+  Returns:
+    Targets `[B, T, distances, ...]` in the dtype of `x`, entry (t, n) is
+    `x[t+n]`; and their mask `[B, T, distances]` bool, false where t+n lies
+    past the clip, in another segment than t, or is not valid. What a masked
+    target holds has no meaning.
+
+  Raises:
+    ValueError: if the shapes differ or `distances` is not positive.
+  """
+  if distances < 1:
+    raise ValueError(f'distances = {distances}: must be at least 1')
+  same_shape(valid=valid, segment_ids=segment_ids)
+  for leaf in jax.tree.leaves(x):
+    if leaf.shape[:2] != valid.shape:
+      raise ValueError(f'x {leaf.shape} must begin with {valid.shape}')
+  length = valid.shape[1]
+  ahead = jnp.arange(length)[:, None] + jnp.arange(distances)[None, :]
+  index = jnp.minimum(ahead, length - 1)
+  targets = jax.tree.map(lambda leaf: leaf[:, index], x)
+  same_segment = segment_ids[:, index] == segment_ids[:, :, None]
+  inside = (ahead < length)[None]
+  return targets, inside & same_segment & valid[:, index].astype(bool)

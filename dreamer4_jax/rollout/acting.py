@@ -1,0 +1,144 @@
+"""Streaming acting: real frames in, actions out, one frame at a time.
+
+The same modules, caches and levels as in imagination: the frame is encoded,
+noised to the context level, appended by one dynamics pass with the previous
+action, and the policy reads the agent state of that pass.
+"""
+
+from __future__ import annotations
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from dreamer4_jax.models import (
+  Params,
+  World,
+  distributions,
+  dynamics_cache,
+  no_action,
+  tokenizer_caches,
+)
+from dreamer4_jax.nn import TimeCache, append, start_segment
+from dreamer4_jax.rollout.denoise import FrameInput, append_frame
+from dreamer4_jax.types import Actions, Array
+
+
+@struct.dataclass
+class ActorState:
+  """Memory of B streams.
+
+  Attributes:
+    encoder: cache of the tokenizer's encoder.
+    dynamics: cache of the dynamics.
+    prev_action: action executed last, components `[B, ...]`.
+  """
+
+  encoder: TimeCache
+  dynamics: TimeCache
+  prev_action: Actions
+
+
+def init_actor(world: World, batch: int) -> ActorState:
+  """Returns the memory of `batch` streams that have seen nothing."""
+  encoder, _ = tokenizer_caches(world.config.tokenizer, batch)
+  return ActorState(
+    encoder=encoder,
+    dynamics=dynamics_cache(world.config.dynamics, batch, agent=True),
+    prev_action=no_action(world.space, (batch,)),
+  )
+
+
+def act(
+  world: World,
+  params: Params,
+  state: ActorState,
+  frame: Array,
+  is_first: Array,
+  task: Array,
+  key: Array,
+) -> tuple[Actions, Array, ActorState]:
+  """Sees one frame and samples the action to execute on it.
+
+  Args:
+    world: modules.
+    params: parameters, rooms `tokenizer`, `latents`, `dynamics`, `task`,
+      `policy`.
+    state: memory.
+    frame: `[B, H, W, C]` uint8.
+    is_first: `[B]` bool, an episode starts with this frame.
+    task: `[B]` int32.
+    key: all randomness.
+
+  Returns:
+    Actions (components `[B, ...]`), agent states `[B, D]`, new memory.
+  """
+  noise_key, action_key = jax.random.split(key)
+  encoder = start_segment(state.encoder, is_first)
+  cache = start_segment(state.dynamics, is_first)
+  z, new = world.encode(params, frame[:, None], cache=encoder)
+  inputs = FrameInput(
+    prev_action=jax.tree.map(lambda a: a[:, None], state.prev_action),
+    prev_action_mask=~is_first[:, None],
+    agent=world.agent_token(params, task[:, None]),
+  )
+  noise = jax.random.normal(noise_key, z.shape)
+  h, cache = append_frame(world, params, cache, inputs, z, noise)
+  logits = world.head(params, 'policy', h)
+  logits = jax.tree.map(lambda x: x[:, 0], logits)
+  action = distributions.sample(action_key, logits, world.space)
+  return (
+    action,
+    h,
+    ActorState(
+      encoder=append(encoder, new), dynamics=cache, prev_action=action
+    ),
+  )
+
+
+@struct.dataclass
+class Prompt:
+  """Progress of B agents through one list of (task, count).
+
+  Attributes:
+    tasks: `[S]` int32 task of each stage.
+    counts: `[S]` int32 events needed; the last stage lasts to the end.
+    stage: `[B]` int32.
+    done: `[B]` int32 events so far in this stage.
+  """
+
+  tasks: Array
+  counts: Array
+  stage: Array
+  done: Array
+
+  def task(self) -> Array:
+    """Task of every agent, `[B]` int32."""
+    return self.tasks[self.stage]
+
+
+def init_prompt(stages: list[tuple[int, int]], batch: int) -> Prompt:
+  """Starts `batch` agents at the first of `stages`, pairs (task, count)."""
+  tasks, counts = zip(*stages, strict=True)
+  return Prompt(
+    tasks=jnp.asarray(tasks, jnp.int32),
+    counts=jnp.asarray(counts, jnp.int32),
+    stage=jnp.zeros((batch,), jnp.int32),
+    done=jnp.zeros((batch,), jnp.int32),
+  )
+
+
+def advance(prompt: Prompt, events: Array) -> Prompt:
+  """Counts `events [B, num_tasks]`, moving on where a stage is complete.
+
+  An event counts for the stage in force when it happened; several events of
+  one step never skip a stage.
+  """
+  own = jnp.take_along_axis(events, prompt.task()[:, None], axis=1)[:, 0]
+  done = prompt.done + own.astype(jnp.int32)
+  last = prompt.tasks.shape[0] - 1
+  forward = (done >= prompt.counts[prompt.stage]) & (prompt.stage < last)
+  return prompt.replace(
+    stage=prompt.stage + forward.astype(jnp.int32),
+    done=jnp.where(forward, 0, done),
+  )

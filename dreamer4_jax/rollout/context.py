@@ -1,0 +1,68 @@
+"""Encodes real frames into a cache, in parallel."""
+
+from __future__ import annotations
+
+from flax import struct
+import jax
+
+from dreamer4_jax.models import Params, World, dynamics_cache
+from dreamer4_jax.nn import TimeCache, fill
+from dreamer4_jax.rollout.denoise import context_levels, context_noise
+from dreamer4_jax.types import Array, Batch
+
+
+@struct.dataclass
+class Context:
+  """A prefilled past.
+
+  Attributes:
+    cache: ring caches of the dynamics.
+    z: `[B, T, N_z, C]` clean standardised tokens of the frames.
+    agent: `[B, T, D]` agent states, or None without a task.
+  """
+
+  cache: TimeCache
+  z: Array
+  agent: Array | None
+
+
+def prepare_context(
+  world: World,
+  params: Params,
+  batch: Batch,
+  key: Array,
+  *,
+  with_agent: bool,
+) -> Context:
+  """Encodes the clips of a batch and fills the caches in one pass.
+
+  Args:
+    world: modules.
+    params: parameters, rooms `tokenizer`, `latents`, `dynamics`, and `task`
+      with an agent.
+    batch: clips of T frames.
+    key: draws the context noise, once per frame.
+    with_agent: whether the agent token is present.
+  """
+  z, _ = world.encode(params, batch.frames, segment_ids=batch.segment_ids)
+  noise = jax.random.normal(key, z.shape)
+  output = world.denoise(
+    params,
+    context_noise(world, z, noise),
+    *context_levels(world, z.shape[:2]),
+    batch.prev_action,
+    batch.prev_action_mask,
+    agent=world.agent_token(params, batch.task) if with_agent else None,
+    segment_ids=batch.segment_ids,
+  )
+  cache = dynamics_cache(world.config.dynamics, z.shape[0], with_agent)
+  return Context(
+    cache=fill(cache, output.new, batch.segment_ids),
+    z=z,
+    agent=output.agent,
+  )
+
+
+def last_frame(x: Array) -> Array:
+  """Returns the last frame of `[B, T, ...]` as `[B, 1, ...]`."""
+  return jax.lax.slice_in_dim(x, x.shape[1] - 1, x.shape[1], axis=1)

@@ -1,0 +1,150 @@
+"""One frame of the world model: K denoising passes, then one appending pass.
+
+Source: section 3.2 of arXiv 2509.24527. The sampling arithmetic is repeated
+nowhere: the step from one level to the next is `flow_step` below, and a test
+holds it against `objectives.shortcut`, which training uses.
+"""
+
+from __future__ import annotations
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from dreamer4_jax.models import Params, World
+from dreamer4_jax.nn import TimeCache, append
+from dreamer4_jax.types import Actions, Array
+
+
+@struct.dataclass
+class FrameInput:
+  """What conditions a frame; all arrays have T = 1.
+
+  Attributes:
+    prev_action: action that leads to the frame, components `[B, 1, ...]`.
+    prev_action_mask: `[B, 1]` bool.
+    agent: `[B, 1, D]` task embedding, or None without an agent token.
+  """
+
+  prev_action: Actions
+  prev_action_mask: Array
+  agent: Array | None
+
+
+def sampling_schedule(steps: int, max_steps: int) -> tuple[Array, int]:
+  """Returns signal indices `[K]` of the passes, and the step index.
+
+  Pass s starts at tau = s / K, which is what the model is told, and ends at
+  tau + 1 / K.
+
+  Raises:
+    ValueError: `steps` is not a power of two in 1..max_steps.
+  """
+  if steps < 1 or steps & (steps - 1) or steps > max_steps:
+    raise ValueError(
+      f'sampling steps = {steps}: must be a power of two in 1..{max_steps} '
+      '(dynamics.max_steps)'
+    )
+  indices = jnp.arange(steps, dtype=jnp.int32) * (max_steps // steps)
+  return indices, steps.bit_length() - 1
+
+
+def flow_step(z: Array, clean: Array, remaining: Array) -> Array:
+  """One Euler step: `z + (clean - z) d / (1 - tau)`.
+
+  Args:
+    z: tokens at tau.
+    clean: the predicted clean tokens.
+    remaining: `[]` float32, (1 - tau) / d, the passes left counting this one.
+  """
+  return z + (clean - z) / remaining
+
+
+def denoise_frame(
+  world: World,
+  params: Params,
+  cache: TimeCache,
+  inputs: FrameInput,
+  noise: Array,
+  *,
+  steps: int,
+) -> Array:
+  """Samples the next frame's tokens; reads the cache and does not write it.
+
+  Args:
+    world: modules.
+    params: parameters, rooms `dynamics`.
+    cache: past frames at the context level.
+    inputs: action and task.
+    noise: `[B, 1, N_z, C]` standard normal, the frame at tau = 0.
+    steps: K, a power of two.
+
+  Returns:
+    `[B, 1, N_z, C]` standardised tokens.
+  """
+  indices, step = sampling_schedule(steps, world.config.dynamics.max_steps)
+  lead = noise.shape[:2]
+
+  def body(z, s):
+    clean = world.denoise(
+      params,
+      z,
+      jnp.full(lead, indices[s]),
+      jnp.full(lead, step),
+      inputs.prev_action,
+      inputs.prev_action_mask,
+      agent=inputs.agent,
+      cache=cache,
+    ).prediction
+    return flow_step(z, clean, (steps - s).astype(jnp.float32)), None
+
+  z, _ = jax.lax.scan(body, noise.astype(jnp.float32), jnp.arange(steps))
+  return z
+
+
+def context_noise(world: World, z: Array, noise: Array) -> Array:
+  """Corrupts clean tokens to the context level, `(1 - tau) noise + tau z`."""
+  c = world.config.dynamics
+  tau = c.context_index / c.max_steps
+  return (1 - tau) * noise + tau * z
+
+
+def context_levels(world: World, lead: tuple[int, int]) -> tuple[Array, Array]:
+  """Signal and step index `[B, T]` that label a frame of the past."""
+  c = world.config.dynamics
+  finest = c.max_steps.bit_length() - 1
+  return jnp.full(lead, c.context_index), jnp.full(lead, finest)
+
+
+def append_frame(
+  world: World,
+  params: Params,
+  cache: TimeCache,
+  inputs: FrameInput,
+  z: Array,
+  noise: Array,
+) -> tuple[Array | None, TimeCache]:
+  """Runs the finished frame at the context level and appends it.
+
+  Args:
+    world: modules.
+    params: parameters, rooms `dynamics`.
+    cache: past frames.
+    inputs: action and task.
+    z: `[B, 1, N_z, C]` clean tokens.
+    noise: `[B, 1, N_z, C]` standard normal, drawn once for this frame.
+
+  Returns:
+    The agent state h `[B, D]` (None without an agent token), and the cache.
+  """
+  output = world.denoise(
+    params,
+    context_noise(world, z, noise),
+    *context_levels(world, z.shape[:2]),
+    inputs.prev_action,
+    inputs.prev_action_mask,
+    agent=inputs.agent,
+    cache=cache,
+  )
+  h = None if output.agent is None else output.agent[:, 0]
+  return h, append(cache, output.new)

@@ -1,0 +1,131 @@
+"""Imagined rollouts: a scan over the horizon with a fixed-size cache.
+
+Source: section 3.3 of arXiv 2509.24527.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from dreamer4_jax.models import Params, World, distributions
+from dreamer4_jax.rollout.context import last_frame, prepare_context
+from dreamer4_jax.rollout.denoise import FrameInput, append_frame, denoise_frame
+from dreamer4_jax.types import Actions, Array, Batch, PyTree
+
+# (key, h [B, D], step []) -> action components [B, ...]
+Policy = Callable[[Array, Array | None, Array], Actions]
+
+
+@struct.dataclass
+class Rollout:
+  """Frames that never were.
+
+  Attributes:
+    z: `[B, H, N_z, C]` standardised tokens of the imagined frames.
+    actions: components `[B, H, ...]`; `actions[:, i]` led to `z[:, i]`.
+    agent: `[B, H + 1, D]` agent states: that of the last context frame, then
+      those of the imagined frames. None without an agent token.
+  """
+
+  z: Array
+  actions: Actions
+  agent: Array | None
+
+
+def imagine(
+  world: World,
+  params: Params,
+  batch: Batch,
+  key: Array,
+  *,
+  policy: Policy,
+  horizon: int,
+  sampling_steps: int,
+  with_agent: bool = True,
+) -> Rollout:
+  """Continues every clip of a batch for `horizon` frames.
+
+  The action that the policy draws at h is the action the denoiser of the next
+  frame is given, and the agent state of that frame comes from the one pass
+  that appends it, as it does when acting. The task of the last context frame
+  is held.
+
+  Args:
+    world: modules.
+    params: parameters; never differentiated through.
+    batch: contexts, `[B, T, ...]`.
+    key: all randomness.
+    policy: draws actions; see `sample_policy` and `fixed_actions`.
+    horizon: H.
+    sampling_steps: K.
+    with_agent: whether the agent token is present.
+  """
+  context_key, key = jax.random.split(key)
+  context = prepare_context(
+    world, params, batch, context_key, with_agent=with_agent
+  )
+  token = None
+  if with_agent:
+    token = world.agent_token(params, last_frame(batch.task))
+  shape = last_frame(context.z).shape
+  known = jnp.ones(shape[:2], bool)
+  h = context.agent[:, -1] if with_agent else None
+
+  def body(carry: PyTree, i: Array):
+    cache, h = carry
+    act, start, noise = jax.random.split(jax.random.fold_in(key, i), 3)
+    action = policy(act, h, i)
+    inputs = FrameInput(
+      prev_action=jax.tree.map(lambda a: a[:, None], action),
+      prev_action_mask=known,
+      agent=token,
+    )
+    z = denoise_frame(
+      world,
+      params,
+      cache,
+      inputs,
+      jax.random.normal(start, shape),
+      steps=sampling_steps,
+    )
+    h, cache = append_frame(
+      world, params, cache, inputs, z, jax.random.normal(noise, shape)
+    )
+    return (cache, h), (z[:, 0], action, h)
+
+  _, (z, actions, agent) = jax.lax.scan(
+    body, (context.cache, h), jnp.arange(horizon)
+  )
+  batch_major = lambda x: jnp.swapaxes(x, 0, 1)
+  if with_agent:
+    agent = jnp.concatenate([context.agent[:, -1:], batch_major(agent)], axis=1)
+  return Rollout(
+    z=batch_major(z),
+    actions=jax.tree.map(batch_major, actions),
+    agent=agent,
+  )
+
+
+def sample_policy(world: World, params: Params, room: str = 'policy') -> Policy:
+  """Samples from the policy head `room` (`policy` or `prior`)."""
+
+  def policy(key: Array, h: Array, step: Array) -> Actions:
+    del step
+    logits = jax.tree.map(lambda x: x[:, 0], world.head(params, room, h))
+    return distributions.sample(key, logits, world.space)
+
+  return policy
+
+
+def fixed_actions(actions: Actions) -> Policy:
+  """Replays given actions, components `[B, H, ...]`."""
+
+  def policy(key: Array, h: Array | None, step: Array) -> Actions:
+    del key, h
+    return jax.tree.map(lambda x: x[:, step], actions)
+
+  return policy

@@ -1,0 +1,1 @@
+"""Training: one pure step function a phase, and the loop they share."""

@@ -1,0 +1,80 @@
+"""Optimizers and the learning-rate schedule; all from optax."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+from dreamer4_jax.config import OptimizerConfig
+from dreamer4_jax.types import PyTree
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+  """Returns linear warm-up, a plateau, and linear decay over `steps`."""
+  peak = config.learning_rate
+  warmup = min(config.warmup_steps, steps // 2)
+  decay = min(round(config.decay_share * steps), steps - warmup)
+  return optax.join_schedules(
+    [
+      optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup, 1)),
+      optax.constant_schedule(peak),
+      optax.linear_schedule(peak, peak * config.final_scale, max(decay, 1)),
+    ],
+    [warmup, steps - decay],
+  )
+
+
+def make_optimizer(
+  config: OptimizerConfig, steps: int
+) -> optax.GradientTransformation:
+  """Returns the clipped optimizer of a phase of `steps` steps."""
+  schedule = make_schedule(config, steps)
+  if config.name == 'muon':
+    update = optax.contrib.muon(
+      schedule,
+      weight_decay=config.weight_decay,
+      adam_b1=config.b1,
+      adam_b2=config.b2,
+      muon_weight_dimension_numbers=_muon_dimensions,
+      # Updates as large as Adam's, so that one learning rate serves both.
+      consistent_rms=0.2,
+    )
+  else:
+    update = optax.adamw(
+      schedule,
+      b1=config.b1,
+      b2=config.b2,
+      weight_decay=config.weight_decay,
+      mask=_matrices,
+    )
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+
+
+def _is_kernel(path: tuple) -> bool:
+  return any(getattr(k, 'key', None) == 'kernel' for k in path)
+
+
+def _is_scanned(path: tuple) -> bool:
+  return any(getattr(k, 'key', None) == 'periods' for k in path)
+
+
+def _matrices(params: PyTree) -> PyTree:
+  """True for kernels: norms and embeddings do not decay."""
+  return jax.tree.map_with_path(lambda path, _: _is_kernel(path), params)
+
+
+def _muon_dimensions(params: PyTree) -> PyTree:
+  """Muon for the transformer's kernels, Adam for the rest.
+
+  A kernel of the scan is `[periods, in, *out]`: the first axis is a batch of
+  matrices.
+  """
+
+  def dimensions(path, x):
+    if not (_is_kernel(path) and _is_scanned(path)):
+      return None
+    return optax.contrib.MuonDimensionNumbers(
+      reduction_axis=1, output_axis=tuple(range(2, x.ndim))
+    )
+
+  return jax.tree.map_with_path(dimensions, params)

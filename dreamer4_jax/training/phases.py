@@ -1,0 +1,157 @@
+"""The four phases in order: what each starts from and how it is fed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import itertools
+import pathlib
+from typing import Any
+
+import jax
+
+from dreamer4_jax import checkpoint
+from dreamer4_jax import sharding
+from dreamer4_jax.config import Config
+from dreamer4_jax.config import PhaseConfig
+from dreamer4_jax.config import PHASES
+from dreamer4_jax.models import Params
+from dreamer4_jax.models import World
+from dreamer4_jax.objectives import load_lpips
+from dreamer4_jax.training import dynamics_step
+from dreamer4_jax.training import finetune_step
+from dreamer4_jax.training import imagination_step
+from dreamer4_jax.training import tokenizer_step
+from dreamer4_jax.training.loop import ClipIterator
+from dreamer4_jax.training.loop import run_phase
+from dreamer4_jax.training.state import TrainState
+
+STATISTICS_BATCHES = 8
+"""Batches over which the latents' mean and standard deviation are taken."""
+
+# (config, phase name, clip length) -> endless iterator of batches
+Loaders = Callable[[Config, str, int], ClipIterator]
+
+
+def train(
+  config: Config,
+  run_dir: str | pathlib.Path,
+  phases: Sequence[str] = PHASES,
+  *,
+  loaders: Loaders,
+  progress: bool = True,
+) -> None:
+  """Trains phases one after another; goes on where it was interrupted.
+
+  Args:
+    config: the run.
+    run_dir: where checkpoints and metrics go, a directory per phase.
+    phases: names of phases; each needs the one before, trained now or earlier.
+    loaders: makes the data iterators.
+    progress: show progress bars.
+
+  Raises:
+    ValueError: an unknown phase, or data or checkpoints that disagree with the
+      config.
+    FileNotFoundError: the phase before has not been trained.
+  """
+  unknown = [p for p in phases if p not in PHASES]
+  if unknown:
+    raise ValueError(f'phases = {unknown}: must be among {PHASES}')
+  checkpoint.check_run(run_dir, config)
+  world = World.from_config(config)
+  mesh = sharding.make_mesh(config.mesh)
+  for phase in phases:
+    _train_phase(world, pathlib.Path(run_dir), phase, mesh, loaders, progress)
+
+
+def load_rooms(run_dir: str | pathlib.Path, phase: str) -> tuple[Params, Config]:
+  """Loads all rooms that a phase leaves behind, averaged parameters included.
+
+  Args:
+    run_dir: run directory.
+    phase: name of the phase.
+
+  Returns:
+    Rooms by name (see `models.World`) and the config they were made with.
+  """
+  state, config = checkpoint.load_state_dict(
+    run_dir, phase, only=('ema', 'frozen')
+  )
+  return {**state['frozen'], **state['ema']}, config
+
+
+def _train_phase(
+  world: World,
+  run_dir: pathlib.Path,
+  phase: str,
+  mesh: jax.sharding.Mesh,
+  loaders: Loaders,
+  progress: bool,
+) -> None:
+  config = world.config
+  settings: PhaseConfig = getattr(config.phases, phase)
+  lengths = {settings.clip_length, settings.long_clip_length} - {0}
+  iterators = {n: loaders(config, phase, n) for n in lengths}
+  before = PHASES.index(phase) - 1
+  rooms = load_rooms(run_dir, PHASES[before])[0] if before >= 0 else {}
+  if phase == 'dynamics':
+    fresh = loaders(config, phase, settings.clip_length)
+    batches = list(itertools.islice(fresh, STATISTICS_BATCHES))
+    rooms['latents'] = tokenizer_step.latent_statistics(world, rooms, batches)
+  init, step = _make(world, phase, rooms)
+  # A stream of its own: the loop's step keys are of the same seed.
+  key = jax.random.fold_in(jax.random.key(config.seed), 1_000 + before)
+  run_phase(
+    phase=phase,
+    config=config,
+    directory=run_dir,
+    init_state=functools.partial(init, key),
+    step_fn=step,
+    iterators=iterators,
+    phase_config=settings,
+    mesh=mesh,
+    progress=progress,
+  )
+
+
+def _make(
+  world: World, phase: str, rooms: Params
+) -> tuple[Callable[[jax.Array], TrainState], Callable[..., Any]]:
+  """Returns `key -> state` and the train step of a phase."""
+  p = world.config.phases
+  if phase == 'tokenizer':
+    lpips = None
+    if p.tokenizer.lpips_path:
+      lpips = load_lpips(p.tokenizer.lpips_path)
+    return (
+      lambda key: tokenizer_step.init_tokenizer_state(world, p.tokenizer, key),
+      tokenizer_step.make_tokenizer_step(world, p.tokenizer, lpips),
+    )
+  if phase == 'dynamics':
+    return (
+      lambda key: dynamics_step.init_dynamics_state(
+        world, p.dynamics, key, rooms
+      ),
+      dynamics_step.make_dynamics_step(world, p.dynamics),
+    )
+  if phase == 'finetune':
+    return (
+      lambda key: finetune_step.init_finetune_state(
+        world, p.finetune, key, rooms
+      ),
+      finetune_step.make_finetune_step(world, p.finetune),
+    )
+  return (
+    lambda key: imagination_step.init_imagination_state(
+      world, p.imagination, key, rooms
+    ),
+    imagination_step.make_imagination_step(world, p.imagination),
+  )
+
+
+def relevant_share(settings: PhaseConfig) -> float:
+  """Share of relevant clips a phase asks for; 0 in phase 1."""
+  fields = {f.name for f in dataclasses.fields(settings)}
+  return settings.relevant_share if 'relevant_share' in fields else 0.0

@@ -1,0 +1,1 @@
+"""Each file is one named, complete configuration of a run."""

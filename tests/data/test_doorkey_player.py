@@ -1,0 +1,149 @@
+"""The scripted player against a breadth-first search."""
+
+import collections
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer4_jax.config import EnvConfig
+from dreamer4_jax.envs import make_env
+
+collect = pytest.importorskip('data_pipelines.collect')
+doorkey_player = pytest.importorskip('data_pipelines.doorkey_player')
+
+MOVES = ((0, 1), (1, 0), (0, -1), (-1, 0))
+
+
+def fewest_steps(walls, start, direction, key, door, goal):
+  """Breadth-first search over the whole game, action by action."""
+  begin = (*start, direction, False, False)
+  queue, seen = collections.deque([(begin, 0)]), {begin}
+  while queue:
+    (row, col, facing, has_key, opened), steps = queue.popleft()
+    if (row, col) == goal:
+      return steps
+    ahead = (row + MOVES[facing][0], col + MOVES[facing][1])
+    following = [
+      (row, col, (facing + 1) % 4, has_key, opened),
+      (row, col, (facing - 1) % 4, has_key, opened),
+    ]
+    blocked = (
+      ahead in walls
+      or (ahead == key and not has_key)
+      or (ahead == door and not opened)
+    )
+    if not blocked:
+      following.append((*ahead, facing, has_key, opened))
+    if ahead == key and not has_key:
+      following.append((row, col, facing, True, opened))
+    if ahead == door and has_key:
+      following.append((row, col, facing, has_key, True))
+    for state in following:
+      if state not in seen:
+        seen.add(state)
+        queue.append((state, steps + 1))
+  raise AssertionError('no way')
+
+
+def layout(state, i):
+  """Reads episode i's level out of navix's state."""
+  entities = jax.tree.map(lambda x: np.asarray(x[i]), state.entities)
+  walls = {tuple(p) for p in np.argwhere(np.asarray(state.grid[i]) != 0)}
+  walls |= {tuple(p) for p in entities['wall'].position}
+  player = entities['player']
+  return (
+    {tuple(int(x) for x in p) for p in walls},
+    tuple(player.position[0].tolist()),
+    int(player.direction[0]),
+    *(
+      tuple(entities[name].position[0].tolist())
+      for name in ('key', 'door', 'goal')
+    ),
+  )
+
+
+@pytest.mark.parametrize(
+  'level', ['Navix-DoorKey-Random-6x6-v0', 'Navix-DoorKey-Random-8x8-v0']
+)
+def test_without_noise_it_needs_the_fewest_steps(level):
+  env = make_env(EnvConfig(name=f'navix:{level}', max_steps=80))
+  keys = jax.random.split(jax.random.key(5), 50)
+  play = jax.jit(
+    functools.partial(collect.rollout, env, noise=jnp.zeros(1), repeat=0.25)
+  )
+  batch = jax.device_get(play(keys))
+  # The same keys, split as `rollout` does, give the same levels.
+  state, _ = jax.jit(env.reset)(
+    jax.vmap(lambda k: jax.random.split(k, 3))(keys)[:, 1]
+  )
+  for i in range(50):
+    assert batch.steps.terminal[-1, i]
+    steps = int(np.argmax(batch.steps.terminal[:, i])) + 1
+    assert steps == fewest_steps(*layout(state.timestep.state, i))
+    assert batch.steps.events[:steps, i].sum(0).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(('noise', 'repeat'), [(0.4, 0.5), (0.2, 0.0)])
+def test_noise_is_the_share_of_random_actions(noise, repeat):
+  env = make_env(EnvConfig(name='navix:Navix-DoorKey-Random-5x5-v0'))
+  state, _ = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 2000))
+  state = state.timestep.state
+  player = jax.jit(jax.vmap(doorkey_player.start))(state, jnp.full(2000, noise))
+  act = jax.jit(jax.vmap(functools.partial(doorkey_player.act, repeat=repeat)))
+  restless, whims = [], []
+  for t in range(6):
+    keys = jax.random.split(jax.random.key(10 + t), 2000)
+    player, _ = act(player, state, keys)
+    restless.append(np.asarray(player.restless))
+    whims.append(np.asarray(player.whim))
+  # 2,000 players: five standard deviations of the share are 0.055.
+  for r in restless:
+    assert abs(r.mean() - noise) < 0.055
+  again = [
+    (a[r & q] == b[r & q]).mean()
+    for a, b, r, q in zip(
+      whims[:-1], whims[1:], restless[:-1], restless[1:], strict=True
+    )
+  ]
+  # Given two random actions in a row: repeated, or drawn equal (1 in 7).
+  begin = noise * (1 - repeat) / (1 - noise * repeat)
+  stay = repeat / (repeat + (1 - repeat) * begin)
+  assert abs(np.mean(again) - (stay + (1 - stay) / 7)) < 0.06
+
+
+def test_pure_noise_uses_every_action_alike():
+  env = make_env(EnvConfig(name='navix:Navix-DoorKey-Random-5x5-v0'))
+  play = jax.jit(
+    functools.partial(collect.rollout, env, noise=jnp.ones(1), repeat=0.25)
+  )
+  batch = play(jax.random.split(jax.random.key(0), 256))
+  share = np.bincount(np.asarray(batch.actions).ravel(), minlength=7) / (
+    256 * 60
+  )
+  assert abs(share - 1 / 7).max() < 0.02
+
+
+def test_a_key_dropped_in_the_doorway_is_picked_up_again():
+  env = make_env(
+    EnvConfig(name='navix:Navix-DoorKey-Random-6x6-v0', max_steps=60)
+  )
+  step = jax.jit(env.step)
+  best = jax.jit(jax.vmap(doorkey_player.best_action))
+  state, _ = jax.jit(env.reset)(jax.random.split(jax.random.key(1), 16))
+  players = jax.jit(jax.vmap(doorkey_player.start))(
+    state.timestep.state, jnp.zeros(16)
+  )
+  drop = jnp.zeros(16, bool)
+  for _ in range(30):
+    action = best(players, state.timestep.state)
+    state, shown = step(state, {'action': jnp.where(drop, 4, action)})
+    if drop.any():
+      entities = state.timestep.state.entities
+      in_doorway = entities['key'].position == entities['door'].position
+      assert in_doorway[drop].all()
+    # Right after it opened the door, the player still faces the doorway.
+    drop = shown.events[:, 1] > 0
+  assert bool(shown.terminal.all())

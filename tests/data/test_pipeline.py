@@ -1,0 +1,173 @@
+"""The loader, on a recorded dataset."""
+
+import jax
+import numpy as np
+import pytest
+
+from dreamer4_jax.config import ActionComponent
+from dreamer4_jax.data import EpisodeSource, make_loader
+
+ACTIONS = (ActionComponent(name='action', kind='categorical', size=7),)
+TASKS = ('key', 'door', 'goal')
+
+
+@pytest.fixture
+def make(path):
+  def build(**kwargs):
+    return make_loader(
+      **{
+        'path': path,
+        'split': 'train',
+        'actions': ACTIONS,
+        'tasks': TASKS,
+        'batch_size': 4,
+        'length': 12,
+        'seed': 1,
+        **kwargs,
+      }
+    )
+
+  return build
+
+
+def same(a, b):
+  return all(
+    jax.tree.leaves(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
+  )
+
+
+def test_shapes_and_types(make):
+  batch = next(make(relevant_share=0.5))
+  assert batch.frames.shape == (4, 12, 40, 40, 3)
+  assert batch.frames.dtype == np.uint8
+  assert batch.action['action'].shape == (4, 12)
+  assert batch.relevant.tolist() == [False, True, False, True]
+  assert isinstance(batch.frames, np.ndarray)
+
+
+def test_relevant_rows_hold_an_event(make):
+  loader = make(relevant_share=0.5, switch_tasks=0.0)
+  seen = set()
+  for _ in range(30):
+    batch = next(loader)
+    first = batch.segment_ids == 0
+    paid = (batch.reward > 0) & first
+    for row in (1, 3):
+      # The anchor's task labels the whole first segment, and pays once.
+      assert paid[row].sum() == 1 and not paid[row, 0]
+      labels = batch.task[row][first[row]]
+      assert len(set(labels.tolist())) == 1
+      seen.add(int(labels[0]))
+  assert seen == {0, 1, 2}
+
+
+def test_terminal_frames_are_kept_and_end_their_segment(make):
+  loader = make(length=40)
+  ends = 0
+  for _ in range(10):
+    batch = next(loader)
+    for row, t in zip(*np.nonzero(batch.cont == 0), strict=True):
+      ends += 1
+      assert not batch.action_mask[row, t]
+      if t + 1 < 40:
+        ids = batch.segment_ids[row]
+        assert ids[t + 1] == ids[t] + 1
+        assert not batch.prev_action_mask[row, t + 1]
+  assert ends > 10
+
+
+def test_the_seed_decides(make):
+  a, b, c = make(), make(), make(seed=2)
+  first = [next(a) for _ in range(3)]
+  assert all(same(x, next(b)) for x in first)
+  assert not same(first[0], next(c))
+  assert not same(first[0], first[1])
+
+
+@pytest.mark.parametrize('at', [0, 1, 7])
+def test_resume_is_exact(make, at):
+  settings = {'relevant_share': 0.5, 'separate_images': 0.3}
+  loader = make(**settings)
+  for _ in range(at):
+    next(loader)
+  state = loader.get_state()
+  expected = [next(loader) for _ in range(6)]
+  fresh = make(**settings)
+  next(fresh)
+  fresh.set_state(state)
+  assert all(same(x, next(fresh)) for x in expected)
+  # Going back with the same iterator is exact as well.
+  loader.set_state(state)
+  assert all(same(x, next(loader)) for x in expected)
+
+
+def test_processes_draw_their_own_rows(make):
+  first = [make(process_index=i, process_count=2) for i in (0, 1)]
+  again = [make(process_index=i, process_count=2) for i in (0, 1)]
+  a, b = (next(x) for x in first)
+  assert not same(a, b)
+  assert same(a, next(again[0])) and same(b, next(again[1]))
+
+
+def test_shares_of_images_and_labels(make):
+  loader = make(batch_size=64, length=8, separate_images=0.3)
+  ids = np.concatenate([next(loader).segment_ids for _ in range(10)])
+  share = (ids == np.arange(8)).all(-1).mean()
+  # 640 rows, standard deviation 0.018; packing cannot make 8 segments.
+  assert abs(share - 0.3) < 0.09
+  batch = next(make(batch_size=64, labeled_share=0.0))
+  assert not batch.action_mask.any() and not batch.prev_action_mask.any()
+  batch = next(make(batch_size=64, labeled_share=0.5))
+  assert 0.1 < batch.action_mask.mean() < 0.9
+
+
+def test_windows_show_what_was_recorded(make, path):
+  source = EpisodeSource(path, 'train')
+  episodes = [source[i] for i in range(len(source))]
+  batch = next(make(batch_size=16, length=5))
+  stretches = {
+    (
+      e['observation'][s : s + 5].tobytes(),
+      e['action']['action'][s : s + 5].tobytes(),
+    )
+    for e in episodes
+    for s in range(len(e['is_first']) - 4)
+  }
+  whole = (batch.segment_ids == 0).all(-1)
+  assert whole.sum() >= 8
+  for row in np.flatnonzero(whole):
+    key = (
+      batch.frames[row].tobytes(),
+      batch.action['action'][row].tobytes(),
+    )
+    assert key in stretches
+
+
+@pytest.mark.parametrize(
+  ('kwargs', 'message'),
+  [
+    ({'split': 'valid'}, "split: found .*expected some in 'valid'"),
+    ({'tasks': ('key',)}, "tasks: found .*'door'.*expected .*'key'"),
+    (
+      {'actions': (ActionComponent(name='x', kind='binary', size=2),)},
+      r"actions: found .*name='action'.*expected .*name='x'",
+    ),
+    (
+      {'frame_shape': (48, 48, 3)},
+      r'frame_shape: found \(40, 40, 3\), expected \(48, 48, 3\)',
+    ),
+    ({'length': 0}, 'length = 0'),
+    ({'process_index': 1}, 'process_index = 1'),
+    ({'labeled_share': 2.0}, 'labeled_share = 2.0'),
+  ],
+)
+def test_mistakes_are_named(make, kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    make(**kwargs)
+
+
+def test_a_missing_dataset_is_named(make, tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'nowhere.*data_pipelines'):
+    make(path=str(tmp_path / 'nowhere'))
+  with pytest.raises(FileNotFoundError, match=r'DataConfig\.path'):
+    make(path='')

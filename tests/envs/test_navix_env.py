@@ -1,0 +1,189 @@
+"""The navix adapter against navix itself and the environment protocol."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer4_jax import envs
+from dreamer4_jax.config import EnvConfig
+from dreamer4_jax.envs import make_env
+
+navix = pytest.importorskip('navix')
+
+LEVEL = 'navix:Navix-DoorKey-Random-5x5-v0'
+LEFT, RIGHT, FORWARD, PICKUP, DROP, TOGGLE, DONE = range(7)
+
+
+@pytest.fixture(scope='module')
+def env():
+  return make_env(EnvConfig(name=LEVEL, max_steps=40))
+
+
+@pytest.fixture(scope='module')
+def fns(env):
+  return jax.jit(env.reset), jax.jit(env.step)
+
+
+def random_actions(t, batch=64):
+  key = jax.random.fold_in(jax.random.key(7), t)
+  return {'action': jax.random.randint(key, (batch,), 0, 7)}
+
+
+def test_spec(env):
+  spec = env.spec
+  assert spec.frame_shape == (40, 40, 3)
+  assert spec.tasks == ('key', 'door', 'goal')
+  assert [(a.name, a.kind, a.size) for a in spec.actions] == [
+    ('action', 'categorical', 7)
+  ]
+  assert spec.max_steps == 40
+
+
+@pytest.mark.parametrize('tile', [8, 4])
+def test_frames_are_those_of_navix(tile):
+  env = make_env(EnvConfig(name=LEVEL, max_steps=40, tile=tile))
+  state, shown = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 64))
+  step = jax.jit(env.step)
+
+  def reference(state):
+    cache = navix.rendering.cache.RenderingCache.init(state.grid)
+    return navix.observations.rgb(state.replace(cache=cache))
+
+  with jax.numpy_rank_promotion('allow'):
+    reference = jax.jit(jax.vmap(reference))
+    for t in range(12):
+      full = np.asarray(reference(state.timestep.state), np.float32)
+      side = 8 // tile
+      pooled = full.reshape(64, 5 * tile, side, 5 * tile, side, 3)
+      expected = np.round(pooled.mean((2, 4))).astype(np.uint8)
+      np.testing.assert_array_equal(shown.frame, expected)
+      state, shown = step(state, random_actions(t))
+
+
+def test_step_and_reset_compile_once(fns):
+  reset, step = fns
+  state, _ = reset(jax.random.split(jax.random.key(0), 8))
+  reset(jax.random.split(jax.random.key(1), 8))
+  before = step._cache_size()
+  for t in range(4):
+    state, _ = step(state, random_actions(t, 8))
+  assert step._cache_size() - before == 1
+  assert reset._cache_size() == 1
+
+
+def test_events_fire_once_even_when_the_key_is_picked_up_again():
+  # A level without chance for the player: it starts at (1, 1) facing east.
+  env = make_env(EnvConfig(name='navix:Navix-DoorKey-6x6-v0', max_steps=40))
+  step = jax.jit(env.step)
+  state, _ = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 64))
+  key = np.asarray(state.timestep.state.entities['key'].position[:, 0])
+  below = np.flatnonzero((key == [2, 1]).all(-1))
+  assert len(below)
+  happened = []
+  for action in (RIGHT, PICKUP, DROP, PICKUP, DROP, PICKUP):
+    state, shown = step(state, {'action': jnp.full(64, action)})
+    happened.append(np.asarray(shown.events)[below])
+  for t, events in enumerate(happened):
+    expected = [1, 0, 0] if t == 1 else [0, 0, 0]
+    assert (events == expected).all()
+
+
+def run_optimally(env, keys):
+  """Plays without noise; returns the steps shown and their number."""
+  from data_pipelines import doorkey_player
+
+  step = jax.jit(env.step)
+  state, _ = jax.jit(env.reset)(keys)
+  players = jax.jit(jax.vmap(doorkey_player.start))(
+    state.timestep.state, jnp.zeros(len(keys))
+  )
+  best = jax.jit(jax.vmap(doorkey_player.best_action))
+  shown = []
+  for _ in range(env.spec.max_steps):
+    action = best(players, state.timestep.state)
+    state, now = step(state, {'action': action})
+    shown.append(now)
+  return state, shown
+
+
+def test_goal_and_time_limit():
+  keys = jax.random.split(jax.random.key(3), 4)
+  env = make_env(EnvConfig(name=LEVEL, max_steps=30))
+  _, shown = run_optimally(env, keys)
+  terminal = np.stack([np.asarray(s.terminal) for s in shown])
+  assert terminal[-1].all()
+  steps = int(np.argmax(terminal[:, 0])) + 1
+  reward = np.array([s.reward[0] for s in shown])
+  np.testing.assert_array_equal(reward, np.eye(30)[steps - 1])
+  assert not any(bool(s.timeout[0]) for s in shown)
+  assert np.asarray(shown[steps - 1].events[0]).tolist() == [0, 0, 1]
+
+  # The goal on the very last step is terminal, not a time-out.
+  env = make_env(EnvConfig(name=LEVEL, max_steps=steps))
+  _, shown = run_optimally(env, keys)
+  assert bool(shown[-1].terminal[0]) and not bool(shown[-1].timeout[0])
+
+  # One step fewer, and the episode is cut.
+  env = make_env(EnvConfig(name=LEVEL, max_steps=steps - 1))
+  _, shown = run_optimally(env, keys)
+  assert not bool(shown[-1].terminal[0]) and bool(shown[-1].timeout[0])
+  assert [bool(s.timeout[0]) for s in shown] == [False] * (steps - 2) + [True]
+
+
+def test_stepping_a_finished_episode_is_harmless():
+  env = make_env(EnvConfig(name=LEVEL, max_steps=30))
+  state, shown = run_optimally(env, jax.random.split(jax.random.key(3), 4))
+  last = shown[-1]
+  assert bool(last.terminal.all())
+  step = jax.jit(env.step)
+  for t in range(5):
+    state, now = step(state, random_actions(t, 4))
+    np.testing.assert_array_equal(now.frame, last.frame)
+    assert not np.asarray(now.reward).any()
+    assert not np.asarray(now.events).any()
+    assert bool(now.terminal.all()) and not bool(now.timeout.any())
+
+
+def test_same_key_same_episode(fns):
+  reset, step = fns
+  keys = jnp.concatenate([jax.random.split(jax.random.key(0), 4)] * 2)
+  state, shown = reset(keys)
+  for t in range(6):
+    np.testing.assert_array_equal(shown.frame[:4], shown.frame[4:])
+    half = random_actions(t, 4)['action']
+    state, shown = step(state, {'action': jnp.concatenate([half, half])})
+  assert len({f.tobytes() for f in np.asarray(shown.frame[:4])}) > 1
+
+
+@pytest.mark.parametrize(
+  ('config', 'message'),
+  [
+    (EnvConfig(name='atari:Pong'), r"'atari:Pong'.*\['navix'\]"),
+    (EnvConfig(name='Navix-DoorKey-5x5-v0'), 'must be adapter:level'),
+    (EnvConfig(name='navix:Navix-Maze'), 'Navix-DoorKey-Random-6x6-v0'),
+    (EnvConfig(name=LEVEL, tile=3), 'EnvConfig.tile = 3: must divide 8'),
+    (EnvConfig(name=LEVEL, max_steps=0), 'EnvConfig.max_steps = 0'),
+  ],
+)
+def test_mistakes_are_named(config, message):
+  with pytest.raises(ValueError, match=message):
+    make_env(config)
+
+
+def test_a_missing_engine_names_the_extra(monkeypatch):
+  monkeypatch.delitem(sys.modules, 'dreamer4_jax.envs.navix_env')
+  monkeypatch.delattr(envs, 'navix_env', raising=False)
+  for name in [n for n in sys.modules if n.split('.')[0] == 'navix']:
+    monkeypatch.delitem(sys.modules, name)
+
+  class Absent:
+    def find_spec(self, name, path=None, target=None):
+      if name.split('.')[0] == 'navix':
+        raise ModuleNotFoundError("No module named 'navix'", name='navix')
+
+  monkeypatch.setattr(sys, 'meta_path', [Absent(), *sys.meta_path])
+  with pytest.raises(ImportError, match=r"pip install 'dreamer4_jax\[navix\]'"):
+    make_env(EnvConfig(name=LEVEL))

@@ -1,0 +1,40 @@
+import dataclasses
+
+import pytest
+
+from dreamer4_jax.compatibility import (
+  MODEL_FIELDS,
+  check_config,
+  model_fields,
+)
+from dreamer4_jax.config import Config
+
+
+def test_every_model_field_is_compared():
+  base = Config()
+  wider = dataclasses.replace(base.actions[0], size=3)
+  agent = dataclasses.replace(base.agent, hidden=64)
+  tokenizer = dataclasses.replace(base.tokenizer, patch_size=8)
+  for name, change in (
+    ('actions.0.size', {'actions': (wider,)}),
+    ('actions', {'actions': (wider, dataclasses.replace(wider, name='b'))}),
+    ('agent.hidden', {'agent': agent}),
+    ('tokenizer.patch_size', {'tokenizer': tokenizer}),
+  ):
+    changed = dataclasses.replace(base, **change)
+    with pytest.raises(ValueError, match=f'^{name} = .*made with'):
+      check_config(base, changed, 'x', MODEL_FIELDS)
+
+
+def test_what_makes_no_other_model_may_change():
+  base = Config()
+  faster = dataclasses.replace(base.dynamics, remat=True, dtype='bfloat16')
+  changed = dataclasses.replace(base, seed=5, name='x', dynamics=faster)
+  check_config(base, changed, 'x', MODEL_FIELDS)
+
+
+def test_a_phase_is_bound_by_the_models_it_holds():
+  assert model_fields('tokenizer') == ('tokenizer',)
+  assert model_fields('dynamics') == ('actions', 'tokenizer', 'dynamics')
+  assert model_fields('finetune') == MODEL_FIELDS
+  assert model_fields('imagination') == MODEL_FIELDS
