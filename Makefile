@@ -5,8 +5,11 @@ BIN := .venv/bin
 
 # Builds the dataset, trains all phases, evaluates and writes a report. Goes on
 # where it was when it is called again.
+# Another training seed on the same dataset: make quickstart SEED=1
+SEED ?= 0
 quickstart: .venv/installed
-	$(BIN)/python -m experiments.quickstart
+	$(BIN)/dreamer4 quickstart experiments/quickstart.py --set seed=$(SEED) \
+	  --run-dir runs/quickstart$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
 test: lint
 	$(BIN)/python -m pytest -x -q --durations=15

@@ -20,6 +20,10 @@ from dreamer4_jax.checkpoint import Checkpoints, DamagedCheckpointError
 from dreamer4_jax.compatibility import model_fields
 from dreamer4_jax.config import Config, DynamicsConfig, DynamicsPhase, Phases
 
+# Orbax drops its readers when one of them fails.
+pytestmark = pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnraisableExceptionWarning'
+)
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -120,7 +124,7 @@ def test_a_config_that_makes_another_model_is_refused(tmp_path):
       config=other,
       fields=model_fields('tokenizer'),
     )
-    same_model = Config(seed=3, dynamics=DynamicsConfig(remat=True))
+    same_model = Config(seed=3, dynamics=DynamicsConfig(remat='full'))
     checkpoints.restore(abstract(make_state(0.0)), config=same_model)
 
 
@@ -150,9 +154,6 @@ def files(directory):
   return sorted(p for p in directory.rglob('*') if p.is_file())
 
 
-@pytest.mark.filterwarnings(
-  'ignore::pytest.PytestUnraisableExceptionWarning'
-)  # Orbax drops its readers when one of them fails.
 def test_any_truncated_file_leads_back_to_the_one_before(tmp_path, caplog):
   save_two(tmp_path / 'good')
   names = [

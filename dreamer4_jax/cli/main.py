@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import logging
 import os
 import pathlib
+import runpy
 import sys
 
 from dreamer4_jax.cli import configs
 from dreamer4_jax.config import PHASES, Config
+
+_LOG = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
   _add_train(commands)
+  _add_quickstart(commands)
   args = parser.parse_args(argv)
   return args.run(args)
 
@@ -31,14 +35,32 @@ def _add_train(commands) -> None:
     description='Trains the phases of an experiment. The same command again '
     'resumes from the latest checkpoint.',
   )
-  parser.add_argument(
-    'experiment', help='python file with a variable `config: Config`'
-  )
+  _add_experiment(parser)
   parser.add_argument(
     '--phase',
     choices=[*PHASES, 'all'],
     default='all',
     help='which phase to train (default: all, in order)',
+  )
+  parser.set_defaults(run=_train)
+
+
+def _add_quickstart(commands) -> None:
+  parser = commands.add_parser(
+    'quickstart',
+    help='record a dataset, train all phases, evaluate and report',
+    description='Records a dataset, trains all phases, evaluates in the real '
+    'environment and writes a report. The same command again goes on where it '
+    'was interrupted. The experiment also defines `recipe: CollectConfig`.',
+  )
+  _add_experiment(parser)
+  parser.set_defaults(run=_quickstart)
+
+
+def _add_experiment(parser) -> None:
+  """Arguments of every command that runs an experiment."""
+  parser.add_argument(
+    'experiment', help='python file with a variable `config: Config`'
   )
   parser.add_argument(
     '--run-dir',
@@ -59,10 +81,10 @@ def _add_train(commands) -> None:
     action='store_true',
     help='list every config field with its value, type and meaning, and exit',
   )
-  parser.set_defaults(run=_train)
 
 
-def _train(args: argparse.Namespace) -> int:
+def _start(args: argparse.Namespace) -> tuple[Config, pathlib.Path] | int:
+  """Loads the config and prepares the run; or returns an exit code."""
   try:
     config = configs.load_experiment(args.experiment)
     config = configs.override(config, args.set)
@@ -72,15 +94,51 @@ def _train(args: argparse.Namespace) -> int:
     run_dir = args.run_dir or pathlib.Path('runs') / _stem(args.experiment)
     _prepare(run_dir, config)
   except (ValueError, FileNotFoundError) as error:
-    print(f'dreamer4: {error}', file=sys.stderr)
-    return 2
+    return _complain(error)
   _log_to_stderr()
   enable_compilation_cache()
+  return config, run_dir
+
+
+def _complain(error: Exception) -> int:
+  print(f'dreamer4: {error}', file=sys.stderr)
+  return 2
+
+
+def _train(args: argparse.Namespace) -> int:
+  started = _start(args)
+  if isinstance(started, int):
+    return started
+  config, run_dir = started
   from dreamer4_jax.cli.loaders import training_loader
   from dreamer4_jax.training.phases import train
 
   phases = PHASES if args.phase == 'all' else (args.phase,)
-  train(config, run_dir, phases, loaders=training_loader)
+  try:
+    train(config, run_dir, phases, loaders=training_loader)
+  except (ValueError, FileNotFoundError) as error:
+    _LOG.debug('training failed', exc_info=True)
+    return _complain(error)
+  return 0
+
+
+def _quickstart(args: argparse.Namespace) -> int:
+  started = _start(args)
+  if isinstance(started, int):
+    return started
+  config, run_dir = started
+  from dreamer4_jax.cli.quickstart import quickstart
+
+  recipe = runpy.run_path(args.experiment).get('recipe')
+  if recipe is None:
+    return _complain(
+      ValueError(
+        f'{args.experiment}: must define a variable `recipe: CollectConfig` '
+        'to record its dataset; use `dreamer4 train` with one that exists'
+      )
+    )
+  quickstart(config, run_dir, recipe)
+  print((run_dir / 'report.md').read_text())
   return 0
 
 

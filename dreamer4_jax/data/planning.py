@@ -158,7 +158,9 @@ def _spread(rows: int, count: int, size: int) -> int:
   return rows * count // size
 
 
-def task_labels(index: SplitIndex, window: Window) -> np.ndarray:
+def task_labels(
+  index: SplitIndex, window: Window, num_tasks: int
+) -> np.ndarray:
   """Labels each frame with the task that the agent is given.
 
   Advancing labels name the task of the episode's next event, one that is seen
@@ -170,6 +172,7 @@ def task_labels(index: SplitIndex, window: Window) -> np.ndarray:
   Args:
     index: of the split.
     window: the plan.
+    num_tasks: number of task ids.
 
   Returns:
     `[T]` int32 task ids.
@@ -178,11 +181,10 @@ def task_labels(index: SplitIndex, window: Window) -> np.ndarray:
   for i, segment in enumerate(window.segments):
     frames, tasks = index.of_episode(segment.episode)
     t = np.arange(segment.start, segment.stop)
-    if len(tasks):
-      following = np.searchsorted(frames, t, side='right')
-      label = tasks[np.minimum(following, len(tasks) - 1)]
-    else:
-      label = np.zeros_like(t)
+    missing = np.setdiff1d(np.arange(num_tasks), tasks)
+    final = missing[:1] if len(missing) else tasks[-1:]
+    following = np.searchsorted(frames, t, side='right')
+    label = np.concatenate([tasks, final])[following]
     if not window.switch_tasks:
       anchored = i == 0 and window.relevant
       held = window.anchor_task if anchored else label[0]

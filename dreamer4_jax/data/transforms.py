@@ -67,7 +67,7 @@ def cut(source: Any, window: Window, *, labeled_share: float = 1.0) -> Batch:
   Returns:
     One row of a `Batch`, without the batch dimension.
   """
-  task = task_labels(source.index, window)
+  task = task_labels(source.index, window, len(source.description.tasks))
   by_event = source.description.tasks != fmt.REWARD_ONLY
   parts, segment_ids, begin = [], [], 0
   for i, segment in enumerate(window.segments):

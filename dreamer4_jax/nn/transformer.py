@@ -9,6 +9,7 @@ from __future__ import annotations
 from einops import rearrange
 from flax import linen as nn
 from flax import struct
+import jax
 import jax.numpy as jnp
 
 from dreamer4_jax.config import TransformerConfig
@@ -18,6 +19,10 @@ from dreamer4_jax.nn.cache import TimeCache
 from dreamer4_jax.nn.layers import Linear, Mlp, RmsNorm
 from dreamer4_jax.types import Array
 
+_REMAT_POLICIES = {
+  'dots': jax.checkpoint_policies.dots_saveable,
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
 PERIOD = 4  # three space layers, then one time layer
 
 
@@ -63,19 +68,16 @@ class Attention(nn.Module):
     q = Linear(
       (groups * rows, head), ('embed', 'heads', 'head_dim'), dtype, name='query'
     )(x)
-    kv = Linear(
-      (2, groups, head),
-      ('embed', None, 'kv_heads', 'head_dim'),
-      dtype,
-      name='key_value',
-    )(x)
+    axes = ('embed', 'kv_heads', 'head_dim')
+    k = Linear((groups, head), axes, dtype, name='key')(x)
+    v = Linear((groups, head), axes, dtype, name='value')(x)
     q = RmsNorm('head_dim', name='query_norm')(q)
-    k = RmsNorm('head_dim', name='key_norm')(kv[..., 0, :, :])
+    k = RmsNorm('head_dim', name='key_norm')(k)
     if angles is not None:
       angles = jnp.expand_dims(angles, tuple(range(x.ndim - 2)))
       q, k = rope.rotate(q, angles), rope.rotate(k, angles)
     q = rearrange(q, '... s (g r) h -> ... s g r h', g=groups)
-    own = KeyValues(keys=k, values=kv[..., 1, :, :])
+    own = KeyValues(keys=k, values=v)
     blocks = [(own, mask)] if past is None else [past, (own, mask)]
     y = attend(q, blocks, soft_cap=c.soft_cap)
     y = rearrange(y, '... s g r h -> ... s (g r h)')
@@ -174,7 +176,10 @@ class SpaceTimeTransformer(nn.Module):
       time_angles=rope.angles(position, pairs, c.rope_base)[:, None],
       ring_mask=ring,
     )
-    body = nn.remat(Period, prevent_cse=False) if c.remat else Period
+    body = Period
+    if c.remat != 'none':
+      keep = _REMAT_POLICIES[c.remat]
+      body = nn.remat(Period, prevent_cse=False, policy=keep)
     stack = nn.scan(
       body,
       variable_axes={'params': 0},

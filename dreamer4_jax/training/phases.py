@@ -11,20 +11,17 @@ from typing import Any
 
 import jax
 
-from dreamer4_jax import checkpoint
-from dreamer4_jax import sharding
-from dreamer4_jax.config import Config
-from dreamer4_jax.config import PhaseConfig
-from dreamer4_jax.config import PHASES
-from dreamer4_jax.models import Params
-from dreamer4_jax.models import World
+from dreamer4_jax import checkpoint, sharding
+from dreamer4_jax.config import PHASES, Config, PhaseConfig
+from dreamer4_jax.models import Params, World
 from dreamer4_jax.objectives import load_lpips
-from dreamer4_jax.training import dynamics_step
-from dreamer4_jax.training import finetune_step
-from dreamer4_jax.training import imagination_step
-from dreamer4_jax.training import tokenizer_step
-from dreamer4_jax.training.loop import ClipIterator
-from dreamer4_jax.training.loop import run_phase
+from dreamer4_jax.training import (
+  dynamics_step,
+  finetune_step,
+  imagination_step,
+  tokenizer_step,
+)
+from dreamer4_jax.training.loop import ClipIterator, run_phase
 from dreamer4_jax.training.state import TrainState
 
 STATISTICS_BATCHES = 8
@@ -66,7 +63,9 @@ def train(
     _train_phase(world, pathlib.Path(run_dir), phase, mesh, loaders, progress)
 
 
-def load_rooms(run_dir: str | pathlib.Path, phase: str) -> tuple[Params, Config]:
+def load_rooms(
+  run_dir: str | pathlib.Path, phase: str
+) -> tuple[Params, Config]:
   """Loads all rooms that a phase leaves behind, averaged parameters included.
 
   Args:

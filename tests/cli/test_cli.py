@@ -72,8 +72,8 @@ def get(config, name):
   [
     ('name=a=b', 'a=b'),
     ('dynamics.depth=12', 12),
-    ('dynamics.remat=true', True),
-    ('dynamics.remat=False', False),
+    ('phases.dynamics.optimizer.b1=0.5', 0.5),
+    ('dynamics.remat=full', 'full'),
     ('dynamics.dtype=bfloat16', 'bfloat16'),
     ('phases.dynamics.optimizer.learning_rate=3e-4', 3e-4),
     ('phases.dynamics.optimizer.weight_decay=1', 1.0),
@@ -132,7 +132,6 @@ MISTAKES = [
   ('dynamics.depth=deep', "dynamics.depth = 'deep': must be int"),
   ('dynamics.depth=6', 'DynamicsConfig.depth = 6: must be a positive multiple'),
   ('dynamics.dtype=int8', "'int8': must be one of float32, bfloat16"),
-  ('dynamics.remat=maybe', "'maybe': must be true or false"),
   ('eval.horizons=4,x', "'4,x': must be int, with commas between several"),
   ('actions=[]', 'actions = []: needs at least one component'),
   ('actions=[{', 'is no JSON'),

@@ -42,26 +42,29 @@ def window(*segments, anchor=-1, switch=False):
 
 def test_advancing_labels_name_the_next_event():
   w = window((0, 0, 6), (1, 0, 3), (2, 6, 9), switch=True)
-  labels = planning.task_labels(make_index(), w)
-  assert labels.tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
+  labels = planning.task_labels(make_index(), w, 3)
+  assert labels.tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 0, 0, 0, 1]
   assert labels.dtype == np.int32
+  # With two tasks, episode 0 has done them all, and stays with the last.
+  labels = planning.task_labels(make_index(), w, 2)
+  assert labels[:6].tolist() == [0, 0, 1, 1, 1, 1]
 
 
 def test_constant_labels_hold_the_anchor_or_the_first_label():
   index = make_index()
   # The anchor is event 0 of episode 0, though 1 comes next on frame 2.
   w = window((0, 1, 6), (0, 0, 3), anchor=0)
-  assert planning.task_labels(index, w).tolist() == [0] * 8
+  assert planning.task_labels(index, w, 3).tolist() == [0] * 8
   w = window((0, 1, 6), (0, 0, 3), anchor=1)
-  assert planning.task_labels(index, w).tolist() == [1] * 5 + [0] * 3
+  assert planning.task_labels(index, w, 3).tolist() == [1] * 5 + [0] * 3
   w = window((0, 3, 6), (0, 0, 3))
-  assert planning.task_labels(index, w).tolist() == [1] * 3 + [0] * 3
+  assert planning.task_labels(index, w, 3).tolist() == [1] * 3 + [0] * 3
 
 
 def test_switching_overrules_the_anchor():
   w = window((0, 0, 5), anchor=1, switch=True)
-  labels = planning.task_labels(make_index(), w)
-  assert labels.tolist() == [0, 0, 1, 1, 1]
+  labels = planning.task_labels(make_index(), w, 3)
+  assert labels.tolist() == [0, 0, 1, 1, 2]
 
 
 @pytest.mark.parametrize('relevant', [0.0, 1.0])

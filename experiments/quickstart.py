@@ -1,21 +1,24 @@
 """MiniGrid DoorKey 6x6 from pixels, small enough for two CPU cores."""
 
-from dreamer4_jax.config import ActionComponent
-from dreamer4_jax.config import AgentConfig
-from dreamer4_jax.config import Config
-from dreamer4_jax.config import DataConfig
-from dreamer4_jax.config import DynamicsConfig
-from dreamer4_jax.config import DynamicsPhase
-from dreamer4_jax.config import EnvConfig
-from dreamer4_jax.config import FinetunePhase
-from dreamer4_jax.config import ImaginationPhase
-from dreamer4_jax.config import OptimizerConfig
-from dreamer4_jax.config import Phases
-from dreamer4_jax.config import TokenizerConfig
-from dreamer4_jax.config import TokenizerPhase
+from data_pipelines.collect import CollectConfig
+from dreamer4_jax.config import (
+  ActionComponent,
+  AgentConfig,
+  Config,
+  DataConfig,
+  DynamicsConfig,
+  DynamicsPhase,
+  EnvConfig,
+  FinetunePhase,
+  ImaginationPhase,
+  OptimizerConfig,
+  Phases,
+  TokenizerConfig,
+  TokenizerPhase,
+)
 
 config = Config(
-  name='doorkey',
+  name='quickstart',
   actions=(ActionComponent(name='action', kind='categorical', size=7),),
   tasks=('key', 'door', 'goal'),
   tokenizer=TokenizerConfig(
@@ -26,17 +29,18 @@ config = Config(
     bottleneck_dim=16,
     width=128,
     mlp_hidden=384,
-    num_heads=4,
-    num_kv_heads=4,
+    num_heads=2,
+    num_kv_heads=2,
     context_length=8,
   ),
   dynamics=DynamicsConfig(
     width=128,
     depth=8,
     mlp_hidden=384,
-    num_heads=4,
-    num_kv_heads=2,
-    num_spatial_tokens=8,
+    num_heads=2,
+    num_kv_heads=1,
+    num_spatial_tokens=4,
+    num_registers=1,
     context_length=16,
   ),
   agent=AgentConfig(num_tasks=3),
@@ -45,6 +49,7 @@ config = Config(
       steps=600,
       batch_size=32,
       clip_length=4,
+      max_mask_ratio=0.5,
       optimizer=OptimizerConfig(name='muon', learning_rate=3e-3),
     ),
     dynamics=DynamicsPhase(
@@ -70,5 +75,16 @@ config = Config(
     ),
   ),
   env=EnvConfig(name='navix:Navix-DoorKey-Random-6x6-v0', max_steps=60),
-  data=DataConfig(path='runs/doorkey/data'),
+  data=DataConfig(path='runs/doorkey-6x6'),
+)
+
+recipe = CollectConfig(
+  out=config.data.path,
+  env=config.env.name,
+  episodes=4000,
+  test_episodes=200,
+  noise=(0.5, 0.7, 0.9, 1.0),
+  max_steps=config.env.max_steps,
+  tile=config.env.tile,
+  seed=0,
 )

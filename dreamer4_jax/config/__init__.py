@@ -1,0 +1,58 @@
+"""Every setting of a run, as frozen plain data.
+
+A config rejects a wrong value where it is made, with a sentence that names
+the field, the value and the remedy. It is saved as JSON beside every
+checkpoint and is enough to rebuild the models.
+"""
+
+from dreamer4_jax.config.checks import require
+from dreamer4_jax.config.models import (
+  ActionComponent,
+  AgentConfig,
+  Dtype,
+  DynamicsConfig,
+  Remat,
+  TokenizerConfig,
+  TransformerConfig,
+)
+from dreamer4_jax.config.phases import (
+  PHASES,
+  DynamicsPhase,
+  FinetunePhase,
+  ImaginationPhase,
+  OptimizerConfig,
+  PhaseConfig,
+  Phases,
+  TokenizerPhase,
+)
+from dreamer4_jax.config.run import (
+  Config,
+  DataConfig,
+  EnvConfig,
+  EvalConfig,
+  MeshConfig,
+)
+
+__all__ = [
+  'PHASES',
+  'ActionComponent',
+  'AgentConfig',
+  'Config',
+  'DataConfig',
+  'Dtype',
+  'DynamicsConfig',
+  'DynamicsPhase',
+  'EnvConfig',
+  'EvalConfig',
+  'FinetunePhase',
+  'ImaginationPhase',
+  'MeshConfig',
+  'OptimizerConfig',
+  'PhaseConfig',
+  'Phases',
+  'Remat',
+  'TokenizerConfig',
+  'TokenizerPhase',
+  'TransformerConfig',
+  'require',
+]

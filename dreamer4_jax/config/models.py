@@ -1,0 +1,267 @@
+"""Sizes of the models, and the action space."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from dreamer4_jax.config.checks import is_power_of_two, require
+
+Dtype = Literal['float32', 'bfloat16']
+Remat = Literal['none', 'dots', 'full']
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ActionComponent:
+  """One named part of an action."""
+
+  name: str
+  """Key of this component in action dictionaries."""
+  kind: Literal['continuous', 'categorical', 'binary']
+  """Vector of reals, one of n classes, or vector of bits."""
+  size: int
+  """Dimensions, classes or bits."""
+  low: float = -1.0
+  """Smallest value of a continuous component."""
+  high: float = 1.0
+  """Largest value of a continuous component."""
+  bins: int = 15
+  """Classes a dimension in the discretised policy of a continuous component."""
+
+  def __post_init__(self):
+    label = f'actions[{self.name}]'
+    least = 2 if self.kind == 'categorical' else 1
+    require(
+      self.size >= least,
+      f'{label}.size',
+      self.size,
+      f'must be at least {least} for a {self.kind} component',
+    )
+    require(
+      self.low < self.high,
+      f'{label}.low',
+      self.low,
+      f'must be below high = {self.high}',
+    )
+    require(self.bins >= 2, f'{label}.bins', self.bins, 'must be at least 2')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+  """Efficient space/time transformer; derived from the model configs."""
+
+  width: int
+  depth: int
+  num_heads: int
+  num_kv_heads: int
+  mlp_hidden: int
+  context_length: int
+  soft_cap: float
+  rope_base: float
+  remat: Remat
+  dtype: Dtype
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Stack:
+  """Fields that every transformer of the project has."""
+
+  width: int = 128
+  """Model width D."""
+  num_heads: int = 4
+  """Query heads."""
+  num_kv_heads: int = 4
+  """Key/value heads (grouped-query attention); divides num_heads."""
+  mlp_hidden: int = 384
+  """Hidden width of the SwiGLU MLP."""
+  context_length: int = 16
+  """Frames a time layer sees, the current one included; size of the ring."""
+  soft_cap: float = 50.0
+  """Attention logits are cap * tanh(logits / cap)."""
+  rope_base: float = 10_000.0
+  """Longest wavelength base of the rotary position embedding."""
+  remat: Remat = 'dots'
+  """What the backward pass recomputes: nothing, all but the results of matrix
+  products (fastest on CPU, where memory is slow), or each period in full."""
+  dtype: Dtype = 'float32'
+  """Compute dtype; parameters, softmax, norms and losses stay float32."""
+
+  def __post_init__(self):
+    room = type(self).__name__
+    for name in (
+      'width',
+      'num_heads',
+      'num_kv_heads',
+      'mlp_hidden',
+      'context_length',
+    ):
+      value = getattr(self, name)
+      require(value >= 1, f'{room}.{name}', value, 'must be at least 1')
+    require(
+      self.width % (4 * self.num_heads) == 0,
+      f'{room}.width',
+      self.width,
+      f'must be divisible by 4 * num_heads = '
+      f'{4 * self.num_heads}, since axial RoPE splits each head in '
+      'quarters',
+    )
+    require(
+      self.num_heads % self.num_kv_heads == 0,
+      f'{room}.num_kv_heads',
+      self.num_kv_heads,
+      f'must divide num_heads = {self.num_heads}',
+    )
+    require(
+      self.soft_cap > 0,
+      f'{room}.soft_cap',
+      self.soft_cap,
+      'must be positive; 50 is usual',
+    )
+
+  def stack(self, depth: int) -> TransformerConfig:
+    """Returns the transformer of this width with `depth` layers."""
+    names = [f.name for f in dataclasses.fields(TransformerConfig)]
+    return TransformerConfig(
+      depth=depth, **{n: getattr(self, n) for n in names if n != 'depth'}
+    )
+
+
+def _require_depth(field: str, depth: int) -> None:
+  require(
+    depth >= 4 and depth % 4 == 0,
+    field,
+    depth,
+    'must be a positive multiple of 4 (space, space, space, time)',
+  )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerConfig(_Stack):
+  """Causal tokenizer (section 3.1 of the paper)."""
+
+  image_height: int = 64
+  """Frame height in pixels."""
+  image_width: int = 64
+  """Frame width in pixels."""
+  channels: int = 3
+  """Colour channels."""
+  patch_size: int = 16
+  """Patch side in pixels; frames are zero-padded to a multiple."""
+  num_latents: int = 16
+  """Latent tokens per frame, L."""
+  bottleneck_dim: int = 16
+  """Channels of a latent token."""
+  encoder_depth: int = 4
+  """Encoder layers, a multiple of 4."""
+  decoder_depth: int = 4
+  """Decoder layers, a multiple of 4."""
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in (
+      'image_height',
+      'image_width',
+      'channels',
+      'patch_size',
+      'num_latents',
+      'bottleneck_dim',
+    ):
+      value = getattr(self, name)
+      require(
+        value >= 1, f'TokenizerConfig.{name}', value, 'must be at least 1'
+      )
+    _require_depth('TokenizerConfig.encoder_depth', self.encoder_depth)
+    _require_depth('TokenizerConfig.decoder_depth', self.decoder_depth)
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Patch rows and columns after padding."""
+    p = self.patch_size
+    return -(-self.image_height // p), -(-self.image_width // p)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DynamicsConfig(_Stack):
+  """Interactive dynamics (section 3.2 of the paper)."""
+
+  depth: int = 8
+  """Layers, a multiple of 4."""
+  num_spatial_tokens: int = 16
+  """Tokens a frame's latents are packed into."""
+  num_action_tokens: int = 1
+  """Tokens that carry the previous action."""
+  num_registers: int = 2
+  """Learned register tokens per frame."""
+  max_steps: int = 64
+  """K_max, the finest sampling grid; a power of two."""
+  context_signal: float = 0.9
+  """Signal level of past frames while sampling, snapped to the grid."""
+
+  def __post_init__(self):
+    super().__post_init__()
+    _require_depth('DynamicsConfig.depth', self.depth)
+    require(
+      self.num_spatial_tokens >= 1,
+      'DynamicsConfig.num_spatial_tokens',
+      self.num_spatial_tokens,
+      'must be at least 1',
+    )
+    require(
+      self.num_action_tokens >= 1,
+      'DynamicsConfig.num_action_tokens',
+      self.num_action_tokens,
+      'must be at least 1',
+    )
+    require(
+      self.num_registers >= 0,
+      'DynamicsConfig.num_registers',
+      self.num_registers,
+      'must not be negative',
+    )
+    require(
+      is_power_of_two(self.max_steps),
+      'DynamicsConfig.max_steps',
+      self.max_steps,
+      'must be a power of two, 64 by default',
+    )
+    require(
+      0 < self.context_signal < 1,
+      'DynamicsConfig.context_signal',
+      self.context_signal,
+      'must lie strictly between 0 and 1',
+    )
+
+  @property
+  def context_index(self) -> int:
+    """Signal index of past frames: `context_signal` on the grid, below 1."""
+    index = round(self.context_signal * self.max_steps)
+    return min(index, self.max_steps - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+  """Task embedding and heads (section 3.3 of the paper)."""
+
+  num_tasks: int = 1
+  """Number of task ids."""
+  hidden: int = 128
+  """Width of the MLP heads."""
+  layers: int = 2
+  """Hidden layers of the MLP heads."""
+  distances: int = 8
+  """Multi-token prediction: steps n = 0..distances-1 predicted at once."""
+  bins: int = 255
+  """Bins of the symexp two-hot distribution; odd."""
+  bin_limit: float = 20.0
+  """Bins are symexp(linspace(-limit, limit))."""
+
+  def __post_init__(self):
+    for name in ('num_tasks', 'hidden', 'layers', 'distances'):
+      value = getattr(self, name)
+      require(value >= 1, f'AgentConfig.{name}', value, 'must be at least 1')
+    require(
+      self.bins >= 3 and self.bins % 2 == 1,
+      'AgentConfig.bins',
+      self.bins,
+      'must be odd and at least 3, so that 0 is a bin',
+    )

@@ -1,0 +1,231 @@
+"""The four training phases and their optimizers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from dreamer4_jax.config.checks import is_power_of_two, require
+
+PHASES = ('tokenizer', 'dynamics', 'finetune', 'imagination')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+  """Optimizer and learning-rate schedule (warm-up, constant, decay)."""
+
+  name: Literal['adamw', 'muon'] = 'adamw'
+  """Update rule."""
+  learning_rate: float = 1e-3
+  """Peak learning rate."""
+  warmup_steps: int = 50
+  """Steps of linear warm-up."""
+  decay_share: float = 0.3
+  """Last share of the phase's steps, with linear decay."""
+  final_scale: float = 0.1
+  """Learning rate at the end, relative to the peak."""
+  weight_decay: float = 0.0
+  """Decoupled weight decay."""
+  clip_norm: float = 1.0
+  """Global gradient norm is clipped to this."""
+  b1: float = 0.9
+  """Decay of the first moment."""
+  b2: float = 0.99
+  """Decay of the second moment."""
+  ema_decay: float = 0.99
+  """Decay of the parameter average used by later phases; 0 turns it off."""
+
+  def __post_init__(self):
+    require(
+      self.learning_rate > 0,
+      'OptimizerConfig.learning_rate',
+      self.learning_rate,
+      'must be positive',
+    )
+    require(
+      0 <= self.ema_decay < 1,
+      'OptimizerConfig.ema_decay',
+      self.ema_decay,
+      'must lie in [0, 1)',
+    )
+    require(
+      0 <= self.decay_share <= 1,
+      'OptimizerConfig.decay_share',
+      self.decay_share,
+      'must lie in [0, 1]',
+    )
+    require(
+      self.clip_norm > 0,
+      'OptimizerConfig.clip_norm',
+      self.clip_norm,
+      'must be positive',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+  """What every training phase has."""
+
+  steps: int = 1000
+  """Train steps."""
+  batch_size: int = 16
+  """Clips in a global batch."""
+  clip_length: int = 16
+  """Frames of a short clip, T1."""
+  long_clip_length: int = 0
+  """Frames of a long clip, T2; 0 trains on short clips only."""
+  long_every: int = 4
+  """Every n-th step takes a long clip."""
+  separate_images: float = 0.0
+  """Share of clips whose frames are treated as separate images."""
+  log_every: int = 20
+  """Steps between metric lines."""
+  checkpoint_every: int = 200
+  """Steps between checkpoints."""
+  optimizer: OptimizerConfig = OptimizerConfig()
+  """Optimizer of this phase."""
+
+  def __post_init__(self):
+    room = type(self).__name__
+    for name in (
+      'steps',
+      'batch_size',
+      'clip_length',
+      'long_every',
+      'log_every',
+      'checkpoint_every',
+    ):
+      value = getattr(self, name)
+      require(value >= 1, f'{room}.{name}', value, 'must be at least 1')
+    require(
+      self.long_clip_length == 0 or self.long_clip_length > self.clip_length,
+      f'{room}.long_clip_length',
+      self.long_clip_length,
+      f'must exceed clip_length = {self.clip_length}, or be 0',
+    )
+    require(
+      0 <= self.separate_images <= 1,
+      f'{room}.separate_images',
+      self.separate_images,
+      'must lie in [0, 1]',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerPhase(PhaseConfig):
+  """Training of the tokenizer."""
+
+  max_mask_ratio: float = 0.9
+  """Each image masks its patches with probability p ~ U(0, this)."""
+  lpips_weight: float = 0.2
+  """Weight of the LPIPS term; off while lpips_path is empty."""
+  lpips_path: str = ''
+  """Local file with LPIPS weights; empty turns the term off."""
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(
+      0 <= self.max_mask_ratio < 1,
+      'TokenizerPhase.max_mask_ratio',
+      self.max_mask_ratio,
+      'must lie in [0, 1); the paper uses 0.9',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DynamicsPhase(PhaseConfig):
+  """Training of the dynamics by shortcut forcing."""
+
+  bootstrap_rows: float = 0.25
+  """Share of the batch's rows that train coarse steps; 1/n for whole n."""
+  bootstrap_start: int = 0
+  """First step that bootstraps; before it the extra passes do not run."""
+  bootstrap_every: int = 1
+  """Bootstrap on every n-th step only (for one row per device)."""
+
+  def __post_init__(self):
+    super().__post_init__()
+    rows = self.bootstrap_rows
+    room = type(self).__name__
+    require(
+      0 < rows <= 1 and abs(1 / rows - round(1 / rows)) < 1e-6,
+      f'{room}.bootstrap_rows',
+      rows,
+      'must be 1/n for a whole number n, for example 0.25',
+    )
+    require(
+      self.batch_size % round(1 / rows) == 0,
+      f'{room}.batch_size',
+      self.batch_size,
+      f'must be divisible by 1 / bootstrap_rows = {round(1 / rows)}',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetunePhase(DynamicsPhase):
+  """Agent finetuning: dynamics loss, behaviour cloning, reward model."""
+
+  relevant_share: float = 0.5
+  """Share of clips in which a task is achieved."""
+  dynamics_weight: float = 1.0
+  """Weight of the dynamics loss, on uniform clips."""
+  policy_weight: float = 1.0
+  """Weight of behaviour cloning, on relevant clips."""
+  reward_weight: float = 1.0
+  """Weight of the reward likelihood, on all clips."""
+  cont_weight: float = 1.0
+  """Weight of the continuation likelihood, on all clips."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImaginationPhase(PhaseConfig):
+  """Reinforcement learning inside the world model."""
+
+  horizon: int = 15
+  """Imagined frames per rollout."""
+  sampling_steps: int = 4
+  """Denoising steps K per imagined frame; a power of two."""
+  gamma: float = 0.997
+  """Discount."""
+  lam: float = 0.95
+  """Lambda of the lambda-returns."""
+  alpha: float = 0.5
+  """PMPO: weight of the positive set; 1 - alpha for the negative set."""
+  beta: float = 0.3
+  """PMPO: weight of the KL to the behaviour-cloned prior."""
+  kl_direction: Literal['policy_prior', 'prior_policy'] = 'policy_prior'
+  """KL[policy || prior], or the reverse of the original PMPO."""
+  value_weight: float = 1.0
+  """Weight of the value loss."""
+  relevant_share: float = 0.5
+  """Share of contexts in which a task is achieved."""
+
+  def __post_init__(self):
+    super().__post_init__()
+    room = type(self).__name__
+    require(
+      self.horizon >= 1, f'{room}.horizon', self.horizon, 'must be at least 1'
+    )
+    require(
+      is_power_of_two(self.sampling_steps),
+      f'{room}.sampling_steps',
+      self.sampling_steps,
+      'must be a power of two',
+    )
+    for name in ('gamma', 'lam', 'alpha'):
+      value = getattr(self, name)
+      require(0 <= value <= 1, f'{room}.{name}', value, 'must lie in [0, 1]')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Phases:
+  """The four training phases, in order."""
+
+  tokenizer: TokenizerPhase = TokenizerPhase()
+  """Video to latents."""
+  dynamics: DynamicsPhase = DynamicsPhase()
+  """World model pretraining."""
+  finetune: FinetunePhase = FinetunePhase()
+  """Agent tokens: policy, reward, continuation."""
+  imagination: ImaginationPhase = ImaginationPhase()
+  """Reinforcement learning in imagination."""

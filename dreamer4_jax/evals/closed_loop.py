@@ -1,0 +1,143 @@
+"""Policies in the real environment, all on the same episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+
+from dreamer4_jax.envs import Environment
+from dreamer4_jax.models import Params, World, distributions
+from dreamer4_jax.rollout import act, advance, init_actor, init_prompt
+from dreamer4_jax.types import Actions, Array, EnvStep, PyTree
+
+# (params, memory, step, is_first [B], key) -> actions, memory
+Agent = Callable[
+  [Params, PyTree, EnvStep, Array, Array], tuple[Actions, PyTree]
+]
+
+
+@struct.dataclass
+class Episodes:
+  """Outcomes, one entry per episode.
+
+  Attributes:
+    success: `[B]` bool, the last task of the prompt was achieved.
+    returns: `[B]` float32, sum of the environment's rewards.
+    length: `[B]` int32 steps until the end.
+    achieved: `[B, num_tasks]` bool.
+    frames: `[n, S + 1, H, W, C]` uint8 of the first n episodes; a finished
+      episode keeps its last frame.
+  """
+
+  success: np.ndarray
+  returns: np.ndarray
+  length: np.ndarray
+  achieved: np.ndarray
+  frames: np.ndarray
+
+  def summary(self) -> dict[str, float | int]:
+    """Means for the report."""
+    return {
+      'success': float(self.success.mean()),
+      'episodes': int(self.success.size),
+      'mean_return': float(self.returns.mean()),
+      'mean_length': float(self.length.mean()),
+    }
+
+
+def run_episodes(
+  env: Environment,
+  agent: Agent,
+  params: Params,
+  memory: PyTree,
+  *,
+  seeds: Sequence[int],
+  key: Array,
+  keep_frames: int = 0,
+  label: str = '',
+) -> Episodes:
+  """Plays one episode per seed, all at once.
+
+  Args:
+    env: the environment.
+    agent: acts on a batch.
+    params: handed to the agent.
+    memory: the agent's state before the first frame.
+    seeds: one per episode; the same seed is the same level.
+    key: the agent's randomness.
+    keep_frames: number of episodes whose frames are kept.
+    label: for the progress bar.
+  """
+  keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+  env_state, step = jax.jit(env.reset)(keys)
+
+  @jax.jit
+  def turn(params, env_state, step, memory, t):
+    first = jnp.full((len(seeds),), t == 0)
+    actions, memory = agent(
+      params, memory, step, first, jax.random.fold_in(key, t)
+    )
+    env_state, step = env.step(env_state, actions)
+    return env_state, step, memory
+
+  history = [jax.device_get(step.replace(frame=step.frame[:keep_frames]))]
+  limit = env.spec.max_steps
+  for t in tqdm.tqdm(range(limit), desc=f'evaluate {label}', unit='step'):
+    env_state, step, memory = turn(
+      params, env_state, step, memory, np.uint32(t)
+    )
+    small = step.replace(frame=step.frame[:keep_frames])
+    history.append(jax.device_get(small))
+    if (history[-1].terminal | history[-1].timeout).all():
+      break
+  whole = jax.tree.map(lambda *x: np.stack(x, axis=1), *history)
+  ended = whole.terminal | whole.timeout
+  # A finished episode stays as it is, with no further reward or event.
+  return Episodes(
+    success=whole.events[..., -1].any(axis=1),
+    returns=whole.reward.sum(axis=1),
+    length=np.where(ended.any(1), ended.argmax(axis=1), limit),
+    achieved=whole.events.any(axis=1),
+    frames=whole.frame,
+  )
+
+
+def random_agent(world: World) -> Agent:
+  """Acts uniformly at random."""
+  heads = {}
+  for part in world.space:
+    extra = (part.bins,) if part.kind == 'continuous' else ()
+    heads[part.name] = (part.size, *extra)
+
+  def agent(params, memory, step, is_first, key):
+    del params, step
+    logits = {n: jnp.zeros((*is_first.shape, *s)) for n, s in heads.items()}
+    return distributions.sample(key, logits, world.space), memory
+
+  return agent
+
+
+def streaming_agent(world: World, episodes: int) -> tuple[Agent, Any]:
+  """The trained agent, prompted with every task once, in order.
+
+  Returns:
+    The agent, and its memory for `episodes` streams. The prompt goes to the
+    next task on the very frame on which an event is seen.
+  """
+  stages = [(task, 1) for task in range(world.config.agent.num_tasks)]
+
+  def agent(params, memory, step, is_first, key):
+    actor, prompt = memory
+    prompt = advance(prompt, step.events)
+    actions, _, actor = act(
+      world, params, actor, step.frame, is_first, prompt.task(), key
+    )
+    return actions, (actor, prompt)
+
+  return agent, (init_actor(world, episodes), init_prompt(stages, episodes))

@@ -1,0 +1,169 @@
+"""Writes `results.json`, `report.md`, plots and videos of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import json
+import os
+import pathlib
+from typing import Any
+
+from einops import rearrange
+import imageio.v3 as imageio
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+import numpy as np
+
+from dreamer4_jax.evals.video import OpenLoop
+
+_POLICIES = ('random', 'bc', 'rl')
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes JSON whole or not at all."""
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(value, indent=2) + '\n')
+  os.replace(temporary, path)
+
+
+def write_video(path: pathlib.Path, frames: np.ndarray, fps: int = 6) -> None:
+  """Writes `[T, H, W, 3]` uint8 frames as H.264."""
+  imageio.imwrite(
+    path, frames, fps=fps, codec='libx264', macro_block_size=2, quality=8
+  )
+
+
+def _enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
+  return frames.repeat(factor, axis=-3).repeat(factor, axis=-2)
+
+
+def _mosaic(frames: np.ndarray, columns: int, border: int = 2) -> np.ndarray:
+  """Tiles `[N, T, H, W, C]` into `[T, rows H, columns W, C]`."""
+  pad = [(0, 0), (0, 0), (border, border), (border, border), (0, 0)]
+  frames = np.pad(frames, pad, constant_values=255)
+  return rearrange(frames, '(r s) t h w c -> t (r h) (s w) c', s=columns)
+
+
+def dream_video(result: OpenLoop, clips: int = 8) -> np.ndarray:
+  """Real frames above dreamed ones, `[T, ...]` uint8, clips side by side."""
+  pairs = np.concatenate([result.frames[:clips], result.dreamed[:clips]])
+  return _enlarge(_mosaic(pairs, columns=clips), 3)
+
+
+def dream_sheet(result: OpenLoop, clips: int = 4) -> np.ndarray:
+  """Contact sheet: for each clip a row of real and a row of dreamed frames."""
+  rows = []
+  for i in range(clips):
+    for frames in (result.frames[i], result.dreamed[i]):
+      padded = np.pad(
+        frames, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=255
+      )
+      rows.append(rearrange(padded, 't h w c -> h (t w) c'))
+    rows.append(np.full((6, *rows[-1].shape[1:]), 255, np.uint8))
+  return _enlarge(np.concatenate(rows), 2)
+
+
+def agent_video(frames: np.ndarray, columns: int = 4) -> np.ndarray:
+  """Episodes side by side, `[N, T, H, W, C]` to `[T, ...]`."""
+  return _enlarge(_mosaic(frames, columns), 3)
+
+
+def plot_training(run_dir: pathlib.Path, phases: tuple[str, ...]) -> None:
+  """Plots the main curves of every phase to `training.png`."""
+  curves = {
+    'tokenizer': ('tokenizer/psnr',),
+    'dynamics': ('dynamics/flow', 'dynamics/bootstrap'),
+    'finetune': ('finetune/policy_nll_now', 'finetune/flow'),
+    'imagination': (
+      'imagination/reward_per_rollout',
+      'imagination/entropy',
+      'imagination/kl',
+    ),
+  }
+  figure, axes = plt.subplots(1, len(phases), figsize=(4 * len(phases), 3))
+  for axis, phase in zip(np.atleast_1d(axes), phases, strict=True):
+    lines = (run_dir / phase / 'metrics.jsonl').read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for name in curves[phase]:
+      points = [(r['step'], r[name]) for r in rows if name in r]
+      axis.plot(*zip(*points, strict=True), label=name.split('/')[1])
+    if phase in ('dynamics', 'finetune'):
+      axis.set_yscale('log')
+    axis.set(title=phase, xlabel='step')
+    axis.legend()
+  figure.tight_layout()
+  figure.savefig(run_dir / 'training.png', dpi=100)
+  plt.close(figure)
+
+
+def plot_success(run_dir: pathlib.Path, results: Mapping[str, Any]) -> None:
+  """Plots success of the policies with 95 % intervals to `success.png`."""
+  agents = results['agents']
+  rate = np.array([agents[p]['success'] for p in _POLICIES])
+  n = np.array([agents[p]['episodes'] for p in _POLICIES])
+  figure, axis = plt.subplots(figsize=(4, 3))
+  error = 1.96 * np.sqrt(rate * (1 - rate) / n)
+  axis.bar(_POLICIES, rate, yerr=error, capsize=5)
+  axis.set(ylabel='success', ylim=(0, 1), title='real environment')
+  figure.tight_layout()
+  figure.savefig(run_dir / 'success.png', dpi=100)
+  plt.close(figure)
+
+
+def markdown(results: Mapping[str, Any], horizons: tuple[int, ...]) -> str:
+  """Returns the report as Markdown."""
+  dynamics, compare = results['dynamics'], results['rl_vs_bc']
+  low, high = compare['ci95']
+  lines = [
+    f'# {results["config"]["name"]}, seed {results["seed"]}',
+    '',
+    f'Tokenizer: {results["tokenizer"]["psnr"]:.1f} dB on held-out episodes.',
+    '',
+    '| frames ahead | dynamics | repeat last | shuffled actions |',
+    '|---|---|---|---|',
+  ]
+  for h in horizons:
+    own, still, other = (
+      dynamics[f'psnr_{h}{suffix}']
+      for suffix in ('', '_repeat_last', '_shuffled_actions')
+    )
+    lines.append(f'| {h} | {own:.1f} dB | {still:.1f} dB | {other:.1f} dB |')
+  lines += [
+    '',
+    '![real above dreamed](dreams.png)',
+    '',
+    '| policy | success | episodes | return | length |',
+    '|---|---|---|---|---|',
+  ]
+  for name in _POLICIES:
+    a = results['agents'][name]
+    lines.append(
+      f'| {name} | {a["success"]:.3f} | {a["episodes"]} '
+      f'| {a["mean_return"]:.3f} | {a["mean_length"]:.1f} |'
+    )
+  lines += [
+    '',
+    f'rl - bc = {compare["difference"]:+.3f}, 95 % interval '
+    f'[{low:+.3f}, {high:+.3f}], p = {compare["p_value"]:.2g} '
+    '(exact McNemar test, same episodes).',
+    '',
+    '![success](success.png)',
+    '',
+    '![training](training.png)',
+    '',
+    '| part | seconds |',
+    '|---|---|',
+  ]
+  for part, seconds in results['seconds'].items():
+    lines.append(f'| {part} | {seconds:.0f} |')
+  versions = ', '.join(f'{k} {v}' for k, v in results['versions'].items())
+  lines += ['', f'{results["device"]}; {versions}', '']
+  lines += ['Videos: `dreams.mp4` (real above dreamed), `agent.mp4`.', '']
+  return '\n'.join(lines)
+
+
+def write_image(path: pathlib.Path, image: np.ndarray) -> None:
+  """Writes `[H, W, 3]` uint8 as PNG."""
+  imageio.imwrite(path, image)

@@ -1,0 +1,193 @@
+"""Model sizes from test to paper.
+
+An experiment applies one to its config and may still change any field after:
+
+    config = presets.apply(config, 'small')
+
+Parameters of each preset, in millions, at its own image size and with one
+categorical action of ten classes:
+
+| preset | frames  | tokenizer | dynamics |
+|--------|---------|-----------|----------|
+| tiny   | 32x32   |       0.4 |      0.2 |
+| small  | 64x64   |       6.6 |     12.6 |
+| base   | 128x128 |      26.6 |     75.6 |
+| paper  | 384x640 |     402.2 |   1595.8 |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dreamer4_jax.config import (
+  Config,
+  DynamicsConfig,
+  TokenizerConfig,
+  require,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """Sizes of the two transformers that go together."""
+
+  tokenizer: TokenizerConfig
+  """Tokenizer, with the image size it was chosen for."""
+  dynamics: DynamicsConfig
+  """Dynamics."""
+
+
+TINY = Preset(
+  tokenizer=TokenizerConfig(
+    image_height=32,
+    image_width=32,
+    patch_size=8,
+    num_latents=8,
+    bottleneck_dim=8,
+    width=64,
+    num_heads=2,
+    num_kv_heads=2,
+    mlp_hidden=176,
+    context_length=8,
+  ),
+  dynamics=DynamicsConfig(
+    width=64,
+    depth=4,
+    num_heads=2,
+    num_kv_heads=1,
+    mlp_hidden=176,
+    num_spatial_tokens=4,
+    num_registers=1,
+    context_length=8,
+  ),
+)
+"""For tests: a train step compiles in seconds on a CPU."""
+
+SMALL = Preset(
+  tokenizer=TokenizerConfig(
+    image_height=64,
+    image_width=64,
+    patch_size=8,
+    num_latents=32,
+    bottleneck_dim=16,
+    width=256,
+    num_heads=4,
+    num_kv_heads=4,
+    mlp_hidden=704,
+    context_length=32,
+  ),
+  dynamics=DynamicsConfig(
+    width=384,
+    depth=8,
+    num_heads=6,
+    num_kv_heads=2,
+    mlp_hidden=1024,
+    num_spatial_tokens=16,
+    num_registers=4,
+    context_length=32,
+  ),
+)
+"""For small frames and one GPU."""
+
+BASE = Preset(
+  tokenizer=TokenizerConfig(
+    image_height=128,
+    image_width=128,
+    patch_size=16,
+    num_latents=64,
+    bottleneck_dim=16,
+    width=512,
+    num_heads=8,
+    num_kv_heads=8,
+    mlp_hidden=1408,
+    context_length=64,
+    dtype='bfloat16',
+  ),
+  dynamics=DynamicsConfig(
+    width=768,
+    depth=12,
+    num_heads=12,
+    num_kv_heads=4,
+    mlp_hidden=2048,
+    num_spatial_tokens=32,
+    num_registers=4,
+    context_length=64,
+    dtype='bfloat16',
+  ),
+)
+"""For a few accelerators."""
+
+PAPER = Preset(
+  tokenizer=TokenizerConfig(
+    image_height=384,
+    image_width=640,
+    patch_size=16,
+    num_latents=512,
+    bottleneck_dim=16,
+    encoder_depth=16,
+    decoder_depth=16,
+    width=1024,
+    num_heads=16,
+    num_kv_heads=16,
+    mlp_hidden=2688,
+    context_length=192,
+    remat='full',
+    dtype='bfloat16',
+  ),
+  dynamics=DynamicsConfig(
+    width=2048,
+    depth=36,
+    num_heads=16,
+    num_kv_heads=4,
+    mlp_hidden=5504,
+    num_spatial_tokens=256,
+    num_registers=4,
+    context_length=192,
+    remat='full',
+    dtype='bfloat16',
+  ),
+)
+"""Minecraft in the paper: 400 M + 1.6 B parameters.
+
+From the paper: the frame (960 patches), 512 latents of 16 channels packed into
+256 tokens of 32, the context of 192 frames, grouped-query attention in the
+dynamics, and the two totals. Its recordings have 360 rows, padded with zeros to
+384: that is done in the dataset, since the tokenizer pads to the next multiple
+of the patch side, which is 368.
+
+Ours, since the paper does not say: widths, depths, heads (of 64 in the
+tokenizer, of 128 in the dynamics), a SwiGLU of about 8/3 of the width, equal
+depth on both sides of the tokenizer, four registers.
+"""
+
+PRESETS = {'tiny': TINY, 'small': SMALL, 'base': BASE, 'paper': PAPER}
+"""All presets by name, from small to large."""
+
+
+def apply(config: Config, name: str) -> Config:
+  """Returns the config with the sizes of a preset.
+
+  Image size and channels stay those of `config`, as does everything outside
+  `tokenizer` and `dynamics`: actions, tasks, phases, data.
+
+  Args:
+    config: the config to start from; it is not changed.
+    name: one of `PRESETS`.
+
+  Raises:
+    ValueError: there is no such preset.
+  """
+  require(
+    name in PRESETS, 'preset', name, f'must be one of {", ".join(PRESETS)}'
+  )
+  preset, now = PRESETS[name], config.tokenizer
+  return dataclasses.replace(
+    config,
+    tokenizer=dataclasses.replace(
+      preset.tokenizer,
+      image_height=now.image_height,
+      image_width=now.image_width,
+      channels=now.channels,
+    ),
+    dynamics=preset.dynamics,
+  )

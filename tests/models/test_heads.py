@@ -1,0 +1,69 @@
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer4_jax.models import World
+from dreamer4_jax.objectives import TwoHot
+from tests.models.tiny_world import CONFIG, ROOMS, world_and_params
+
+H = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16)), jnp.float32)
+
+
+def test_reward_and_value_are_exactly_zero_at_initialisation():
+  world = World.from_config(CONFIG)
+  twohot = TwoHot(CONFIG.agent.bins, CONFIG.agent.bin_limit)
+  params = nn.unbox(world.init(jax.random.key(0), ('reward', 'value')))
+  for room, distances in (('reward', 3), ('value', 1)):
+    logits = world.head(params, room, H)
+    assert logits.shape == (2, 3, distances, 31)
+    assert not np.any(twohot.mean(logits))
+  _, noisy = world_and_params()
+  assert np.all(twohot.mean(world.head(noisy, 'reward', H)) != 0)
+
+
+def test_heads_predict_every_distance_in_float32():
+  world, params = world_and_params()
+  low = H.astype(jnp.bfloat16)
+  logits = world.head(params, 'policy', low)
+  shapes = {k: v.shape for k, v in logits.items()}
+  assert shapes == {
+    'move': (2, 3, 3, 3),
+    'keys': (2, 3, 3, 2),
+    'look': (2, 3, 3, 2, 3),
+  }
+  outputs = [*logits.values(), world.head(params, 'reward', low)]
+  cont = world.head(params, 'continuation', low)
+  assert cont.shape == (2, 3, 3)
+  assert all(x.dtype == jnp.float32 for x in [*outputs, cont])
+  # One output layer per distance.
+  assert np.all(np.abs(np.diff(logits['move'], axis=2)).max((0, 1, 3)) > 0.01)
+
+
+def test_the_prior_is_the_policy_module_with_its_own_parameters():
+  world, params = world_and_params()
+  a = world.head(params, 'policy', H)
+  b = world.head(params, 'prior', H)
+  assert all(np.array_equal(a[k], b[k]) for k in a)
+  moved = {**params, 'policy': jax.tree.map(lambda x: x + 1, params['policy'])}
+  c = world.head(moved, 'prior', H)
+  assert all(np.array_equal(c[k], b[k]) for k in b)
+
+
+def test_task_embedding_looks_up_rows():
+  world, params = world_and_params()
+  task = jnp.array([[0, 1, 1]])
+  table = params['task']['task']['table']
+  assert np.array_equal(world.agent_token(params, task)[0], table[task[0]])
+
+
+def test_every_parameter_of_every_room_has_logical_axes_and_is_float32():
+  world = World.from_config(CONFIG)
+  rooms = tuple(r for r in ROOMS if r != 'prior')
+  shapes = jax.eval_shape(lambda k: world.init(k, rooms), jax.random.key(0))
+  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+  flat = jax.tree.leaves_with_path(shapes, is_leaf=is_box)
+  assert len(flat) > 150
+  for path, box in flat:
+    assert is_box(box) and len(box.names) == box.value.ndim, path
+    assert box.value.dtype == jnp.float32, path

@@ -1,0 +1,126 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer4_jax.models import tokenizer_caches
+from dreamer4_jax.nn import append, start_segment
+from tests.models.tiny_world import make_batch, world_and_params
+
+FRAMES = 9
+BATCH = make_batch(2, FRAMES, starts=[(1, 5)])
+WORLD, PARAMS = world_and_params()
+
+
+def method(name, **kwargs):
+  def call(x, **more):
+    return WORLD.tokenizer.apply(
+      {'params': PARAMS['tokenizer']}, x, method=name, **kwargs, **more
+    )
+
+  return call
+
+
+encode, decode = jax.jit(method('encode')), jax.jit(method('decode'))
+
+
+def stream(name, cache, x):
+  """Runs a method frame by frame, with an episode start in stream 1."""
+  one = jax.jit(method(name))
+  outputs = []
+  for t in range(FRAMES):
+    start = (t > 0) & (np.diff(BATCH.segment_ids, axis=1)[:, t - 1] > 0)
+    cache = start_segment(cache, jnp.asarray(start))
+    y, new = one(x[:, t : t + 1], cache=cache)
+    cache = append(cache, new)
+    outputs.append(y)
+  return jnp.concatenate(outputs, axis=1)
+
+
+@pytest.fixture(scope='module')
+def latents():
+  return encode(jnp.asarray(BATCH.frames), segment_ids=BATCH.segment_ids)[0]
+
+
+def test_latents_lie_strictly_between_minus_one_and_one(latents):
+  assert latents.shape == (2, FRAMES, 4, 4) and latents.dtype == jnp.float32
+  assert np.abs(latents).max() < 1
+  # The range is used, so it is tanh that bounds it.
+  assert np.abs(np.arctanh(np.asarray(latents, np.float64))).max() > 1
+
+
+def test_streaming_encoder_equals_the_whole_clip(latents):
+  cache, _ = tokenizer_caches(WORLD.config.tokenizer, 2)
+  got = stream('encode', cache, jnp.asarray(BATCH.frames))
+  np.testing.assert_allclose(got, latents, atol=2e-5)
+
+
+def test_streaming_decoder_equals_the_whole_clip(latents):
+  images, _ = decode(latents, segment_ids=BATCH.segment_ids)
+  assert images.shape == BATCH.frames.shape and images.dtype == jnp.float32
+  _, cache = tokenizer_caches(WORLD.config.tokenizer, 2)
+  got = stream('decode', cache, latents)
+  np.testing.assert_allclose(got, images, atol=2e-5)
+
+
+def test_masked_patches_do_not_reach_the_latents():
+  frames = jnp.asarray(BATCH.frames)
+  mask = np.zeros((2, FRAMES, 6), bool)
+  mask[:, :, 4] = True  # row 2, column 0 of 3x2: pixels 16.. and ..8
+  moved = frames.at[:, :, 16:, :8].set(99)
+  a, _ = encode(frames, mask=jnp.asarray(mask))
+  b, _ = encode(moved, mask=jnp.asarray(mask))
+  assert np.array_equal(a, b)
+  c, _ = encode(moved, mask=jnp.zeros_like(mask))
+  assert np.abs(a - c).max() > 0.01
+
+
+def time_entries(name, params, x):
+  """What the time layers store: the tokens `[B, N, T]` made of them."""
+  _, new = WORLD.tokenizer.apply(
+    {'params': {**PARAMS['tokenizer'], **params}}, x, method=name
+  )
+  return np.asarray(new.values)[0]
+
+
+def test_decoder_latents_do_not_see_patches_but_patches_see_latents(latents):
+  queries = PARAMS['tokenizer']['patch_queries']
+  other = jax.tree.map(lambda x: x + 1.0, queries)
+  a = time_entries('decode', {}, latents)
+  b = time_entries('decode', {'patch_queries': other}, latents)
+  assert np.array_equal(a[:, :4], b[:, :4])
+  assert np.abs(a - b)[:, 4:].max() > 0.01
+  c = time_entries('decode', {}, latents * 0.5)
+  assert np.all(np.abs(a - c)[:, 4:].max((0, 2, 3, 4)) > 1e-3)
+
+
+def test_encoder_patches_do_not_see_latents_but_latents_see_patches():
+  frames = jnp.asarray(BATCH.frames)
+  tokens = PARAMS['tokenizer']['latent_tokens']
+  other = jax.tree.map(lambda x: x + 1.0, tokens)
+  a = time_entries('encode', {}, frames)
+  b = time_entries('encode', {'latent_tokens': other}, frames)
+  assert np.array_equal(a[:, 4:], b[:, 4:])
+  assert np.abs(a - b)[:, :4].max() > 0.01
+  c = time_entries('encode', {}, 255 - frames)
+  assert np.all(np.abs(a - c)[:, :4].max((0, 2, 3, 4)) > 1e-3)
+
+
+def test_wrong_frames_are_refused_with_shape_dtype_and_expectation():
+  frames = jnp.asarray(BATCH.frames)
+  with pytest.raises(ValueError, match=r'\(2, 9, 20, 11, 3\), expected .*12'):
+    encode(frames[:, :, :, :11])
+  with pytest.raises(ValueError, match=r'\(9, 20, 12, 3\), expected \[B, T'):
+    encode(frames[0])
+  with pytest.raises(ValueError, match='dtype float32, expected uint8'):
+    encode(frames.astype(jnp.float32))
+
+
+def test_standardised_tokens_decode_to_the_same_images(latents):
+  tokens = WORLD.standardise(PARAMS, latents)
+  mean, std = PARAMS['latents']['mean'], PARAMS['latents']['std']
+  z = (np.asarray(latents) - mean) / std
+  np.testing.assert_allclose(tokens, z.reshape(2, FRAMES, 2, 8), rtol=1e-5)
+  a, _ = WORLD.decode(PARAMS, tokens)
+  b, _ = decode(latents)
+  np.testing.assert_allclose(a, b, atol=2e-5)

@@ -1,0 +1,143 @@
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer4_jax.nn import init_cache, masks, rope
+from dreamer4_jax.nn.transformer import (
+  Period,
+  SpaceTimeTransformer,
+  _Context,
+  banded_causal_mask,
+)
+from tests.nn import reference
+
+MASK = masks.hidden_token_mask(3, 1)
+SEGMENTS = np.array([[0, 0, 0, 0, 0], [0, 0, 1, 1, 1]])
+
+
+def clip():
+  rng = np.random.default_rng(0)
+  return jnp.asarray(rng.normal(size=(2, 5, 3, 16)), jnp.float32)
+
+
+def apply(module, params, x):
+  y, _ = module.apply(
+    {'params': params},
+    x,
+    space_mask=jnp.asarray(MASK),
+    segment_ids=jnp.asarray(SEGMENTS),
+  )
+  return y
+
+
+@pytest.mark.parametrize('kv_heads', [1, 2])
+def test_stack_matches_float64_loops(make_stack, kv_heads):
+  # A cap of 1 and a base of 100 make cap and rotation visible.
+  config, module, params = make_stack(num_kv_heads=kv_heads, soft_cap=1.0)
+  got = jax.jit(apply, static_argnums=0)(module, params, clip())
+  tree = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  expected = reference.transformer(tree, clip(), MASK, SEGMENTS, config)
+  np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_scan_equals_an_unrolled_stack_of_periods(make_stack):
+  config, module, params = make_stack()
+  mask = banded_causal_mask(jnp.asarray(SEGMENTS), config.context_length)
+  angles = rope.angles(jnp.arange(5, dtype=jnp.uint32), 4, config.rope_base)
+  context = _Context(
+    space_mask=jnp.asarray(MASK),
+    space_angles=None,
+    time_mask=mask[:, None, None, None],
+    time_angles=angles[:, None],
+    ring_mask=None,
+  )
+
+  @jax.jit
+  def unrolled(params, x):
+    entries = []
+    for i in range(config.depth // 4):
+      own = jax.tree.map(lambda p, i=i: p[i], params['periods'])
+      x, new = Period(config).apply({'params': own}, x, None, context)
+      entries.append(new.keys)
+    scale = params['norm']['scale']
+    x = x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6)
+    return x * scale[None, None, None], jnp.stack(entries)
+
+  y, new = jax.jit(
+    lambda p, x: module.apply(
+      {'params': p},
+      x,
+      space_mask=jnp.asarray(MASK),
+      segment_ids=jnp.asarray(SEGMENTS),
+    )
+  )(params, clip())
+  expected, keys = unrolled(params, clip())
+  np.testing.assert_allclose(y, expected, atol=1e-5)
+  np.testing.assert_allclose(new.keys, keys, atol=1e-5)
+
+
+def test_remat_changes_neither_output_nor_gradient(make_stack):
+  results = {}
+  for remat in ('none', 'dots', 'full'):
+    _, module, _ = make_stack(remat=remat)
+    _, _, params = make_stack()
+
+    def loss(params, x, module=module):
+      return (apply(module, params, x) ** 3).sum()
+
+    grad = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(params, clip())
+    assert ('prevent_cse' in str(grad.jaxpr)) == (remat != 'none')
+    results[remat] = grad.lower().compile()(params, clip())
+  for remat in ('dots', 'full'):
+    for a, b in zip(
+      jax.tree.leaves(results[remat]),
+      jax.tree.leaves(results['none']),
+      strict=True,
+    ):
+      np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_computes_low_and_keeps_float32_parameters(make_stack):
+  _, low, params = make_stack(dtype='bfloat16')
+  assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('float32')}
+  y = jax.jit(apply, static_argnums=0)(low, params, clip())
+  assert y.dtype == jnp.bfloat16
+  _, high, _ = make_stack()
+  exact = jax.jit(apply, static_argnums=0)(high, params, clip())
+  error = np.abs(np.asarray(y, np.float32) - exact)
+  # 2^-9 relative at each of some tens of roundings.
+  assert 1e-4 < error.max() and error.mean() < 0.03
+
+
+def test_every_parameter_has_logical_axes_and_the_scan_adds_layers(make_stack):
+  config, _, _ = make_stack()
+  init = SpaceTimeTransformer(config).init
+  x = jnp.zeros((1, 1, 2, 16))
+  shapes = jax.eval_shape(
+    lambda k: init(k, x, space_mask=jnp.ones((2, 2), bool)), jax.random.key(0)
+  )
+  is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
+  flat = jax.tree.leaves_with_path(shapes['params'], is_leaf=is_box)
+  assert len(flat) == 4 * 11 + 1
+  for path, box in flat:
+    assert is_box(box), path
+    assert len(box.names) == box.value.ndim, path
+    scanned = 'periods' in jax.tree_util.keystr(path)
+    assert (box.names[0] == 'layers') == scanned, path
+    assert any(name is not None for name in box.names[1:]) or not scanned
+
+
+def test_a_cache_takes_one_frame_without_segments(make_stack):
+  config, module, params = make_stack()
+  cache = init_cache(config, 2, 3)
+  for x, ids in ((clip(), None), (clip()[:, :1], jnp.zeros((2, 1), int))):
+    with pytest.raises(ValueError, match='one frame at a time'):
+      module.apply(
+        {'params': params},
+        x,
+        space_mask=jnp.asarray(MASK),
+        segment_ids=ids,
+        cache=cache,
+      )

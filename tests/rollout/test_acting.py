@@ -1,0 +1,87 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer4_jax.models import distributions
+from dreamer4_jax.rollout import (
+  act,
+  advance,
+  context,
+  denoise,
+  init_actor,
+  init_prompt,
+  prepare_context,
+)
+from tests.models.tiny_world import ACTIONS, make_batch, world_and_params
+
+FRAMES = 9
+WORLD, PARAMS = world_and_params()
+BATCH = make_batch(2, FRAMES, starts=[(1, 5)])
+
+
+def test_acting_sees_what_a_whole_clip_shows(monkeypatch):
+  # Encoder, dynamics and rings of the stream against one pass over the clip,
+  # with the actions that the stream itself chose.
+  for module in (denoise, context):
+    monkeypatch.setattr(module, 'context_noise', lambda world, z, noise: z)
+  first = ~np.asarray(BATCH.prev_action_mask)
+  state, states, actions = init_actor(WORLD, 2), [], []
+  one = jax.jit(lambda *args: act(WORLD, PARAMS, *args))
+  for t in range(FRAMES):
+    action, h, state = one(
+      state,
+      jnp.asarray(BATCH.frames[:, t]),
+      jnp.asarray(first[:, t]),
+      jnp.asarray(BATCH.task[:, t]),
+      jax.random.key(t),
+    )
+    states.append(h)
+    actions.append(action)
+  shifted = jax.tree.map(
+    lambda *x: jnp.stack([x[0], *x[:-1]], axis=1), *actions
+  )
+  whole = jax.jit(
+    lambda batch: prepare_context(
+      WORLD, PARAMS, batch, jax.random.key(0), with_agent=True
+    ).agent
+  )(BATCH.replace(prev_action=shifted))
+  np.testing.assert_allclose(np.stack(states, axis=1), whole, atol=5e-5)
+
+
+def test_an_action_is_sampled_from_the_policy_at_its_own_state():
+  key = jax.random.key(3)
+  args = (
+    init_actor(WORLD, 2),
+    jnp.asarray(BATCH.frames[:, 0]),
+    jnp.ones(2, bool),
+    jnp.array([0, 1]),
+  )
+  seen = jax.jit(lambda key: act(WORLD, PARAMS, *args, key))
+  action, h, state = seen(key)
+  logits = WORLD.head(PARAMS, 'policy', h)
+  logits = {k: v[:, 0] for k, v in logits.items()}
+  expected = distributions.sample(jax.random.split(key)[1], logits, ACTIONS)
+  for name in action:
+    assert np.array_equal(action[name], expected[name])
+    assert np.array_equal(state.prev_action[name], action[name])
+  assert state.encoder.frame == state.dynamics.frame == 1
+
+
+def test_a_prompt_moves_on_when_its_event_has_happened_often_enough():
+  # Task 1 twice, then task 0 once, then task 1 to the end.
+  prompt = init_prompt([(1, 2), (0, 1), (1, 1)], 2)
+  # Events of tasks (0, 1) for two agents, and the task in force afterwards.
+  script = [
+    ([[0, 0], [0, 1]], [1, 1]),
+    ([[1, 0], [0, 1]], [1, 0]),  # agent 0: the event of a later stage
+    ([[1, 1], [0, 1]], [1, 0]),
+    ([[0, 0], [1, 0]], [1, 1]),
+    ([[1, 1], [0, 1]], [0, 1]),  # both events: one stage only
+    ([[1, 0], [0, 1]], [1, 1]),
+    ([[0, 1], [0, 1]], [1, 1]),  # the last stage lasts
+  ]
+  assert prompt.task().tolist() == [1, 1]
+  for events, tasks in script:
+    prompt = advance(prompt, jnp.asarray(events, jnp.float32))
+    assert prompt.task().tolist() == tasks
+  assert prompt.stage.tolist() == [2, 2]

@@ -1,0 +1,164 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer4_jax.models import dynamics_cache
+from dreamer4_jax.objectives import euler_step, sampling_levels
+from dreamer4_jax.rollout import FrameInput, append_frame, denoise_frame
+from dreamer4_jax.rollout.denoise import (
+  context_levels,
+  context_noise,
+  flow_step,
+  sampling_schedule,
+)
+from tests.models.tiny_world import (
+  CONFIG,
+  random_actions,
+  random_tokens,
+  with_dynamics,
+  world_and_params,
+)
+from tests.rollout.fakes import make_fake, steps_up_to
+
+Z1, NOISE = random_tokens(0, 2, 1), random_tokens(1, 2, 1)
+ALL_STEPS = steps_up_to(8)
+
+
+def frame_input(seed=0):
+  actions = random_actions(np.random.default_rng(seed), (2, 1))
+  return FrameInput(
+    prev_action=jax.tree.map(jnp.asarray, actions),
+    prev_action_mask=jnp.ones((2, 1), bool),
+    agent=jnp.ones((2, 1, 16)),
+  )
+
+
+def empty_cache():
+  return dynamics_cache(CONFIG.dynamics, 2, agent=True)
+
+
+@pytest.mark.parametrize('max_steps', [1, 8, 64, 1024])
+def test_schedule_agrees_with_training_on_every_pair(max_steps):
+  for steps in steps_up_to(max_steps):
+    indices, step = sampling_schedule(steps, max_steps)
+    expected, expected_step = sampling_levels(steps, max_steps)
+    assert np.array_equal(indices, expected) and step == expected_step
+    assert indices.tolist() == [s * max_steps // steps for s in range(steps)]
+    assert 2**step == steps
+
+
+@pytest.mark.parametrize('steps', [0, 3, 16, -2])
+def test_schedule_refuses_other_numbers_of_steps(steps):
+  with pytest.raises(ValueError, match=rf'steps = {steps}: .*1\.\.8'):
+    sampling_schedule(steps, 8)
+
+
+def test_flow_step_agrees_with_the_euler_step_of_training():
+  for steps in ALL_STEPS:
+    indices, step = sampling_schedule(steps, 8)
+    for s in range(steps):
+      expected = euler_step(NOISE, Z1, indices[s], jnp.int32(step), 8)
+      got = flow_step(NOISE, Z1, jnp.float32(steps - s))
+      np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('steps', ALL_STEPS)
+def test_an_oracle_recovers_the_data_and_is_told_the_current_level(steps):
+  world = make_fake(lambda z, signal, step: Z1)
+  with jax.disable_jit():
+    got = denoise_frame(
+      world, {}, empty_cache(), frame_input(), NOISE, steps=steps
+    )
+  np.testing.assert_allclose(got, Z1, atol=1e-6)
+  assert len(world.record) == steps
+  for s, call in enumerate(world.record):
+    assert np.all(call['signal'] == s * 8 // steps)
+    assert np.all(call['step'] == np.log2(steps))
+    assert call['signal'].shape == call['step'].shape == (2, 1)
+    # The level it is told is the level of what it is given.
+    tau = s / steps
+    np.testing.assert_allclose(
+      call['z'], (1 - tau) * NOISE + tau * Z1, atol=1e-6
+    )
+
+
+def test_a_frame_by_hand():
+  # f = z + 2 - tau: K = 2 adds 2 * 1/2, then 1.5 * (1/2) / (1/2).
+  predict = lambda z, signal, step: z + 2 - (signal / 8)[:, :, None, None]
+  world = make_fake(predict)
+  with jax.disable_jit():
+    got = denoise_frame(
+      world, {}, empty_cache(), frame_input(), NOISE, steps=2
+    )
+  np.testing.assert_allclose(got, NOISE + 2.5, atol=1e-6)
+
+
+def test_all_passes_read_one_cache_and_only_the_last_writes_it():
+  world = make_fake(lambda z, signal, step: Z1)
+  cache, inputs = empty_cache(), frame_input()
+  with jax.disable_jit():
+    z = denoise_frame(world, {}, cache, inputs, NOISE, steps=4)
+    assert len(world.record) == 4
+    h, after = append_frame(world, {}, cache, inputs, z, NOISE)
+  for call in world.record:
+    for name in ('action', 'agent', 'known'):
+      expected = {
+        'action': inputs.prev_action,
+        'agent': inputs.agent,
+        'known': inputs.prev_action_mask,
+      }[name]
+      for a, b in zip(
+        jax.tree.leaves(call[name]), jax.tree.leaves(expected), strict=True
+      ):
+        assert np.array_equal(a, b)
+    for a, b in zip(
+      jax.tree.leaves(call['cache']), jax.tree.leaves(cache), strict=True
+    ):
+      assert np.array_equal(a, b)
+  assert after.frame == 1 and cache.frame == 0
+  # Index 7 of 8 is 0.9 snapped to the grid; the state is of that one pass.
+  last = world.record[-1]
+  assert np.all(last['signal'] == 7) and np.all(last['step'] == 3)
+  np.testing.assert_allclose(last['z'], z * 7 / 8 + NOISE / 8, atol=1e-6)
+  np.testing.assert_allclose(h[:, 0], last['z'].mean((1, 2, 3)), atol=1e-6)
+  np.testing.assert_allclose(
+    after.entries.keys[0, :, 3, 0, 0, 0], last['z'].mean((1, 2, 3)), atol=1e-6
+  )
+
+
+def test_the_past_reaches_the_next_frame_through_the_cache():
+  world, params = world_and_params()
+  sample = jax.jit(
+    lambda cache, inputs: denoise_frame(
+      world, params, cache, inputs, NOISE, steps=2
+    )
+  )
+  _, cache = append_frame(world, params, empty_cache(), frame_input(), Z1, NOISE)
+  a = sample(empty_cache(), frame_input())
+  b = sample(cache, frame_input())
+  assert np.abs(a - b).max() > 1e-3
+  c = sample(cache, frame_input(seed=5))
+  assert np.abs(b - c).max() > 1e-3  # and so does the action
+
+
+@pytest.mark.parametrize(
+  'max_steps, signal, index',
+  [(64, 0.9, 58), (8, 0.9, 7), (1, 0.9, 0), (4, 0.99, 3), (256, 0.9, 230)],
+)
+def test_context_level_is_snapped_to_the_grid_and_labelled(
+  max_steps, signal, index
+):
+  config = with_dynamics(CONFIG, max_steps=64)  # K = 4 must fit while built
+  config = with_dynamics(config, context_signal=signal)
+  dynamics = with_dynamics(config, max_steps=max(max_steps, 4)).dynamics
+  if max_steps < 4:
+    pytest.skip('the default K = 4 needs max_steps of at least 4')
+  assert dynamics.context_index == index
+  world = make_fake(None, with_dynamics(config, max_steps=max_steps))
+  levels = context_levels(world, (2, 3))
+  assert np.all(levels[0] == index) and levels[0].shape == (2, 3)
+  assert np.all(levels[1] == np.log2(max_steps))
+  got = context_noise(world, Z1, NOISE)
+  tau = index / max_steps
+  np.testing.assert_allclose(got, tau * Z1 + (1 - tau) * NOISE, atol=1e-6)

@@ -1,0 +1,142 @@
+"""The examples of the README run as they are printed."""
+
+import dataclasses
+import functools
+import pathlib
+import re
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data_pipelines import writer
+from dreamer4_jax import presets
+from dreamer4_jax.checkpoint import Checkpoints
+from dreamer4_jax.config import (
+  ActionComponent,
+  AgentConfig,
+  Config,
+  DataConfig,
+)
+from dreamer4_jax.data.format import Description
+from dreamer4_jax.models import World
+from dreamer4_jax.training.imagination_step import init_imagination_state
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / 'README.md').read_text()
+STEP, DREAM = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+TASKS, CLASSES, SIDE = ('near', 'far'), 3, 16
+
+
+def run(code):
+  space = {'__name__': 'readme'}
+  exec(compile(code, 'README.md', 'exec'), space)
+  return space
+
+
+def episodes(count, rng):
+  for _ in range(count):
+    last = np.arange(12) == 11
+    shape = (12, SIDE, SIDE, 3)
+    yield {
+      'observation': rng.integers(0, 256, shape, np.uint8),
+      'action': {'action': rng.integers(0, CLASSES, 12, np.int32)},
+      'action_known': ~last,
+      'reward': np.zeros(12, np.float32),
+      'events': np.tile(last[::-1, None], (1, 2)).astype(np.uint8),
+      'is_first': np.arange(12) == 0,
+      'is_last': last,
+      'is_terminal': last,
+    }
+
+
+def last_state(config):
+  """The state of the last phase, as the loop saves it."""
+  world, key = World.from_config(config), jax.random.key(0)
+  rooms = world.init(
+    key, ('tokenizer', 'dynamics', 'task', 'policy', 'reward', 'continuation')
+  )
+  latents = (config.tokenizer.num_latents, config.tokenizer.bottleneck_dim)
+  rooms['latents'] = {name: jnp.zeros(latents) for name in ('mean', 'std')}
+  return nn.meta.unbox(
+    init_imagination_state(world, config.phases.imagination, key, rooms)
+  )
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+  """A dataset of noise, and `runs/quickstart` with random parameters."""
+  monkeypatch.chdir(tmp_path)
+  rng = np.random.default_rng(0)
+  actions = (ActionComponent(name='action', kind='categorical', size=CLASSES),)
+  writer.write_dataset(
+    'noise',
+    description=Description(
+      actions=actions, tasks=TASKS, frame_shape=(SIDE, SIDE, 3)
+    ),
+    splits={'train': episodes(6, rng), 'test': episodes(2, rng)},
+  )
+
+  config = Config(
+    actions=actions,
+    tasks=TASKS,
+    tokenizer=dataclasses.replace(
+      Config().tokenizer, image_height=SIDE, image_width=SIDE
+    ),
+    agent=AgentConfig(num_tasks=2, hidden=16),
+    data=DataConfig(path='noise'),
+  )
+  config = presets.apply(config, 'tiny')
+  shapes = jax.eval_shape(functools.partial(last_state, config))
+  state = jax.tree.map(
+    lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), shapes
+  )
+  with Checkpoints('runs/quickstart/imagination') as checkpoints:
+    checkpoints.save(1, state, {}, config)
+
+
+@pytest.mark.parametrize('code', [STEP, DREAM])
+def test_an_example_is_short(code):
+  assert len([line for line in code.splitlines() if line.strip()]) <= 15
+  assert max(map(len, code.splitlines())) <= 80
+
+
+def test_one_train_step_on_own_arrays():
+  space = run(STEP)
+  assert int(space['state'].step) == 1
+  assert all(np.isfinite(x).all() for x in space['metrics'].values())
+  # Unboxed, as the loop has them.
+  leaves = jax.tree.leaves(space['state'].params)
+  assert all(isinstance(x, jax.Array) for x in leaves)
+
+
+def test_a_rollout_from_a_checkpoint(checkpoint):
+  space = run(DREAM)
+  images, actions = space['images'], space['actions']['action']
+  assert images.shape == (4, 16, SIDE, SIDE, 3)
+  assert np.isfinite(images).all()
+  assert actions.shape == (4, 16)
+  assert set(np.unique(actions).tolist()) <= set(range(CLASSES))
+
+
+def test_the_table_of_presets_is_that_of_the_module():
+  for name in presets.PRESETS:
+    ours = re.search(rf'\| `{name}` \| (\S+) M \| (\S+) M', README)
+    theirs = re.search(
+      rf'\| {name} +\| +\S+ +\| +(\S+) +\| +(\S+)', presets.__doc__
+    )
+    assert [float(x) for x in ours.groups()] == pytest.approx(
+      [float(x) for x in theirs.groups()], rel=1e-3
+    )
+
+
+def test_what_the_readme_points_to_is_there():
+  links = re.findall(r'\]\(([^):]+)\)', README)
+  named = re.findall(
+    r'`((?:dreamer4_jax|tests|data_pipelines)/\S+\.py)`', README
+  )
+  assert links and named
+  for path in [*links, *named]:
+    assert (ROOT / path).exists(), path

@@ -1,0 +1,189 @@
+import dataclasses
+import functools
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer4_jax.config import DynamicsPhase, OptimizerConfig
+from dreamer4_jax.models import World
+from dreamer4_jax.objectives import ShortcutLosses
+from dreamer4_jax.training.dynamics_step import (
+  corrupt_batch,
+  dynamics_losses,
+  init_dynamics_state,
+  make_dynamics_step,
+  put_rows,
+  take_rows,
+)
+from tests.models.tiny_world import CONFIG, make_batch, world_and_params
+
+START = 3
+PHASE = DynamicsPhase(
+  steps=1000,
+  batch_size=8,
+  bootstrap_rows=0.25,
+  bootstrap_start=START,
+  bootstrap_every=2,
+  optimizer=OptimizerConfig(
+    learning_rate=1e-2, warmup_steps=1, decay_share=0.0
+  ),
+)
+LABELS = np.ones((8, 5), bool)
+LABELS[::3] = False  # unlabeled clips among labeled ones
+BATCH = make_batch(8, 5, starts=[(2, 3)])
+BATCH = jax.tree.map(
+  jnp.asarray,
+  BATCH.replace(
+    prev_action_mask=BATCH.prev_action_mask & LABELS, action_mask=LABELS
+  ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class CountingWorld(World):
+  """Counts the passes of the dynamics that are really executed."""
+
+  calls: list = dataclasses.field(default_factory=list, compare=False)
+
+  def denoise(self, params, z, *args, **kwargs):
+    jax.debug.callback(lambda _: self.calls.append(z.shape[0]), z[0, 0, 0, 0])
+    return super().denoise(params, z, *args, **kwargs)
+
+
+def counting_world(config=CONFIG):
+  world = World.from_config(config)
+  names = [f.name for f in dataclasses.fields(World)]
+  return CountingWorld(**{n: getattr(world, n) for n in names})
+
+
+@functools.cache
+def corrupted():
+  world, params = counting_world(), world_and_params()[1]
+
+  @jax.jit
+  def run(step):
+    return corrupt_batch(
+      world, params, BATCH, PHASE, step, jax.random.key(0)
+    )
+
+  def counted(step):
+    world.calls.clear()
+    data = jax.device_get(run(jnp.int32(step)))
+    jax.effects_barrier()
+    return data, list(world.calls)
+
+  return counted
+
+
+@pytest.mark.parametrize('step, runs', [(0, 0), (2, 0), (3, 0), (4, 1), (5, 0)])
+def test_extra_passes_run_on_their_steps_and_rows_only(step, runs):
+  # From step 3 on, on every second step, on a quarter of 8 rows.
+  data, calls = corrupted()(step)
+  assert calls == [2, 2] * runs
+  assert data.bootstrapping == bool(runs)
+  coarse = data.levels.step_index < 3
+  rows = np.flatnonzero(coarse.any(axis=1))
+  assert rows.tolist() == ([0, 4] if runs else [])
+  moving = np.abs(data.velocity).max((2, 3)) > 0
+  assert np.array_equal(moving, coarse)
+
+
+def test_levels_are_of_the_noise_that_was_added():
+  data, _ = corrupted()(4)
+  tau = data.levels.signal_index[..., None, None] / 8
+  # Undo the mixture: what is left is standard normal, 640 numbers.
+  noise = (data.z_tau - tau * data.z1) / (1 - tau)
+  assert abs(noise.mean()) < 0.15 and abs(noise.std() - 1) < 0.1
+  world, params = world_and_params()
+  z1, _ = world.encode(params, BATCH.frames, segment_ids=BATCH.segment_ids)
+  np.testing.assert_allclose(data.z1, z1, atol=1e-5)
+
+
+def test_bootstrap_rows_are_the_first_of_every_group_and_go_back():
+  x = np.arange(24, dtype=np.float32).reshape(8, 3)
+  taken = take_rows({'a': jnp.asarray(x)}, 4)['a']
+  assert np.array_equal(taken, x[[0, 4]])
+  expected = np.where(np.arange(8)[:, None] % 4 == 0, x, 0)
+  assert np.array_equal(put_rows(taken, 4), expected)
+  assert np.array_equal(put_rows(jnp.asarray(x), 1), x)
+
+
+def test_no_frame_trains_both_terms_and_each_has_its_own_mean():
+  # Rows 0 and 1; frame (0, 0) bootstraps. Row weights 1 and 1/2.
+  is_flow = jnp.array([[False, True], [True, True]])
+  losses = ShortcutLosses(
+    flow=jnp.array([[100.0, 2.0], [4.0, 6.0]]),
+    bootstrap=jnp.array([[5.0, 100.0], [100.0, 100.0]]),
+    is_flow=is_flow,
+  )
+  terms, active = dynamics_losses(
+    losses, jnp.array([1.0, 0.5]), jnp.array(True)
+  )
+  np.testing.assert_allclose(terms['flow'], (2 + 2 + 3) / 2, rtol=1e-6)
+  np.testing.assert_allclose(terms['bootstrap'], 5, rtol=1e-6)
+  assert active['bootstrap']
+  _, active = dynamics_losses(losses, jnp.ones(2), jnp.array(False))
+  assert not active['bootstrap']
+  _, active = dynamics_losses(losses, jnp.array([0.0, 1]), jnp.array(True))
+  assert not active['bootstrap']
+
+
+@functools.cache
+def trained():
+  config = dataclasses.replace(
+    CONFIG, dynamics=dataclasses.replace(CONFIG.dynamics, dtype='bfloat16')
+  )
+  world, rooms = World.from_config(config), world_and_params()[1]
+  frozen = {k: rooms[k] for k in ('tokenizer', 'latents')}
+  state = jax.jit(
+    lambda key: nn.unbox(init_dynamics_state(world, PHASE, key, frozen))
+  )(jax.random.key(0))
+  step = jax.jit(make_dynamics_step(world, PHASE))
+  states, metrics = [state], []
+  for _ in range(40):
+    state, m = step(state, BATCH, jax.random.key(7))
+    states.append(state)
+    metrics.append(jax.device_get(m))
+  return states, metrics
+
+
+def test_overfitting_one_batch_lowers_the_flow_loss():
+  _, metrics = trained()
+  flow = [m['dynamics/flow'] for m in metrics]
+  assert np.isfinite([list(m.values()) for m in metrics]).all()
+  # The same key: the same levels and noise on steps of the same kind.
+  assert flow[39] < 0.7 * flow[1]
+
+
+def test_the_bootstrap_term_counts_on_its_steps_alone():
+  states, metrics = trained()
+  for i, m in enumerate(metrics):
+    runs = i >= START and i % 2 == 0
+    assert (m['dynamics/bootstrap'] > 0) == runs
+    seen = len([j for j in range(START, i + 1) if j % 2 == 0])
+    np.testing.assert_allclose(
+      states[i + 1].rms['bootstrap'].weight, 1 - 0.99**seen, atol=1e-6
+    )
+  np.testing.assert_allclose(metrics[0]['loss'], 1, rtol=1e-5)
+  np.testing.assert_allclose(metrics[4]['loss'], 2, atol=0.5)
+
+
+def test_only_the_dynamics_moves_and_stays_float32():
+  states, _ = trained()
+  first, last = states[0], states[-1]
+  for a, b in zip(
+    jax.tree.leaves(first.frozen), jax.tree.leaves(last.frozen), strict=True
+  ):
+    assert np.array_equal(a, b)
+  assert set(last.params) == {'dynamics'}
+  for x in jax.tree.leaves((last.params, last.ema, last.opt_state)):
+    assert x.dtype in (jnp.float32, jnp.int32)
+  assert all(
+    np.any(a != b)
+    for a, b in zip(
+      jax.tree.leaves(first.params), jax.tree.leaves(last.params), strict=True
+    )
+  )

@@ -1,0 +1,145 @@
+import dataclasses
+import functools
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer4_jax.config import OptimizerConfig, TokenizerPhase
+from dreamer4_jax.models import World
+from dreamer4_jax.objectives import patch_mask
+from dreamer4_jax.training.tokenizer_step import (
+  init_tokenizer_state,
+  latent_statistics,
+  make_tokenizer_step,
+)
+from tests.models.tiny_world import CONFIG, make_batch, world_and_params
+
+PHASE = TokenizerPhase(
+  steps=1000,
+  optimizer=OptimizerConfig(
+    learning_rate=1e-2, warmup_steps=1, ema_decay=0.5, decay_share=0.0
+  ),
+)
+LOW = dataclasses.replace(
+  CONFIG, tokenizer=dataclasses.replace(CONFIG.tokenizer, dtype='bfloat16')
+)
+BATCH = jax.tree.map(jnp.asarray, make_batch(2, 3))
+
+
+def lpips(pred, target):
+  """Stands for the perceptual distance: the error of the red channel."""
+  return jnp.abs(pred - target)[..., 0].mean((2, 3))
+
+
+@functools.cache
+def trained():
+  """Overfits one batch in bfloat16; returns states and metrics."""
+  world = World.from_config(LOW)
+  state = jax.jit(
+    lambda key: nn.unbox(init_tokenizer_state(world, PHASE, key))
+  )(jax.random.key(0))
+  step = jax.jit(make_tokenizer_step(world, PHASE, lpips))
+  states, metrics = [state], []
+  for i in range(25):
+    state, m = step(state, BATCH, jax.random.key(i))
+    states.append(state)
+    metrics.append(jax.device_get(m))
+  return states, metrics
+
+
+def test_overfitting_one_batch_lowers_the_error():
+  _, metrics = trained()
+  errors = [m['tokenizer/mse'] for m in metrics]
+  assert np.mean(errors[-3:]) < 0.8 * np.mean(errors[:3])
+  assert np.mean(errors[-3:]) < 0.1
+  for m in metrics:
+    assert np.isfinite(list(m.values())).all()
+    np.testing.assert_allclose(
+      m['tokenizer/psnr'], -10 * np.log10(m['tokenizer/mse']), rtol=1e-5
+    )
+
+
+def test_the_first_loss_is_the_sum_of_the_weights():
+  # Each term is divided by itself at first: 1 + 0.2.
+  states, metrics = trained()
+  np.testing.assert_allclose(metrics[0]['loss'], 1.2, rtol=1e-5)
+  for name in ('mse', 'lpips'):
+    x = metrics[0][f'tokenizer/{name}']
+    square = states[1].rms[name].mean_square
+    np.testing.assert_allclose(square, 0.01 * x**2, rtol=1e-5)
+    np.testing.assert_allclose(states[1].rms[name].weight, 0.01, rtol=1e-5)
+
+
+def test_state_stays_float32_under_bfloat16():
+  states, _ = trained()
+  last = states[-1]
+  assert last.step == 25
+  for tree in (last.params, last.ema, last.opt_state, last.rms):
+    for x in jax.tree.leaves(tree):
+      assert x.dtype in (jnp.float32, jnp.int32)
+  shapes = lambda s: jax.tree.map(lambda x: (x.shape, x.dtype), s)
+  assert shapes(states[0]) == shapes(last)
+
+
+def test_the_average_follows_the_parameters():
+  # decay = min(0.5, (1 + n) / (10 + n)): 0.1 on the first, 2/11 on the second.
+  states, _ = trained()
+  leaf = lambda tree: np.asarray(tree['tokenizer']['patch_in']['kernel'])
+  first = 0.1 * leaf(states[0].params) + 0.9 * leaf(states[1].params)
+  np.testing.assert_allclose(leaf(states[1].ema), first, rtol=1e-5, atol=1e-7)
+  second = 2 / 11 * first + 9 / 11 * leaf(states[2].params)
+  np.testing.assert_allclose(leaf(states[2].ema), second, rtol=1e-5, atol=1e-7)
+  late = 0.5 * leaf(states[20].ema) + 0.5 * leaf(states[21].params)
+  np.testing.assert_allclose(leaf(states[21].ema), late, rtol=1e-5, atol=1e-7)
+
+
+def test_the_error_is_of_the_whole_image_seen_through_the_mask():
+  world, params = world_and_params()
+  phase = dataclasses.replace(PHASE, max_mask_ratio=0.9)
+  state = init_tokenizer_state(world, phase, jax.random.key(0))
+  state = state.replace(params={'tokenizer': params['tokenizer']})
+  from dreamer4_jax.training.optimizer import make_optimizer
+
+  opt = make_optimizer(phase.optimizer, phase.steps)
+  state = state.replace(
+    ema=state.params, opt_state=opt.init(state.params)
+  )
+  step = make_tokenizer_step(world, phase)
+  key = jax.random.key(5)
+  _, metrics = jax.eval_shape(step, state, BATCH, key)
+  assert metrics['tokenizer/mse'].shape == ()
+  mask = patch_mask(key, (2, 3), 6, 0.9)
+  _, images = world.tokenizer.apply(
+    {'params': params['tokenizer']},
+    BATCH.frames,
+    mask=mask,
+    segment_ids=BATCH.segment_ids,
+  )
+  target = np.asarray(BATCH.frames) / 255.0
+  expected = np.mean((np.asarray(images) - target) ** 2)
+  _, metrics = jax.jit(step)(state, BATCH, key)
+  np.testing.assert_allclose(metrics['tokenizer/mse'], expected, rtol=1e-4)
+  assert 'tokenizer/lpips' not in metrics
+
+
+def test_latent_statistics_match_numpy():
+  world, params = world_and_params()
+  batches = [make_batch(2, 3, seed=i) for i in range(3)]
+  got = latent_statistics(world, params, batches)
+  z = np.concatenate(
+    [
+      np.asarray(
+        world.tokenizer.apply(
+          {'params': params['tokenizer']},
+          jnp.asarray(b.frames),
+          segment_ids=jnp.asarray(b.segment_ids),
+          method='encode',
+        )[0]
+      )
+      for b in batches
+    ]
+  )
+  np.testing.assert_allclose(got['mean'], z.mean((0, 1)), atol=1e-5)
+  np.testing.assert_allclose(got['std'], z.std((0, 1)), atol=1e-4)
