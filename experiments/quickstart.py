@@ -1,6 +1,8 @@
 """MiniGrid DoorKey 6x6 from pixels, small enough for two CPU cores."""
 
-from data_pipelines.collect import CollectConfig
+from typing import Any
+
+from data_pipelines.collect import CollectConfig, collect
 from dreamer4_jax.config import (
   ActionComponent,
   AgentConfig,
@@ -24,19 +26,20 @@ config = Config(
   tokenizer=TokenizerConfig(
     image_height=48,
     image_width=48,
-    patch_size=16,
+    patch_size=24,
     num_latents=8,
     bottleneck_dim=16,
-    width=128,
-    mlp_hidden=384,
+    width=64,
+    mlp_hidden=256,
     num_heads=2,
     num_kv_heads=2,
     context_length=8,
+    rope_base=10.0,
   ),
   dynamics=DynamicsConfig(
-    width=128,
+    width=96,
     depth=8,
-    mlp_hidden=384,
+    mlp_hidden=256,
     num_heads=2,
     num_kv_heads=1,
     num_spatial_tokens=4,
@@ -46,24 +49,29 @@ config = Config(
   agent=AgentConfig(num_tasks=3),
   phases=Phases(
     tokenizer=TokenizerPhase(
-      steps=600,
-      batch_size=32,
-      clip_length=4,
-      max_mask_ratio=0.5,
-      optimizer=OptimizerConfig(name='muon', learning_rate=3e-3),
+      steps=4000,
+      batch_size=16,
+      clip_length=2,
+      max_mask_ratio=0.1,
+      log_every=100,
+      checkpoint_every=1000,
+      optimizer=OptimizerConfig(learning_rate=2e-3, decay_share=0.4),
     ),
     dynamics=DynamicsPhase(
-      steps=800,
-      batch_size=16,
+      steps=2000,
+      batch_size=8,
       clip_length=16,
-      bootstrap_start=200,
-      optimizer=OptimizerConfig(name='muon', learning_rate=3e-3),
+      bootstrap_start=500,
+      log_every=50,
+      checkpoint_every=500,
+      optimizer=OptimizerConfig(learning_rate=2e-3, decay_share=0.4),
     ),
     finetune=FinetunePhase(
-      steps=300,
-      batch_size=16,
+      steps=600,
+      batch_size=8,
       clip_length=16,
-      optimizer=OptimizerConfig(name='muon', learning_rate=1e-3),
+      log_every=50,
+      optimizer=OptimizerConfig(learning_rate=1e-3),
     ),
     imagination=ImaginationPhase(
       steps=100,
@@ -78,13 +86,22 @@ config = Config(
   data=DataConfig(path='runs/doorkey-6x6'),
 )
 
-recipe = CollectConfig(
-  out=config.data.path,
-  env=config.env.name,
-  episodes=4000,
-  test_episodes=200,
-  noise=(0.5, 0.7, 0.9, 1.0),
-  max_steps=config.env.max_steps,
-  tile=config.env.tile,
-  seed=0,
-)
+
+def record(path: str) -> dict[str, Any]:
+  """Records the dataset: scripted play with much noise, and random play.
+
+  The noise is what cloning inherits and what imagination can unlearn; it is
+  the same for every training seed.
+  """
+  return collect(
+    CollectConfig(
+      out=path,
+      env=config.env.name,
+      episodes=4000,
+      test_episodes=200,
+      noise=(0.5, 0.7, 0.9, 1.0),
+      max_steps=config.env.max_steps,
+      tile=config.env.tile,
+      seed=0,
+    )
+  )

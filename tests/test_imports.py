@@ -100,10 +100,19 @@ def test_every_room_is_in_the_table():
 
 
 def test_config_and_types_stand_alone():
-  for name in EVERYWHERE:
-    source = (ROOT / PACKAGE / f'{name}.py').read_text()
-    tops = {n.partition('.')[0] for n in imported(source, f'{PACKAGE}.{name}')}
-    assert PACKAGE not in tops
+  found = {name: [] for name in EVERYWHERE}
+  for module, path in modules():
+    room = (*module.split('.'), '')[1]
+    if module.startswith(PACKAGE) and room in EVERYWHERE:
+      found[room] += imported(path.read_text(), module)
+  for room, names in found.items():
+    assert names, f'{room} is not where it was'
+    own = f'{PACKAGE}.{room}.'
+    assert not [
+      n
+      for n in names
+      if f'{n}.'.startswith(f'{PACKAGE}.') and not f'{n}.'.startswith(own)
+    ]
 
 
 @pytest.mark.parametrize(

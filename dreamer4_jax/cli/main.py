@@ -51,7 +51,7 @@ def _add_quickstart(commands) -> None:
     help='record a dataset, train all phases, evaluate and report',
     description='Records a dataset, trains all phases, evaluates in the real '
     'environment and writes a report. The same command again goes on where it '
-    'was interrupted. The experiment also defines `recipe: CollectConfig`.',
+    'was interrupted. The experiment also defines a function `record(path)`.',
   )
   _add_experiment(parser)
   parser.set_defaults(run=_quickstart)
@@ -129,15 +129,15 @@ def _quickstart(args: argparse.Namespace) -> int:
   config, run_dir = started
   from dreamer4_jax.cli.quickstart import quickstart
 
-  recipe = runpy.run_path(args.experiment).get('recipe')
-  if recipe is None:
+  record = runpy.run_path(args.experiment).get('record')
+  if record is None:
     return _complain(
       ValueError(
-        f'{args.experiment}: must define a variable `recipe: CollectConfig` '
-        'to record its dataset; use `dreamer4 train` with one that exists'
+        f'{args.experiment}: must define a function `record(path)` that '
+        'records its dataset; use `dreamer4 train` with one that exists'
       )
     )
-  quickstart(config, run_dir, recipe)
+  quickstart(config, run_dir, record)
   print((run_dir / 'report.md').read_text())
   return 0
 

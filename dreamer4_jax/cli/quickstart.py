@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import contextlib
-import dataclasses
 from importlib import metadata
 import json
 import logging
@@ -21,7 +20,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines import collect
 from dreamer4_jax import evals
 from dreamer4_jax.cli.loaders import evaluation_loader, training_loader
 from dreamer4_jax.config import PHASES, Config
@@ -56,21 +54,21 @@ class Stopwatch:
 
 
 def quickstart(
-  config: Config, run_dir: pathlib.Path, recipe: collect.CollectConfig
+  config: Config, run_dir: pathlib.Path, record: Callable[[str], Any]
 ) -> dict[str, Any]:
   """Runs all parts and returns what is written to `results.json`.
 
   Args:
     config: the run; `config.data.path` is where the dataset is, or will be.
     run_dir: where everything else goes.
-    recipe: how the dataset is recorded if it is not there yet.
+    record: records the dataset at a path; called if it is not there yet.
   """
   run_dir.mkdir(parents=True, exist_ok=True)
   watch = Stopwatch(run_dir / 'seconds.json')
   with watch('data'):
     if not pathlib.Path(config.data.path).exists():
       _LOG.info('data: recording %s', config.data.path)
-      collect.collect(dataclasses.replace(recipe, out=config.data.path))
+      record(config.data.path)
   for phase in PHASES:
     with watch(phase):
       phases.train(config, run_dir, (phase,), loaders=training_loader)

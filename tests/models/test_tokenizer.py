@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,11 +77,14 @@ def test_masked_patches_do_not_reach_the_latents():
   assert np.abs(a - c).max() > 0.01
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def apply_method(name, params, x):
+  return WORLD.tokenizer.apply({'params': params}, x, method=name)
+
+
 def time_entries(name, params, x):
-  """What the time layers store: the tokens `[B, N, T]` made of them."""
-  _, new = WORLD.tokenizer.apply(
-    {'params': {**PARAMS['tokenizer'], **params}}, x, method=name
-  )
+  """What the time layer stores of every token, `[B, N, T, G, h]`."""
+  _, new = apply_method(name, {**PARAMS['tokenizer'], **params}, x)
   return np.asarray(new.values)[0]
 
 
@@ -118,9 +123,9 @@ def test_wrong_frames_are_refused_with_shape_dtype_and_expectation():
 
 def test_standardised_tokens_decode_to_the_same_images(latents):
   tokens = WORLD.standardise(PARAMS, latents)
-  mean, std = PARAMS['latents']['mean'], PARAMS['latents']['std']
-  z = (np.asarray(latents) - mean) / std
+  mean, std = np.asarray(PARAMS['latents']['mean']), PARAMS['latents']['std']
+  z = (np.asarray(latents) - mean) / np.asarray(std)
   np.testing.assert_allclose(tokens, z.reshape(2, FRAMES, 2, 8), rtol=1e-5)
-  a, _ = WORLD.decode(PARAMS, tokens)
+  a, _ = jax.jit(WORLD.decode)(PARAMS, tokens)
   b, _ = decode(latents)
   np.testing.assert_allclose(a, b, atol=2e-5)

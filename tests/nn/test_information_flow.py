@@ -30,9 +30,7 @@ def flow(make_stack):
   size = FRAMES * TOKENS
 
   def apply(x, mask, ids):
-    y, _ = module.apply(
-      {'params': params}, x, space_mask=mask, segment_ids=ids
-    )
+    y, _ = module.apply({'params': params}, x, space_mask=mask, segment_ids=ids)
     return y
 
   @jax.jit

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from dreamer4_jax.models import World
 from dreamer4_jax.models.dynamics import DynamicsOutput
 from dreamer4_jax.nn import KeyValues, init_cache
-from tests.models.tiny_world import CONFIG
+from tests.models.tiny_world import CONFIG, random_tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class FakeWorld(World):
   """Calls `predict(z, signal_index, step_index)` instead of the dynamics.
+
+  The tokens of a clip are `random_tokens(5, ...)`, whatever the frames.
 
   The agent state is the mean of z; what goes into the cache is that of every
   channel. Run it under `jax.disable_jit()` to have concrete values on record.
@@ -21,6 +23,9 @@ class FakeWorld(World):
 
   predict: object = None
   record: list = dataclasses.field(default_factory=list, compare=False)
+
+  def encode(self, params, frames, **kwargs):
+    return random_tokens(5, *frames.shape[:2]), None
 
   def denoise(
     self, params, z, signal, step, action, known, *, cache=None, **kwargs

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dreamer4_jax.models import distributions
 from dreamer4_jax.rollout import (
@@ -19,14 +20,20 @@ WORLD, PARAMS = world_and_params()
 BATCH = make_batch(2, FRAMES, starts=[(1, 5)])
 
 
-def test_acting_sees_what_a_whole_clip_shows(monkeypatch):
+@pytest.fixture(scope='module')
+def one():
+  """Returns `act` without context noise, compiled."""
+  with pytest.MonkeyPatch.context() as patch:
+    for module in (denoise, context):
+      patch.setattr(module, 'context_noise', lambda world, z, noise: z)
+    yield jax.jit(lambda *args: act(WORLD, PARAMS, *args))
+
+
+def test_acting_sees_what_a_whole_clip_shows(one):
   # Encoder, dynamics and rings of the stream against one pass over the clip,
   # with the actions that the stream itself chose.
-  for module in (denoise, context):
-    monkeypatch.setattr(module, 'context_noise', lambda world, z, noise: z)
   first = ~np.asarray(BATCH.prev_action_mask)
   state, states, actions = init_actor(WORLD, 2), [], []
-  one = jax.jit(lambda *args: act(WORLD, PARAMS, *args))
   for t in range(FRAMES):
     action, h, state = one(
       state,
@@ -41,14 +48,16 @@ def test_acting_sees_what_a_whole_clip_shows(monkeypatch):
     lambda *x: jnp.stack([x[0], *x[:-1]], axis=1), *actions
   )
   whole = jax.jit(
-    lambda batch: prepare_context(
-      WORLD, PARAMS, batch, jax.random.key(0), with_agent=True
-    ).agent
+    lambda batch: (
+      prepare_context(
+        WORLD, PARAMS, batch, jax.random.key(0), with_agent=True
+      ).agent
+    )
   )(BATCH.replace(prev_action=shifted))
   np.testing.assert_allclose(np.stack(states, axis=1), whole, atol=5e-5)
 
 
-def test_an_action_is_sampled_from_the_policy_at_its_own_state():
+def test_an_action_is_sampled_from_the_policy_at_its_own_state(one):
   key = jax.random.key(3)
   args = (
     init_actor(WORLD, 2),
@@ -56,8 +65,7 @@ def test_an_action_is_sampled_from_the_policy_at_its_own_state():
     jnp.ones(2, bool),
     jnp.array([0, 1]),
   )
-  seen = jax.jit(lambda key: act(WORLD, PARAMS, *args, key))
-  action, h, state = seen(key)
+  action, h, state = one(*args, key)
   logits = WORLD.head(PARAMS, 'policy', h)
   logits = {k: v[:, 0] for k, v in logits.items()}
   expected = distributions.sample(jax.random.split(key)[1], logits, ACTIONS)

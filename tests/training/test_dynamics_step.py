@@ -65,9 +65,7 @@ def corrupted():
 
   @jax.jit
   def run(step):
-    return corrupt_batch(
-      world, params, BATCH, PHASE, step, jax.random.key(0)
-    )
+    return corrupt_batch(world, params, BATCH, PHASE, step, jax.random.key(0))
 
   def counted(step):
     world.calls.clear()
@@ -98,7 +96,9 @@ def test_levels_are_of_the_noise_that_was_added():
   noise = (data.z_tau - tau * data.z1) / (1 - tau)
   assert abs(noise.mean()) < 0.15 and abs(noise.std() - 1) < 0.1
   world, params = world_and_params()
-  z1, _ = world.encode(params, BATCH.frames, segment_ids=BATCH.segment_ids)
+  z1, _ = jax.jit(world.encode)(
+    params, BATCH.frames, segment_ids=BATCH.segment_ids
+  )
   np.testing.assert_allclose(data.z1, z1, atol=1e-5)
 
 

@@ -1,0 +1,201 @@
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer4_jax.envs import EnvSpec
+from dreamer4_jax.evals.closed_loop import (
+  random_agent,
+  run_episodes,
+  streaming_agent,
+)
+from dreamer4_jax.types import EnvStep
+from tests.models.tiny_world import ACTIONS, world_and_params
+
+LIMIT = 6
+GOALS = np.array([2, 3, 6, 9], np.int32)  # the seed is the goal
+
+
+@struct.dataclass
+class Count:
+  """How far each episode has come."""
+
+  goal: jax.Array
+  position: jax.Array
+  steps: jax.Array
+  over: jax.Array
+
+
+class Line:
+  """`move` = 2 goes one step; a goal of 3 or less has an end."""
+
+  spec = EnvSpec(
+    height=20,
+    width=12,
+    channels=3,
+    actions=ACTIONS,
+    tasks=('key', 'door'),
+    max_steps=LIMIT,
+  )
+
+  def reset(self, keys):
+    # A key made of a seed holds it: the level is the seed.
+    goal = jax.random.key_data(keys)[:, 1].astype(jnp.int32)
+    zero = jnp.zeros_like(goal)
+    state = Count(goal, zero, zero, zero > 0)
+    return state, self._show(state, zero > 0, zero > 0, zero > 0)
+
+  def step(self, state, actions):
+    going = ~state.over
+    move = (actions['move'] == 2) & going
+    position = state.position + move
+    steps = state.steps + going
+    won = position >= state.goal
+    over = won | (steps >= LIMIT)
+    new = Count(state.goal, position, steps, over)
+    return new, self._show(new, move, move & (position == 1), going & won)
+
+  def _show(self, state, moved, key, door):
+    won = state.position >= state.goal
+    frame = jnp.broadcast_to(
+      state.position.astype(jnp.uint8)[:, None, None, None],
+      (*state.goal.shape, 20, 12, 3),
+    )
+    return EnvStep(
+      frame=frame,
+      reward=moved * 0.5,
+      events=jnp.stack([key, door], axis=-1).astype(jnp.float32),
+      terminal=won,
+      timeout=state.over & ~won,
+    )
+
+
+def walker(params, memory, step, is_first, key):
+  """Walks at every turn but its first; notes what it is shown."""
+  memory = {
+    'turns': memory['turns'] + 1,
+    'firsts': memory['firsts'] + is_first,
+    'position': step.frame[:, 0, 0, 0],
+  }
+  go = jnp.where(is_first, 0, params)
+  nothing = jnp.zeros((len(is_first), 2))
+  return {
+    'move': go,
+    'keys': nothing.astype(jnp.int32),
+    'look': nothing,
+  }, memory
+
+
+def play(speed=2, **kwargs):
+  memory = {
+    'turns': jnp.int32(0),
+    'firsts': jnp.zeros(4, jnp.int32),
+    'position': jnp.zeros(4, jnp.uint8),
+  }
+  return run_episodes(
+    Line(),
+    walker,
+    jnp.int32(speed),
+    memory,
+    seeds=GOALS.tolist(),
+    key=jax.random.key(0),
+    **kwargs,
+  )
+
+
+def test_outcomes_by_hand():
+  # One turn is lost, so goals 2 and 3 are reached at steps 3 and 4; a walk of
+  # 5 steps ends short of 6 and 9, by the time limit.
+  got = play(keep_frames=2)
+  assert got.success.tolist() == [True, True, False, False]
+  assert got.length.tolist() == [3, 4, 6, 6]
+  assert got.returns.tolist() == [1, 1.5, 2.5, 2.5]
+  assert got.achieved.tolist() == [
+    [True, True], [True, True], [True, False], [True, False]
+  ]  # fmt: skip
+  assert got.frames.shape == (2, LIMIT + 1, 20, 12, 3)
+  assert got.frames[:, :, 0, 0, 0].tolist() == [
+    [0, 0, 1, 2, 2, 2, 2], [0, 0, 1, 2, 3, 3, 3]
+  ]  # fmt: skip
+  assert got.summary() == {
+    'success': 0.5,
+    'episodes': 4,
+    'mean_return': 1.875,
+    'mean_length': 4.75,
+  }
+
+
+def test_an_agent_that_stands_still_achieves_nothing():
+  got = play(speed=1)
+  assert not got.success.any() and not got.achieved.any()
+  assert got.length.tolist() == [LIMIT] * 4
+  assert got.returns.tolist() == [0] * 4
+
+
+def test_play_stops_when_every_episode_has_ended():
+  calls = []
+
+  def counted(params, memory, step, is_first, key):
+    jax.debug.callback(lambda x: calls.append(x.tolist()), is_first)
+    return walker(params, memory, step, is_first, key)
+
+  run_episodes(
+    Line(),
+    counted,
+    jnp.int32(2),
+    {
+      'turns': jnp.int32(0),
+      'firsts': jnp.zeros(2, jnp.int32),
+      'position': jnp.zeros(2, jnp.uint8),
+    },
+    seeds=[2, 3],
+    key=jax.random.key(0),
+  )
+  jax.effects_barrier()
+  assert calls == [[True, True]] + [[False, False]] * 3
+
+
+def test_the_random_agent_draws_every_action():
+  world, _ = world_and_params()
+  agent = random_agent(world)
+  actions, memory = agent(
+    None, 'kept', None, jnp.zeros(3000, bool), jax.random.key(0)
+  )
+  assert memory == 'kept'
+  # 3,000 draws: a third has a standard error of 0.009.
+  share = np.bincount(actions['move'], minlength=3) / 3000
+  np.testing.assert_allclose(share, 1 / 3, atol=0.035)
+  np.testing.assert_allclose(np.mean(actions['keys'], 0), 0.5, atol=0.035)
+  for value in (-1, 1, 3):
+    share = (np.asarray(actions['look']) == value).mean(0)
+    np.testing.assert_allclose(share, 1 / 3, atol=0.035)
+
+
+def test_the_trained_agent_plays_and_follows_its_prompt():
+  world, params = world_and_params()
+  agent, memory = streaming_agent(world, 4)
+  _, prompt = memory
+  assert prompt.tasks.tolist() == [0, 1] and prompt.counts.tolist() == [1, 1]
+  stages = []
+
+  def watched(params, memory, step, is_first, key):
+    actions, memory = agent(params, memory, step, is_first, key)
+    jax.debug.callback(
+      lambda e, s: stages.append((e, s)), step.events[:, 0], memory[1].stage
+    )
+    actions['move'] = jnp.full(4, 2)
+    return actions, memory
+
+  got = run_episodes(
+    Line(),
+    watched,
+    params,
+    memory,
+    seeds=GOALS.tolist(),
+    key=jax.random.key(0),
+  )
+  jax.effects_barrier()
+  assert got.success.tolist() == [True, True, True, False]
+  # The first task's event is seen on frame 1, and the task changes there.
+  assert [s.tolist() for _, s in stages] == [[0] * 4] + [[1] * 4] * 5
+  assert [e.tolist() for e, _ in stages][1] == [1] * 4

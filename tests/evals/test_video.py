@@ -1,0 +1,145 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from skimage.metrics import peak_signal_noise_ratio
+
+from dreamer4_jax.evals import video
+from tests.models.tiny_world import make_batch, world_and_params
+
+
+def test_psnr_by_hand():
+  np.testing.assert_allclose(video.psnr(0.01), 20, rtol=1e-6)
+  np.testing.assert_allclose(video.psnr(1.0), 0, atol=1e-6)
+  assert video.psnr(0.0) == pytest.approx(100)
+
+
+def test_error_clips_and_matches_scikit_image():
+  rng = np.random.default_rng(0)
+  frames = rng.integers(0, 256, (2, 3, 8, 6, 3)).astype(np.uint8)
+  predicted = frames / 255 + rng.normal(size=frames.shape) * 0.2
+  error = video.squared_error(
+    jnp.asarray(predicted, jnp.float32), jnp.asarray(frames)
+  )
+  assert error.shape == (2, 3)
+  for b in range(2):
+    for t in range(3):
+      expected = peak_signal_noise_ratio(
+        frames[b, t] / 255, predicted[b, t].clip(0, 1), data_range=1
+      )
+      np.testing.assert_allclose(video.psnr(error[b, t]), expected, rtol=1e-4)
+
+
+def crafted():
+  """Two clips; every candidate is off by a known number of levels."""
+  shape = (2, 4, 6, 5, 3)
+  frames = np.full(shape, 100, np.uint8)
+  dreamed, shuffled = frames.copy(), frames.copy()
+  for h in range(4):
+    dreamed[:, h] += 1 + h
+    shuffled[0, h] += 10 * (1 + h)
+  last = np.full((2, 6, 5, 3), 100, np.uint8)
+  last[1] = 151  # the second clip moved by a fifth of the range
+  return video.OpenLoop(
+    frames=frames, dreamed=dreamed, shuffled=shuffled, last=last
+  )
+
+
+def test_open_loop_psnr_of_known_errors():
+  got = video.open_loop_psnr(crafted(), (1, 4))
+  db = lambda mse: -10 * np.log10(mse)
+  expected = {
+    'psnr_1': db((1 / 255) ** 2),
+    'psnr_4': db((4 / 255) ** 2),
+    # The mean over clips is taken of the errors: one of the two is zero.
+    'psnr_1_repeat_last': db((51 / 255) ** 2 / 2),
+    'psnr_4_repeat_last': db((51 / 255) ** 2 / 2),
+    'psnr_1_shuffled_actions': db((10 / 255) ** 2 / 2),
+    'psnr_4_shuffled_actions': db((40 / 255) ** 2 / 2),
+  }
+  assert set(got) == set(expected)
+  for name, value in expected.items():
+    np.testing.assert_allclose(got[name], value, rtol=1e-4)
+
+
+def test_only_clips_within_one_episode_are_kept_in_order():
+  first = make_batch(3, 4, seed=0, starts=[(1, 2)])
+  second = make_batch(3, 4, seed=1, starts=[(0, 3), (2, 1)])
+  got = video.one_episode_clips(iter([first, second]), 3)
+  expected = [first.frames[0], first.frames[2], second.frames[1]]
+  assert np.array_equal(got.frames, np.stack(expected))
+  assert np.array_equal(got.action['keys'][2], second.action['keys'][1])
+  assert got.relevant.tolist() == [False, False, True]
+  assert (got.segment_ids == 0).all()
+
+
+def test_too_few_clips_are_reported_with_numbers():
+  batches = [make_batch(2, 4, starts=[(0, 2)])] * 3
+  message = r'eval.clips = 5: only 3 held-out clips of 4 frames .* shorter'
+  with pytest.raises(ValueError, match=message):
+    video.one_episode_clips(iter(batches), 5)
+  message = 'eval.clips = 3: only 2'
+  with pytest.raises(ValueError, match=message):
+    video.one_episode_clips(iter(batches), 3, limit=2)
+
+
+def test_tokenizer_psnr_is_of_the_mean_error_over_batches():
+  world, params = world_and_params()
+  batches = [make_batch(2, 2, seed=i) for i in range(2)]
+  reconstruct = jax.jit(
+    lambda x: world.tokenizer.apply({'params': params['tokenizer']}, x)[1]
+  )
+  errors = []
+  for batch in batches:
+    images = np.clip(reconstruct(jnp.asarray(batch.frames)), 0, 1)
+    errors.append(np.mean((images - batch.frames / 255) ** 2))
+  got = video.tokenizer_psnr(world, params, batches)
+  np.testing.assert_allclose(got, -10 * np.log10(np.mean(errors)), rtol=1e-4)
+
+
+def test_open_loop_hands_over_the_right_frames_and_actions(monkeypatch):
+  # The dream is replaced by a picture of its first action: 0, 1 or 2.
+  world, params = world_and_params()
+  clips = make_batch(3, 5)
+  seen = []
+
+  class Dream:
+    def __init__(self, z):
+      self.z = z
+
+  def fake(world, params, batch, key, *, policy, horizon, **kwargs):
+    seen.append((batch.frames.shape, horizon, kwargs))
+    actions = [policy(None, None, i)['move'] for i in range(horizon)]
+    value = jnp.stack(actions, axis=1).astype(jnp.float32)
+    return Dream(jnp.broadcast_to(value[..., None, None], (3, horizon, 2, 8)))
+
+  class Plain:
+    config = world.config
+
+    def encode(self, params, frames, **kwargs):
+      return jnp.zeros((*frames.shape[:2], 2, 8)), None
+
+    def decode(self, params, z):
+      images = z[:, :, :1, :1, None] / 10 + 0.1
+      return jnp.broadcast_to(images, (*z.shape[:2], 20, 12, 3)), None
+
+  monkeypatch.setattr(video, 'imagine', fake)
+  got = video.open_loop(
+    Plain(),
+    params,
+    clips,
+    jax.random.key(0),
+    context_frames=2,
+    sampling_steps=4,
+  )
+  assert seen[0] == (
+    (3, 2, 20, 12, 3), 3, {'sampling_steps': 4, 'with_agent': False}
+  )  # fmt: skip
+  assert np.array_equal(got.frames, clips.frames[:, 2:])
+  assert np.array_equal(got.last, clips.frames[:, 1])
+  # The action that led to frame 2 is the first one of the dream.
+  moves = clips.prev_action['move'][:, 2:]
+  level = np.round((moves / 10 + 0.1) * 255)
+  np.testing.assert_allclose(got.dreamed[..., 0, 0, 0], level, atol=1)
+  other = np.stack([level[2], level[0], level[1]])  # of another clip
+  np.testing.assert_allclose(got.shuffled[..., 0, 0, 0], other, atol=1)

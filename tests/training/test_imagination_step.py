@@ -1,0 +1,197 @@
+import dataclasses
+import functools
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer4_jax.config import ImaginationPhase, OptimizerConfig
+from dreamer4_jax.models import World, distributions
+from dreamer4_jax.objectives import TwoHot
+from dreamer4_jax.training.imagination_step import (
+  gather_experience,
+  init_imagination_state,
+  make_imagination_step,
+)
+from tests.models.tiny_world import (
+  ACTIONS,
+  CONFIG,
+  make_batch,
+  world_and_params,
+)
+
+PHASE = ImaginationPhase(
+  steps=1000,
+  horizon=5,
+  sampling_steps=2,
+  gamma=0.9,
+  lam=0.8,
+  optimizer=OptimizerConfig(
+    learning_rate=1e-2, warmup_steps=1, decay_share=0.0
+  ),
+)
+WORLD, PARAMS = world_and_params()
+ROOMS = ('tokenizer', 'latents', 'dynamics', 'task', 'policy', 'reward')
+FINETUNED = {k: PARAMS[k] for k in (*ROOMS, 'continuation')}
+BATCH = jax.tree.map(jnp.asarray, make_batch(4, 3))
+
+
+def equal(a, b):
+  pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  return all(np.array_equal(x, y) for x, y in pairs)
+
+
+@functools.cache
+def start():
+  return jax.jit(
+    lambda key: nn.unbox(init_imagination_state(WORLD, PHASE, key, FINETUNED))
+  )(jax.random.key(0))
+
+
+@functools.cache
+def step(direction='policy_prior'):
+  phase = dataclasses.replace(PHASE, kl_direction=direction)
+  compiled = jax.jit(make_imagination_step(WORLD, phase))
+  return lambda state, seed=0: jax.device_get(
+    compiled(state, BATCH, jax.random.key(seed))
+  )
+
+
+@functools.cache
+def trained():
+  state, metrics = start(), []
+  for _ in range(30):
+    state, m = step()(state)
+    metrics.append(m)
+  return state, metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class MortalWorld(World):
+  """The continuation logit is given with the parameters."""
+
+  def head(self, params, room, h):
+    x = super().head(params, room, h)
+    return x * 0 + params['logit'] if room == 'continuation' else x
+
+
+@functools.cache
+def gathered(logit):
+  names = [f.name for f in dataclasses.fields(World)]
+  world = MortalWorld(**{n: getattr(WORLD, n) for n in names})
+  sharp = {k: v for k, v in PARAMS['policy'].items()}
+  for part in ACTIONS:  # nearly deterministic
+    kernel = sharp[part.name]['kernel']
+    sharp[part.name] = {'kernel': kernel * 1000}
+  params = {**PARAMS, 'policy': sharp, 'logit': jnp.float32(logit)}
+  cont = BATCH.cont.at[1, -1].set(0)  # a context that ends in a terminal
+  return jax.device_get(_gather(world)(params, BATCH.replace(cont=cont)))
+
+
+@functools.cache
+def _gather(world):
+  return jax.jit(
+    lambda params, batch: gather_experience(
+      world, PHASE, params, batch, jax.random.key(0)
+    )
+  )
+
+
+def test_policy_equals_prior_exactly_at_the_first_step():
+  state = start()
+  assert equal(state.params['policy'], FINETUNED['policy'])
+  assert equal(state.frozen['prior'], FINETUNED['policy'])
+  assert set(state.params) == {'policy', 'value'}
+  assert not np.any(state.params['value']['out']['kernel'])
+  assert trained()[1][0]['imagination/kl'] == 0
+  assert trained()[1][0]['imagination/value_mean'] == 0
+  assert trained()[1][5]['imagination/kl'] > 0
+
+
+def test_only_policy_and_value_change():
+  state, metrics = trained()
+  assert equal(state.frozen, start().frozen)
+  assert not equal(state.params['policy'], start().params['policy'])
+  assert not equal(state.params['value'], start().params['value'])
+  assert not equal(state.ema['policy'], start().ema['policy'])
+  assert np.isfinite([list(m.values()) for m in metrics]).all()
+  for x in jax.tree.leaves((state.params, state.ema, state.opt_state)):
+    assert x.dtype in (jnp.float32, jnp.int32)
+
+
+def test_the_value_learns_its_returns():
+  state, metrics = trained()
+  values = [m['imagination/value'] for m in metrics]
+  assert np.mean(values[-5:]) < 0.7 * values[0]
+  # The policy term is not normalised, so only the value has statistics.
+  assert state.rms['policy'].weight == 0
+  np.testing.assert_allclose(state.rms['value'].weight, 1 - 0.99**30, rtol=1e-4)
+
+
+@pytest.mark.parametrize('direction', ['policy_prior', 'prior_policy'])
+def test_the_divergence_has_the_direction_of_the_config(direction):
+  policy = jax.tree.map(
+    lambda x: x + 0.2 * jnp.sin(100 * x), FINETUNED['policy']
+  )
+  state = start().replace(params={**start().params, 'policy': policy})
+  _, metrics = step(direction)(state)
+  e = _gather(WORLD)(state.rooms(), BATCH)
+  now = lambda room: {
+    k: v[:, :, 0] for k, v in WORLD.head(state.rooms(), room, e.agent).items()
+  }
+  pair = [now('policy'), now('prior')]
+  if direction == 'prior_policy':
+    pair.reverse()
+  kl = np.asarray(distributions.kl(*pair, ACTIONS))
+  back = np.asarray(distributions.kl(*pair[::-1], ACTIONS))
+  mean = lambda x: (x * e.weight).sum() / e.weight.sum()
+  np.testing.assert_allclose(metrics['imagination/kl'], mean(kl), rtol=1e-3)
+  assert abs(mean(kl) / mean(back) - 1) > 0.02
+
+
+def test_nothing_counts_after_an_imagined_termination():
+  e = gathered(-50.0)
+  # The first action was taken alive, except where the context had ended.
+  assert e.weight[:, 0].tolist() == [1, 0, 1, 1]
+  assert np.all(e.weight[:, 1:] < 1e-20)
+  np.testing.assert_allclose(e.returns, e.reward, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_multiply_the_continuations():
+  e = gathered(0.0)
+  expected = np.broadcast_to(0.5 ** np.arange(5), (4, 5)).copy()
+  expected[1] = 0
+  np.testing.assert_allclose(e.weight, expected, rtol=1e-6)
+
+
+def test_rewards_values_and_returns_are_read_where_they_belong():
+  e = gathered(0.0)
+  twohot = TwoHot(CONFIG.agent.bins, CONFIG.agent.bin_limit)
+  read = lambda room: np.asarray(
+    twohot.mean(WORLD.head(PARAMS, room, jnp.asarray(e.agent))[:, :, 0])
+  )
+  # reward[i] is read at the frame that action i led to.
+  np.testing.assert_allclose(
+    e.reward[:, :-1], read('reward')[:, 1:], rtol=2e-3, atol=1e-4
+  )
+  np.testing.assert_allclose(e.value, read('value'), rtol=2e-3, atol=1e-4)
+  assert np.ptp(e.reward) > 0.1 and np.ptp(e.value) > 0.1
+  # R[t] = r[t+1] + 0.9 * 0.5 * (0.2 v[t+1] + 0.8 R[t+1]).
+  for t in range(4):
+    expected = e.reward[:, t] + 0.45 * (
+      0.2 * e.value[:, t + 1] + 0.8 * e.returns[:, t + 1]
+    )
+    np.testing.assert_allclose(e.returns[:, t], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_action_was_drawn_at_the_state_it_is_judged_at():
+  # The policy is nearly deterministic: its most likely action, at this state.
+  e = gathered(0.0)
+  logits = WORLD.head(PARAMS, 'policy', jnp.asarray(e.agent))
+  best = np.argmax(logits['move'][:, :, 0], axis=-1)
+  assert len(np.unique(best)) > 1
+  assert (best == e.actions['move']).mean() > 0.95
+  bits = np.asarray(logits['keys'][:, :, 0]) > 0
+  assert (bits == e.actions['keys']).mean() > 0.9

@@ -1,0 +1,148 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer4_jax.config import OptimizerConfig
+from dreamer4_jax.objectives import rms_init
+from dreamer4_jax.training.optimizer import make_optimizer, make_schedule
+from dreamer4_jax.training.state import (
+  make_state,
+  masked_mean,
+  normalize_losses,
+  update,
+)
+from tests.models.tiny_world import world_and_params
+
+PLAIN = OptimizerConfig(
+  learning_rate=0.1, warmup_steps=0, decay_share=0.0, weight_decay=0.5
+)
+
+
+def test_schedule_by_hand():
+  # Warm-up over 4 steps from a quarter of the peak, decay over the last 10.
+  config = OptimizerConfig(
+    learning_rate=2.0, warmup_steps=4, decay_share=0.5, final_scale=0.1
+  )
+  schedule = make_schedule(config, 20)
+  expected = {0: 0.5, 2: 1.25, 4: 2, 7: 2, 10: 2, 15: 1.1, 20: 0.2, 99: 0.2}
+  for step, value in expected.items():
+    np.testing.assert_allclose(schedule(step), value, rtol=1e-6)
+
+
+def test_a_short_phase_warms_up_for_half_of_it():
+  config = OptimizerConfig(learning_rate=1.0, warmup_steps=50, decay_share=1.0)
+  schedule = make_schedule(config, 8)
+  np.testing.assert_allclose(schedule(0), 0.25, rtol=1e-6)
+  np.testing.assert_allclose(schedule(4), 1.0, rtol=1e-6)
+  np.testing.assert_allclose(schedule(8), 0.1, rtol=1e-6)
+
+
+def paths(tree):
+  flat = jax.tree.leaves_with_path(tree)
+  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in flat}
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_weight_decay_shrinks_kernels_and_nothing_else(name):
+  params = world_and_params()[1]['dynamics']
+  optimizer = make_optimizer(dataclasses.replace(PLAIN, name=name), 10)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  run = jax.jit(lambda p: optimizer.update(zeros, optimizer.init(p), p)[0])
+  updates, before = paths(run(params)), paths(params)
+  decayed = 0
+  for path, x in updates.items():
+    scanned = 'periods' in path
+    if 'kernel' in path and (scanned or name == 'adamw'):
+      np.testing.assert_allclose(x, -0.05 * before[path], rtol=1e-4, atol=1e-8)
+      decayed += 1
+    else:
+      assert not np.any(x), path
+  assert decayed >= 28
+
+
+def test_muon_moves_matrices_as_much_as_adam_moves_numbers():
+  # Orthogonalised: singular values near 1, scaled so that the root mean
+  # square is 0.2 of the learning rate. Adam's first step is its sign.
+  config = dataclasses.replace(PLAIN, name='muon', weight_decay=0.0)
+  params = world_and_params()[1]['dynamics']
+  optimizer = make_optimizer(config, 10)
+  rng = np.random.default_rng(0)
+  grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), params)
+  run = jax.jit(lambda g: optimizer.update(g, optimizer.init(params), params))
+  for path, x in paths(run(grads)[0]).items():
+    size = np.sqrt((x**2).mean())
+    if 'periods' in path and 'kernel' in path:
+      assert 0.012 < size < 0.026, path
+    else:
+      np.testing.assert_allclose(np.abs(x), 0.1, rtol=1e-2)
+
+
+def test_one_muon_matrix_against_its_singular_vectors():
+  config = dataclasses.replace(PLAIN, name='muon', weight_decay=0.0)
+  rng = np.random.default_rng(0)
+  kernel = jnp.asarray(rng.normal(size=(2, 6, 2, 3)), jnp.float32)
+  params = {'periods': {'query': {'kernel': kernel}}}
+  grad = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), params)
+  optimizer = make_optimizer(config, 10)
+  updates, _ = optimizer.update(grad, optimizer.init(params), params)
+  for period in range(2):
+    g = np.asarray(grad['periods']['query']['kernel'][period]).reshape(6, 6)
+    got = np.asarray(updates['periods']['query']['kernel'][period])
+    u, _, v = np.linalg.svd(g)
+    # In the basis of the gradient the update is diagonal and negative.
+    inner = u.T @ -got.reshape(6, 6) @ v.T / (0.1 * 0.2 * np.sqrt(6))
+    np.testing.assert_allclose(inner, np.diag(np.diag(inner)), atol=2e-3)
+    assert np.all((0.5 < np.diag(inner)) & (np.diag(inner) < 1.4))
+
+
+def quadratic(config, steps):
+  """Descends x^2 from 1; returns all states and metrics."""
+  optimizer = make_optimizer(config, 100)
+  state = make_state({'x': jnp.float32(1)}, {}, optimizer, ('a',))
+
+  def loss_fn(params):
+    return 100 * params['x'] ** 2, ({'room/x': params['x']}, {'a': rms_init()})
+
+  step = jax.jit(lambda s: update(s, loss_fn, optimizer, config))
+  states, metrics = [state], []
+  for _ in range(steps):
+    state, m = step(state)
+    states.append(state)
+    metrics.append(m)
+  return states, metrics
+
+
+@pytest.mark.parametrize('decay', [0.0, 0.15])
+def test_average_of_the_parameters_by_hand(decay):
+  config = dataclasses.replace(PLAIN, weight_decay=0.0, ema_decay=decay)
+  states, metrics = quadratic(config, 4)
+  average = 1.0
+  for n in range(4):
+    share = min(decay, (1 + n) / (10 + n))  # 1/10, 2/11, 3/12, 4/13
+    average = share * average + (1 - share) * float(states[n + 1].params['x'])
+    np.testing.assert_allclose(states[n + 1].ema['x'], average, rtol=1e-6)
+    assert states[n + 1].step == n + 1
+  # Adam's first step is the learning rate; the gradient was 200.
+  np.testing.assert_allclose(states[1].params['x'], 0.9, rtol=1e-5)
+  np.testing.assert_allclose(metrics[0]['grad_norm'], 200, rtol=1e-6)
+  np.testing.assert_allclose(metrics[0]['update_norm'], 0.1, rtol=1e-5)
+  np.testing.assert_allclose(metrics[0]['loss'], 100, rtol=1e-6)
+
+
+def test_terms_without_data_stay_still():
+  rms = {'a': rms_init(), 'b': rms_init()}
+  losses = {'a': jnp.float32(4), 'b': jnp.float32(5)}
+  scaled, new = normalize_losses(losses, rms, {'b': jnp.array(False)})
+  np.testing.assert_allclose(scaled['a'], 1, rtol=1e-6)
+  assert scaled['b'] == 0 and new['b'].weight == 0
+  np.testing.assert_allclose(new['a'].mean_square, 0.16, rtol=1e-5)
+
+
+def test_masked_mean_by_hand():
+  x = jnp.array([[1.0, 2.0], [3.0, 100.0]])
+  weight = jnp.array([[1.0, 0.5], [0.5, 0.0]])
+  np.testing.assert_allclose(masked_mean(x, weight), 1.75, rtol=1e-6)
+  assert masked_mean(x, jnp.zeros((2, 2))) == 0
