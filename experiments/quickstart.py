@@ -1,4 +1,4 @@
-"""MiniGrid DoorKey 6x6 from pixels, small enough for two CPU cores."""
+"""MiniGrid DoorKey 5x5 from pixels, small enough for two CPU cores."""
 
 from typing import Any
 
@@ -24,9 +24,9 @@ config = Config(
   actions=(ActionComponent(name='action', kind='categorical', size=7),),
   tasks=('key', 'door', 'goal'),
   tokenizer=TokenizerConfig(
-    image_height=48,
-    image_width=48,
-    patch_size=24,
+    image_height=40,
+    image_width=40,
+    patch_size=20,
     num_latents=8,
     bottleneck_dim=16,
     width=64,
@@ -52,7 +52,7 @@ config = Config(
       steps=4000,
       batch_size=16,
       clip_length=2,
-      max_mask_ratio=0.1,
+      max_mask_ratio=0.0,
       log_every=100,
       checkpoint_every=1000,
       optimizer=OptimizerConfig(learning_rate=2e-3, decay_share=0.4),
@@ -82,8 +82,8 @@ config = Config(
       optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
     ),
   ),
-  env=EnvConfig(name='navix:Navix-DoorKey-Random-6x6-v0', max_steps=60),
-  data=DataConfig(path='runs/doorkey-6x6'),
+  env=EnvConfig(name='navix:Navix-DoorKey-Random-5x5-v0', max_steps=40),
+  data=DataConfig(path='runs/doorkey-5x5'),
 )
 
 

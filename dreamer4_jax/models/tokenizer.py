@@ -45,6 +45,7 @@ class Tokenizer(nn.Module):
     self.mask_token = Embedding(1, c.width, dtype)
     self.latent_tokens = Embedding(c.num_latents, c.width, dtype)
     self.patch_queries = Embedding(patches, c.width, dtype)
+    self.patch_slots = Embedding(patches, c.width, dtype, scale=0.5)
     self.decoder_slots = Embedding(c.num_latents, c.width, dtype)
     self.encoder = SpaceTimeTransformer(c.stack(c.encoder_depth))
     self.decoder = SpaceTimeTransformer(c.stack(c.decoder_depth))
@@ -81,6 +82,10 @@ class Tokenizer(nn.Module):
     if mask is not None:
       hidden = self.mask_token.table()[None, None]
       x = jnp.where(mask[..., None], hidden, x)
+    # Beside the rotations, which tell a latent almost nothing of where a patch
+    # is: on small grids the tokenizer else never learns to encode small things
+    # that move (docs/notes.md).
+    x = x + self.patch_slots.table()[None, None]
     latents = _spread(self.latent_tokens.table(), frames.shape[:2])
     x, new = self.encoder(
       jnp.concatenate([latents, x], axis=2),

@@ -45,14 +45,12 @@ class Corrupted:
     z_tau: `[B, T, N_z, C]` noisy tokens.
     levels: their levels `[B, T]`.
     velocity: `[B, T, N_z, C]` bootstrap target, 0 where there is none.
-    bootstrapping: `[]` bool, whether this step bootstraps.
   """
 
   z1: Array
   z_tau: Array
   levels: Levels
   velocity: Array
-  bootstrapping: Array
 
 
 def take_rows(x: PyTree, every: int) -> PyTree:
@@ -126,30 +124,33 @@ def corrupt_batch(
   )
   # Without the stop the frozen tokenizer would be differentiated in phase 2.
   return jax.lax.stop_gradient(
-    Corrupted(z1, z_tau, levels, put_rows(velocity, every), active)
+    Corrupted(z1, z_tau, levels, put_rows(velocity, every))
   )
 
 
-def dynamics_losses(
-  losses: ShortcutLosses, rows: Array, bootstrapping: Array
-) -> tuple[dict[str, Array], dict[str, Array]]:
-  """Means of the two terms over the frames they belong to.
+def dynamics_loss(losses: ShortcutLosses, rows: Array) -> tuple[Array, Metrics]:
+  """Mean of equation 7 over frames, each of which has one of the two terms.
+
+  The two terms are one loss and are normalised as one. Divided each by its own
+  running RMS they lose their common scale, and the model falls into the trivial
+  solution of the bootstrap term: predicting the same frame always is perfectly
+  consistent, and a flow term that grows is divided by its own growth.
 
   Args:
     losses: per frame.
     rows: `[B]` weight of each row.
-    bootstrapping: `[]` bool.
 
   Returns:
-    The terms `flow` and `bootstrap`, and whether each had data.
+    The loss, and `flow` and `bootstrap` as means over their own frames.
   """
-  is_flow = losses.is_flow.astype(jnp.float32) * rows[:, None]
-  is_bootstrap = (1 - losses.is_flow.astype(jnp.float32)) * rows[:, None]
-  terms = {
+  weight = rows[:, None].astype(jnp.float32)
+  is_flow = losses.is_flow.astype(jnp.float32) * weight
+  each = jnp.where(losses.is_flow, losses.flow, losses.bootstrap)
+  total = masked_mean(each, weight)
+  return total, {
     'flow': masked_mean(losses.flow, is_flow),
-    'bootstrap': masked_mean(losses.bootstrap, is_bootstrap),
+    'bootstrap': masked_mean(losses.bootstrap, weight - is_flow),
   }
-  return terms, {'bootstrap': bootstrapping & (is_bootstrap.sum() > 0)}
 
 
 def init_dynamics_state(
@@ -158,7 +159,7 @@ def init_dynamics_state(
   """Returns the initial state; `frozen` has rooms `tokenizer`, `latents`."""
   params = world.init(key, ('dynamics',))
   optimizer = make_optimizer(phase.optimizer, phase.steps)
-  return make_state(params, frozen, optimizer, ('flow', 'bootstrap'))
+  return make_state(params, frozen, optimizer, ('dynamics',))
 
 
 def make_dynamics_step(
@@ -185,10 +186,10 @@ def make_dynamics_step(
         prediction, data.z1, data.z_tau, data.levels, data.velocity, max_steps
       )
       everyone = jnp.ones(prediction.shape[:1])
-      terms, active = dynamics_losses(losses, everyone, data.bootstrapping)
-      scaled, rms = normalize_losses(terms, state.rms, active)
-      metrics = {f'dynamics/{k}': v for k, v in terms.items()}
-      return sum(scaled.values()), (metrics, rms)
+      loss, parts = dynamics_loss(losses, everyone)
+      scaled, rms = normalize_losses({'dynamics': loss}, state.rms, {})
+      metrics = {f'dynamics/{k}': v for k, v in parts.items()}
+      return scaled['dynamics'], (metrics, rms)
 
     return update(state, loss_fn, optimizer, phase.optimizer)
 

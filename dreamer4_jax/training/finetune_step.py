@@ -27,7 +27,7 @@ from dreamer4_jax.objectives import (
 from dreamer4_jax.training.dynamics_step import (
   Corrupted,
   corrupt_batch,
-  dynamics_losses,
+  dynamics_loss,
 )
 from dreamer4_jax.training.optimizer import make_optimizer
 from dreamer4_jax.training.state import (
@@ -40,7 +40,7 @@ from dreamer4_jax.training.state import (
 )
 from dreamer4_jax.types import Array, Batch
 
-TERMS = ('flow', 'bootstrap', 'policy', 'reward', 'continuation')
+TERMS = ('dynamics', 'policy', 'reward', 'continuation')
 
 
 def init_finetune_state(
@@ -137,8 +137,7 @@ def make_finetune_step(
   optimizer = make_optimizer(phase.optimizer, phase.steps)
   max_steps = world.config.dynamics.max_steps
   weights = {
-    'flow': phase.dynamics_weight,
-    'bootstrap': phase.dynamics_weight,
+    'dynamics': phase.dynamics_weight,
     'policy': phase.policy_weight,
     'reward': phase.reward_weight,
     'continuation': phase.cont_weight,
@@ -165,13 +164,17 @@ def make_finetune_step(
         max_steps,
       )  # fmt: skip
       uniform = 1.0 - batch.relevant.astype(jnp.float32)
-      terms, active = dynamics_losses(losses, uniform, data.bootstrapping)
-      heads, metrics = agent_losses(world, params, output.agent, batch)
-      active['flow'] = uniform.sum() > 0
-      active['policy'] = (batch.relevant[:, None] & batch.action_mask).any()
-      terms = {**terms, **heads}
+      dynamics, parts = dynamics_loss(losses, uniform)
+      terms, metrics = agent_losses(world, params, output.agent, batch)
+      terms['dynamics'] = dynamics
+      active = {
+        'dynamics': uniform.sum() > 0,
+        'policy': (batch.relevant[:, None] & batch.action_mask).any(),
+      }
       scaled, rms = normalize_losses(terms, state.rms, active)
-      metrics.update({f'finetune/{k}': v for k, v in terms.items()})
+      metrics.update(
+        {f'finetune/{k}': v for k, v in {**terms, **parts}.items()}
+      )
       total = sum(weights[k] * v for k, v in scaled.items())
       return total, (metrics, rms)
 

@@ -157,28 +157,37 @@ def test_relevant_rows_stand_at_the_context_level():
 def test_head_losses_match_a_loop():
   h = np.random.default_rng(0).normal(size=(8, 5, 16)).astype(np.float32)
   batch = jax.tree.map(jnp.asarray, BATCH)
-  terms, _ = agent_losses(WORLD, PARAMS, jnp.asarray(h), batch)
-  logits = WORLD.head(PARAMS, 'policy', jnp.asarray(h))
-  rewards = WORLD.head(PARAMS, 'reward', jnp.asarray(h))
-  conts = WORLD.head(PARAMS, 'continuation', jnp.asarray(h))
   twohot = TwoHot(CONFIG.agent.bins, CONFIG.agent.bin_limit)
-  # Losses of every (frame, distance, target frame), then the loop picks.
+
+  @jax.jit
+  def compute(h):
+    terms, _ = agent_losses(WORLD, PARAMS, h, batch)
+    logits = WORLD.head(PARAMS, 'policy', h)
+    rewards = WORLD.head(PARAMS, 'reward', h)
+    conts = WORLD.head(PARAMS, 'continuation', h)
+    losses = []
+    for n in range(3):
+      at = {k: v[:, : 5 - n, n] for k, v in logits.items()}
+      later = {k: v[:, n:] for k, v in batch.action.items()}
+      nll = -distributions.log_prob(at, later, ACTIONS)
+      reward = twohot.loss(rewards[:, : 5 - n, n], batch.reward[:, n:])
+      losses.append((nll, reward, conts[:, : 5 - n, n]))
+    return terms, losses
+
+  terms, losses = jax.device_get(compute(jnp.asarray(h)))
+  # Every (frame, distance); the loop picks those that count.
   ahead = {'policy': [], 'reward': [], 'continuation': []}
-  for n in range(3):
-    at = {k: v[:, : 5 - n, n] for k, v in logits.items()}
-    later = {k: v[:, n:] for k, v in batch.action.items()}
-    nll = -distributions.log_prob(at, later, ACTIONS)
-    reward = twohot.loss(rewards[:, : 5 - n, n], batch.reward[:, n:])
-    x, y = np.asarray(conts[:, : 5 - n, n], float), BATCH.cont[:, n:]
+  for n, (nll, reward, x) in enumerate(losses):
+    x, y = x.astype(float), BATCH.cont[:, n:]
     bce = np.log1p(np.exp(x)) - x * y
     for b in range(8):
       for t in range(5 - n):
         if BATCH.segment_ids[b, t] != BATCH.segment_ids[b, t + n]:
           continue
-        ahead['reward'].append(float(reward[b, t]))
+        ahead['reward'].append(reward[b, t])
         ahead['continuation'].append(bce[b, t])
         if BATCH.relevant[b] and LABELS[b, t + n]:
-          ahead['policy'].append(float(nll[b, t]))
+          ahead['policy'].append(nll[b, t])
   assert len(ahead['policy']) < len(ahead['reward']) / 2
   for name, values in ahead.items():
     np.testing.assert_allclose(terms[name], np.mean(values), rtol=1e-4)
@@ -201,8 +210,7 @@ def test_a_batch_of_one_kind_leaves_the_other_terms_alone(relevant):
   assert np.isfinite(list(metrics.values())).all()
   seen = {k: bool(v.weight > 0) for k, v in state.rms.items()}
   assert seen == {
-    'flow': not relevant,
-    'bootstrap': not relevant,
+    'dynamics': not relevant,
     'policy': relevant,
     'reward': True,
     'continuation': True,

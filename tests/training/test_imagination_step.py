@@ -32,9 +32,27 @@ PHASE = ImaginationPhase(
     learning_rate=1e-2, warmup_steps=1, decay_share=0.0
   ),
 )
-WORLD, PARAMS = world_and_params()
+
+
+@dataclasses.dataclass(frozen=True)
+class MortalWorld(World):
+  """The continuation logit is one number, given with the parameters."""
+
+  def head(self, params, room, h):
+    x = super().head(params, room, h)
+    return x * 0 + params['logit'] if room == 'continuation' else x
+
+
+def mortal_world():
+  world, params = world_and_params()
+  names = [f.name for f in dataclasses.fields(World)]
+  world = MortalWorld(**{n: getattr(world, n) for n in names})
+  return world, {**params, 'logit': jnp.float32(2)}
+
+
+WORLD, PARAMS = mortal_world()
 ROOMS = ('tokenizer', 'latents', 'dynamics', 'task', 'policy', 'reward')
-FINETUNED = {k: PARAMS[k] for k in (*ROOMS, 'continuation')}
+FINETUNED = {k: PARAMS[k] for k in (*ROOMS, 'continuation', 'logit')}
 BATCH = jax.tree.map(jnp.asarray, make_batch(4, 3))
 
 
@@ -68,33 +86,22 @@ def trained():
   return state, metrics
 
 
-@dataclasses.dataclass(frozen=True)
-class MortalWorld(World):
-  """The continuation logit is given with the parameters."""
-
-  def head(self, params, room, h):
-    x = super().head(params, room, h)
-    return x * 0 + params['logit'] if room == 'continuation' else x
-
-
 @functools.cache
 def gathered(logit):
-  names = [f.name for f in dataclasses.fields(World)]
-  world = MortalWorld(**{n: getattr(WORLD, n) for n in names})
   sharp = {k: v for k, v in PARAMS['policy'].items()}
   for part in ACTIONS:  # nearly deterministic
     kernel = sharp[part.name]['kernel']
     sharp[part.name] = {'kernel': kernel * 1000}
   params = {**PARAMS, 'policy': sharp, 'logit': jnp.float32(logit)}
   cont = BATCH.cont.at[1, -1].set(0)  # a context that ends in a terminal
-  return jax.device_get(_gather(world)(params, BATCH.replace(cont=cont)))
+  return jax.device_get(_gather()(params, BATCH.replace(cont=cont)))
 
 
 @functools.cache
-def _gather(world):
+def _gather():
   return jax.jit(
     lambda params, batch: gather_experience(
-      world, PHASE, params, batch, jax.random.key(0)
+      WORLD, PHASE, params, batch, jax.random.key(0)
     )
   )
 
@@ -137,7 +144,7 @@ def test_the_divergence_has_the_direction_of_the_config(direction):
   )
   state = start().replace(params={**start().params, 'policy': policy})
   _, metrics = step(direction)(state)
-  e = _gather(WORLD)(state.rooms(), BATCH)
+  e = _gather()(state.rooms(), BATCH)
   now = lambda room: {
     k: v[:, :, 0] for k, v in WORLD.head(state.rooms(), room, e.agent).items()
   }

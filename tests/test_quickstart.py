@@ -1,0 +1,120 @@
+"""The whole path at toy size: record, train, evaluate, report, go on."""
+
+import dataclasses
+import json
+import pathlib
+import runpy
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipelines.collect import CollectConfig, collect
+from dreamer4_jax.cli.quickstart import quickstart
+from dreamer4_jax.config import EvalConfig
+from dreamer4_jax.training.phases import load_rooms
+
+EXPERIMENT = pathlib.Path(__file__).parents[1] / 'experiments/quickstart.py'
+
+
+def toy(path):
+  """The quickstart's experiment with toy models and two steps a phase."""
+  config = runpy.run_path(str(EXPERIMENT))['config']
+  replace = dataclasses.replace
+  short = lambda phase: replace(
+    phase, steps=2, batch_size=8, clip_length=4, log_every=1
+  )
+  phases = config.phases
+  return replace(
+    config,
+    tokenizer=replace(config.tokenizer, width=16, mlp_hidden=16),
+    dynamics=replace(config.dynamics, width=16, mlp_hidden=16, depth=4),
+    agent=replace(config.agent, hidden=16, layers=1),
+    phases=replace(
+      phases,
+      tokenizer=short(phases.tokenizer),
+      dynamics=short(phases.dynamics),
+      finetune=short(phases.finetune),
+      imagination=replace(
+        short(phases.imagination), horizon=3, sampling_steps=2
+      ),
+    ),
+    data=replace(config.data, path=str(path)),
+    env=replace(config.env, max_steps=12),
+    eval=EvalConfig(clips=4, context_frames=3, horizons=(2, 4), episodes=8),
+  )
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  path = tmp_path_factory.mktemp('run')
+  config = toy(path / 'data')
+
+  def record(out):
+    return collect(
+      CollectConfig(
+        out=out,
+        env=config.env.name,
+        episodes=24,
+        test_episodes=12,
+        noise=(0.2, 1.0),
+        max_steps=12,
+        parallel=12,
+      ),
+      progress=False,
+    )
+
+  results = quickstart(config, path / 'run', record)
+  return path, config, results
+
+
+def test_results_have_what_the_report_needs(run):
+  path, _, results = run
+  saved = json.loads((path / 'run/results.json').read_text())
+  assert saved == json.loads(json.dumps(results))
+  assert saved['tokenizer']['psnr'] > 0
+  for h in (2, 4):
+    for baseline in ('', '_repeat_last', '_shuffled_actions'):
+      assert saved['dynamics'][f'psnr_{h}{baseline}'] > 0
+  assert set(saved['agents']) == {'random', 'bc', 'rl'}
+  for agent in saved['agents'].values():
+    assert agent['episodes'] == 8 and 0 <= agent['success'] <= 1
+    assert 1 <= agent['mean_length'] <= 12
+  assert set(saved['rl_vs_bc']) == {'difference', 'ci95', 'p_value'}
+  parts = ('data', 'tokenizer', 'dynamics', 'finetune', 'imagination')
+  seconds = saved['seconds']
+  total = sum(seconds[part] for part in (*parts, 'evaluation'))
+  assert seconds['total'] == pytest.approx(total)
+  for name in ('parameters', 'device', 'versions', 'seed', 'config'):
+    assert name in saved
+
+
+def test_the_files_of_the_report_are_there(run):
+  path, _, _ = run
+  for name in ('report.md', 'dreams.mp4', 'dreams.png', 'agent.mp4'):
+    assert (path / 'run' / name).stat().st_size > 0
+
+
+def test_a_finished_run_trains_and_records_nothing_again(run, monkeypatch):
+  path, config, results = run
+  before = (path / 'run/tokenizer/metrics.jsonl').read_text()
+
+  def record(out):
+    raise AssertionError(f'{out} recorded twice')
+
+  again = quickstart(config, path / 'run', record)
+  assert (path / 'run/tokenizer/metrics.jsonl').read_text() == before
+  assert again['tokenizer'] == results['tokenizer']
+  assert again['agents'] == results['agents']
+
+
+def test_phases_start_from_the_phase_before(run):
+  path, _, _ = run
+  tokenizer, _ = load_rooms(path / 'run', 'tokenizer')
+  final, _ = load_rooms(path / 'run', 'imagination')
+  for a, b in zip(
+    jax.tree.leaves(tokenizer['tokenizer']),
+    jax.tree.leaves(final['tokenizer']),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
