@@ -32,10 +32,12 @@ def apply(module, params, x):
   return y
 
 
-@pytest.mark.parametrize('kv_heads', [1, 2])
-def test_stack_matches_float64_loops(make_stack, kv_heads):
+@pytest.mark.parametrize('heads, kv_heads', [(2, 1), (4, 2)])
+def test_stack_matches_float64_loops(make_stack, heads, kv_heads):
   # A cap of 1 and a base of 100 make cap and rotation visible.
-  config, module, params = make_stack(num_kv_heads=kv_heads, soft_cap=1.0)
+  config, module, params = make_stack(
+    num_heads=heads, num_kv_heads=kv_heads, soft_cap=1.0
+  )
   got = jax.jit(apply, static_argnums=0)(module, params, clip())
   tree = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   expected = reference.transformer(tree, clip(), MASK, SEGMENTS, config)

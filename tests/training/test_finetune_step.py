@@ -142,7 +142,7 @@ def test_relevant_rows_stand_at_the_context_level():
   levels = Levels(
     signal_index=jnp.full((8, 5), 2), step_index=jnp.full((8, 5), 1)
   )
-  data = Corrupted(z1, z_tau, levels, z1, jnp.array(True))
+  data = Corrupted(z1, z_tau, levels, z1)
   relevant = jnp.asarray(BATCH.relevant)
   got = _relevant_at_context(WORLD, data, relevant, jax.random.key(0))
   assert np.all(got.levels.signal_index[1::2] == 7)
