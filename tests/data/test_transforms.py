@@ -158,7 +158,10 @@ def test_packed_episodes_are_segments(source):
   assert row.prev_action['move'].tolist() == [4, 5, 0, 1, 2, 3, 4, 0]
   assert row.prev_action_mask.tolist() == [1, 1, 0, 1, 1, 1, 1, 0]
   assert row.cont.tolist() == [1, 0, 1, 1, 1, 1, 1, 1]
-  assert row.reward.tolist() == [0, 1, 0, 0, 1, 0, 0, 0]
+  # Episode 0 has done both tasks and stays with the one that pays last;
+  # episode 1 asks for task 1 as soon as task 0 is done.
+  assert row.task.tolist() == [1, 1, 0, 0, 1, 1, 1, 0]
+  assert row.reward.tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
 
 
 def test_separate_images_have_neither_neighbours_nor_actions(source):
