@@ -99,7 +99,7 @@ def record(path: str) -> dict[str, Any]:
       env=config.env.name,
       episodes=4000,
       test_episodes=200,
-      noise=(0.5, 0.7, 0.9, 1.0),
+      noise=(0.5, 0.7, 0.85, 1.0),
       max_steps=config.env.max_steps,
       tile=config.env.tile,
       seed=0,
