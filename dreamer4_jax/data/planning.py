@@ -164,10 +164,10 @@ def task_labels(
   """Labels each frame with the task that the agent is given.
 
   Advancing labels name the task of the episode's next event, one that is seen
-  on a *later* frame; after the last event they stay with its task, and in an
-  episode without events they are the first task. Constant labels hold the
-  anchor's task in the first segment of a relevant window, and elsewhere the
-  advancing label of the segment's first frame.
+  on a *later* frame; after the last event they name the first task that the
+  episode never achieves or, if it achieves all, stay with the last event's.
+  Constant labels hold the anchor's task in the first segment of a relevant
+  window, and elsewhere the advancing label of the segment's first frame.
 
   Args:
     index: of the split.
