@@ -1,7 +1,7 @@
 """Ring caches of the time layers.
 
 The ring holds the last `context_length` frames of every time layer; slot s
-holds the newest frame whose counter is s modulo `context_length`. Memory is
+holds the newest frame whose number is s modulo `context_length`. Memory is
 constant, a rollout has no longest length, and a frame that has left the
 training context is never attended to.
 """
@@ -27,12 +27,15 @@ class TimeCache:
       `[periods, B, N, S, G, h]` with S = context_length.
     slot_segments: `[B, S]` int32 segment of the frame in each slot, -1 if none.
     segment: `[B]` int32 segment of the frames to come.
+    slot: `[]` int32 slot that the next frame is written to. Counted by itself,
+      since `frame % length` jumps where `frame` overflows.
     frame: `[]` uint32 counter of frames appended so far; may overflow.
   """
 
   entries: KeyValues
   slot_segments: Array
   segment: Array
+  slot: Array
   frame: Array
 
   @property
@@ -40,17 +43,13 @@ class TimeCache:
     """Slots of the ring."""
     return self.slot_segments.shape[-1]
 
-  def slot(self) -> Array:
-    """Slot that the next frame is written to, `[]` int32."""
-    return (self.frame % jnp.uint32(self.length)).astype(jnp.int32)
-
   def visible(self) -> Array:
     """Slots the next frame may attend to, `[B, S]` bool.
 
     The slot that the next frame will overwrite is `context_length` frames old,
     one more than training saw, and is left out.
     """
-    fresh = jnp.arange(self.length) != self.slot()
+    fresh = jnp.arange(self.length) != self.slot
     return (self.slot_segments == self.segment[:, None]) & fresh[None]
 
 
@@ -71,6 +70,7 @@ def init_cache(config: TransformerConfig, batch: int, tokens: int) -> TimeCache:
     entries=KeyValues(keys=zeros, values=zeros),
     slot_segments=jnp.full((batch, length), _EMPTY, jnp.int32),
     segment=jnp.zeros((batch,), jnp.int32),
+    slot=jnp.zeros((), jnp.int32),
     frame=jnp.zeros((), jnp.uint32),
   )
 
@@ -87,7 +87,7 @@ def append(cache: TimeCache, new: KeyValues) -> TimeCache:
     cache: the cache the frame was computed with.
     new: `[periods, B, N, 1, G, h]`, as returned by the transformer.
   """
-  slot = cache.slot()
+  slot = cache.slot
   write = lambda ring, x: ring.at[:, :, :, slot].set(x[:, :, :, 0])
   return cache.replace(
     entries=KeyValues(
@@ -95,6 +95,7 @@ def append(cache: TimeCache, new: KeyValues) -> TimeCache:
       values=write(cache.entries.values, new.values),
     ),
     slot_segments=cache.slot_segments.at[:, slot].set(cache.segment),
+    slot=(slot + 1) % cache.length,
     frame=cache.frame + jnp.uint32(1),
   )
 
@@ -118,5 +119,6 @@ def fill(cache: TimeCache, new: KeyValues, segment_ids: Array) -> TimeCache:
     ),
     slot_segments=cache.slot_segments.at[:, slots].set(segment_ids[:, -kept:]),
     segment=segment_ids[:, -1],
+    slot=jnp.int32(frames % length),
     frame=jnp.uint32(frames),
   )
