@@ -49,9 +49,10 @@ config = Config(
   agent=AgentConfig(num_tasks=3),
   phases=Phases(
     tokenizer=TokenizerPhase(
-      steps=4000,
-      batch_size=16,
+      steps=5000,
+      batch_size=32,
       clip_length=2,
+      # With four patches a frame, a masked one hides what nothing else tells.
       max_mask_ratio=0.0,
       log_every=100,
       checkpoint_every=1000,
@@ -64,7 +65,7 @@ config = Config(
       bootstrap_start=500,
       log_every=50,
       checkpoint_every=500,
-      optimizer=OptimizerConfig(learning_rate=2e-3, decay_share=0.4),
+      optimizer=OptimizerConfig(learning_rate=1e-3, decay_share=0.4),
     ),
     finetune=FinetunePhase(
       steps=600,
