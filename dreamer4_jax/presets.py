@@ -12,7 +12,7 @@ categorical action of ten classes:
 | tiny   | 32x32   |       0.4 |      0.2 |
 | small  | 64x64   |       6.6 |     12.6 |
 | base   | 128x128 |      26.6 |     75.6 |
-| paper  | 384x640 |     402.2 |   1595.8 |
+| paper  | 384x640 |     403.2 |   1595.8 |
 """
 
 from __future__ import annotations
