@@ -26,7 +26,7 @@ ROOMS = {
   'data': set(),
   'envs': set(),
   'models': {'nn'},
-  'rollout': {'models', 'nn'},
+  'rollout': {'models', 'nn', 'objectives'},
   'training': {
     'models',
     'rollout',

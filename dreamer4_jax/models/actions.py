@@ -56,7 +56,7 @@ class ActionEmbedding(nn.Module):
 
 
 def no_action(space: ActionSpace, lead: tuple[int, ...]) -> Actions:
-  """Returns the placeholder stored where an action is unknown (zeros)."""
+  """Returns the zeros that are stored where an action is unknown."""
   result = {}
   for part in space:
     shape = lead if part.kind == 'categorical' else (*lead, part.size)

@@ -1,8 +1,7 @@
 """One frame of the world model: K denoising passes, then one appending pass.
 
-Source: section 3.2 of arXiv 2509.24527. The sampling arithmetic is repeated
-nowhere: the step from one level to the next is `flow_step` below, and a test
-holds it against `objectives.shortcut`, which training uses.
+Source: section 3.2 of arXiv 2509.24527. The arithmetic of levels and steps is
+that of training, `objectives.shortcut`.
 """
 
 from __future__ import annotations
@@ -13,6 +12,12 @@ import jax.numpy as jnp
 
 from dreamer4_jax.models import Params, World
 from dreamer4_jax.nn import TimeCache, append
+from dreamer4_jax.objectives import (
+  corrupt,
+  euler_step,
+  finest,
+  sampling_levels,
+)
 from dreamer4_jax.types import Actions, Array
 
 
@@ -29,35 +34,6 @@ class FrameInput:
   prev_action: Actions
   prev_action_mask: Array
   agent: Array | None
-
-
-def sampling_schedule(steps: int, max_steps: int) -> tuple[Array, int]:
-  """Returns signal indices `[K]` of the passes, and the step index.
-
-  Pass s starts at tau = s / K, which is what the model is told, and ends at
-  tau + 1 / K.
-
-  Raises:
-    ValueError: `steps` is not a power of two in 1..max_steps.
-  """
-  if steps < 1 or steps & (steps - 1) or steps > max_steps:
-    raise ValueError(
-      f'sampling steps = {steps}: must be a power of two in 1..{max_steps} '
-      '(dynamics.max_steps)'
-    )
-  indices = jnp.arange(steps, dtype=jnp.int32) * (max_steps // steps)
-  return indices, steps.bit_length() - 1
-
-
-def flow_step(z: Array, clean: Array, remaining: Array) -> Array:
-  """One Euler step: `z + (clean - z) d / (1 - tau)`.
-
-  Args:
-    z: tokens at tau.
-    clean: the predicted clean tokens.
-    remaining: `[]` float32, (1 - tau) / d, the passes left counting this one.
-  """
-  return z + (clean - z) / remaining
 
 
 def denoise_frame(
@@ -81,39 +57,41 @@ def denoise_frame(
 
   Returns:
     `[B, 1, N_z, C]` standardised tokens.
+
+  Raises:
+    ValueError: `steps` is not a power of two in 1..max_steps.
   """
-  indices, step = sampling_schedule(steps, world.config.dynamics.max_steps)
+  max_steps = world.config.dynamics.max_steps
+  indices, step = sampling_levels(steps, max_steps)
   lead = noise.shape[:2]
 
-  def body(z, s):
+  def body(z, index):
     clean = world.denoise(
       params,
       z,
-      jnp.full(lead, indices[s]),
+      jnp.full(lead, index),
       jnp.full(lead, step),
       inputs.prev_action,
       inputs.prev_action_mask,
       agent=inputs.agent,
       cache=cache,
     ).prediction
-    return flow_step(z, clean, (steps - s).astype(jnp.float32)), None
+    return euler_step(z, clean, index, step, max_steps), None
 
-  z, _ = jax.lax.scan(body, noise.astype(jnp.float32), jnp.arange(steps))
+  z, _ = jax.lax.scan(body, noise.astype(jnp.float32), jnp.asarray(indices))
   return z
 
 
 def context_noise(world: World, z: Array, noise: Array) -> Array:
   """Corrupts clean tokens to the context level, `(1 - tau) noise + tau z`."""
   c = world.config.dynamics
-  tau = c.context_index / c.max_steps
-  return (1 - tau) * noise + tau * z
+  return corrupt(z, noise, c.context_index, c.max_steps)
 
 
 def context_levels(world: World, lead: tuple[int, int]) -> tuple[Array, Array]:
   """Signal and step index `[B, T]` that label a frame of the past."""
   c = world.config.dynamics
-  finest = c.max_steps.bit_length() - 1
-  return jnp.full(lead, c.context_index), jnp.full(lead, finest)
+  return jnp.full(lead, c.context_index), jnp.full(lead, finest(c.max_steps))
 
 
 def append_frame(

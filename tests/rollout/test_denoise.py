@@ -5,13 +5,10 @@ import pytest
 
 from dreamer4_jax.models import dynamics_cache
 from dreamer4_jax.nn import append
-from dreamer4_jax.objectives import euler_step, sampling_levels
 from dreamer4_jax.rollout import FrameInput, append_frame, denoise_frame
 from dreamer4_jax.rollout.denoise import (
   context_levels,
   context_noise,
-  flow_step,
-  sampling_schedule,
 )
 from tests.models.tiny_world import (
   CONFIG,
@@ -39,29 +36,11 @@ def empty_cache():
   return dynamics_cache(CONFIG.dynamics, 2, agent=True)
 
 
-@pytest.mark.parametrize('max_steps', [1, 8, 64, 1024])
-def test_schedule_agrees_with_training_on_every_pair(max_steps):
-  for steps in steps_up_to(max_steps):
-    indices, step = sampling_schedule(steps, max_steps)
-    expected, expected_step = sampling_levels(steps, max_steps)
-    assert np.array_equal(indices, expected) and step == expected_step
-    assert indices.tolist() == [s * max_steps // steps for s in range(steps)]
-    assert 2**step == steps
-
-
 @pytest.mark.parametrize('steps', [0, 3, 16, -2])
-def test_schedule_refuses_other_numbers_of_steps(steps):
-  with pytest.raises(ValueError, match=rf'steps = {steps}: .*1\.\.8'):
-    sampling_schedule(steps, 8)
-
-
-def test_flow_step_agrees_with_the_euler_step_of_training():
-  for steps in ALL_STEPS:
-    indices, step = sampling_schedule(steps, 8)
-    for s in range(steps):
-      expected = euler_step(NOISE, Z1, indices[s], jnp.int32(step), 8)
-      got = flow_step(NOISE, Z1, jnp.float32(steps - s))
-      np.testing.assert_allclose(got, expected, atol=1e-6)
+def test_refuses_other_numbers_of_steps(steps):
+  world = make_fake(lambda z, signal, step: Z1)
+  with pytest.raises(ValueError, match=rf'steps = {steps}: .* 1 to 8'):
+    denoise_frame(world, {}, empty_cache(), frame_input(), NOISE, steps=steps)
 
 
 @pytest.mark.parametrize('steps', ALL_STEPS)
