@@ -151,6 +151,9 @@ class TokenizerConfig(_Stack):
   """Latent tokens per frame, L."""
   bottleneck_dim: int = 16
   """Channels of a latent token."""
+  bottleneck_gain: float = 0.05
+  """Factor before the tanh. At 1 it saturates in a few hundred steps, and what
+  has little variance, like a small thing that moves, is learned late."""
   encoder_depth: int = 4
   """Encoder layers, a multiple of 4."""
   decoder_depth: int = 4
@@ -158,6 +161,12 @@ class TokenizerConfig(_Stack):
 
   def __post_init__(self):
     super().__post_init__()
+    require(
+      self.bottleneck_gain > 0,
+      'TokenizerConfig.bottleneck_gain',
+      self.bottleneck_gain,
+      'must be positive',
+    )
     for name in (
       'image_height',
       'image_width',

@@ -94,8 +94,8 @@ class Tokenizer(nn.Module):
       segment_ids=segment_ids,
       cache=cache,
     )
-    z = self.latent_out(x[:, :, : c.num_latents])
-    return jnp.tanh(z.astype(jnp.float32)), new
+    z = self.latent_out(x[:, :, : c.num_latents]).astype(jnp.float32)
+    return jnp.tanh(c.bottleneck_gain * z), new
 
   def decode(
     self,

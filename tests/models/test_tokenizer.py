@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -5,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.models import tokenizer_caches
+from dreamer4_jax.models import Tokenizer, tokenizer_caches
 from dreamer4_jax.nn import append, start_segment
 from tests.models.tiny_world import make_batch, world_and_params
 
@@ -49,6 +50,20 @@ def test_latents_lie_strictly_between_minus_one_and_one(latents):
   assert np.abs(latents).max() < 1
   # The range is used, so it is tanh that bounds it.
   assert np.abs(np.arctanh(np.asarray(latents, np.float64))).max() > 1
+
+
+def test_the_gain_scales_what_the_tanh_bounds(latents):
+  config = dataclasses.replace(WORLD.config.tokenizer, bottleneck_gain=0.25)
+  small, _ = Tokenizer(config).apply(
+    {'params': PARAMS['tokenizer']},
+    jnp.asarray(BATCH.frames),
+    segment_ids=BATCH.segment_ids,
+    method='encode',
+  )
+  before, after = (
+    np.arctanh(np.asarray(z, np.float64)) for z in (latents, small)
+  )
+  np.testing.assert_allclose(after, 0.25 * before, atol=1e-4)
 
 
 def test_streaming_encoder_equals_the_whole_clip(latents):

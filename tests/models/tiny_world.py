@@ -37,6 +37,8 @@ CONFIG = Config(
     patch_size=8,
     num_latents=4,
     bottleneck_dim=4,
+    # The whole range of the tanh, so that nothing hides in rounding.
+    bottleneck_gain=1.0,
     remat='none',
   ),
   dynamics=DynamicsConfig(
