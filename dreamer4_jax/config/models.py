@@ -205,6 +205,10 @@ class DynamicsConfig(_Stack):
   """K_max, the finest sampling grid; a power of two."""
   context_signal: float = 0.9
   """Signal level of past frames while sampling, snapped to the grid."""
+  whitening_floor: float = 0.0
+  """0 only standardises latents. Above 0 they are decorrelated as well, and
+  directions with less than this share of the mean variance stay small. For
+  tokenizers with up to a few thousand values a frame."""
 
   def __post_init__(self):
     super().__post_init__()
@@ -238,6 +242,12 @@ class DynamicsConfig(_Stack):
       'DynamicsConfig.context_signal',
       self.context_signal,
       'must lie strictly between 0 and 1',
+    )
+    require(
+      self.whitening_floor >= 0,
+      'DynamicsConfig.whitening_floor',
+      self.whitening_floor,
+      'must not be negative',
     )
 
   @property

@@ -1,7 +1,7 @@
 """All modules of an agent, built from one config.
 
 Parameters live outside, in one flat dictionary with the keys `tokenizer`,
-`latents` (mean and std of the tokenizer's output), `dynamics`, `task`,
+`latents` (statistics of the tokenizer's output), `dynamics`, `task`,
 `policy`, `reward`, `continuation`, `value` and `prior`; a phase has those it
 needs.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from einops import rearrange
 import jax
 import jax.numpy as jnp
 
@@ -106,6 +107,7 @@ class World:
     """Returns images `[B, T, H, W, C]` of standardised tokens, and entries."""
     stats = params['latents']
     latents = dynamics_lib.unpack(z, self.config.tokenizer.num_latents)
+    latents = _project(latents, stats.get('colour'))
     latents = latents * stats['std'][None, None] + stats['mean'][None, None]
     return self.tokenizer.apply(
       {'params': params['tokenizer']}, latents, method='decode', **kwargs
@@ -115,6 +117,7 @@ class World:
     """Latents `[B, T, L, b]` to standardised tokens `[B, T, N_z, C]`."""
     stats = params['latents']
     z = (z - stats['mean'][None, None]) / stats['std'][None, None]
+    z = _project(z, stats.get('whiten'))
     return dynamics_lib.pack(z, self.config.dynamics.num_spatial_tokens)
 
   def denoise(
@@ -146,3 +149,11 @@ class World:
   def agent_token(self, params: Params, task: Array) -> Array:
     """Embeds task ids `[B, T]` for the agent token, `[B, T, D]`."""
     return self.task.apply({'params': params['task']}, task)
+
+
+def _project(z: Array, matrix: Array | None) -> Array:
+  """Mixes all values of a frame, `[B, T, L, b]` by `[L b, L b]`, if given."""
+  if matrix is None:
+    return z
+  flat = rearrange(z, 'b t l c -> b t (l c)') @ matrix
+  return rearrange(flat, 'b t (l c) -> b t l c', l=z.shape[2])

@@ -24,8 +24,8 @@ from dreamer4_jax.training import (
 from dreamer4_jax.training.loop import ClipIterator, run_phase
 from dreamer4_jax.training.state import TrainState
 
-STATISTICS_BATCHES = 8
-"""Batches over which the latents' mean and standard deviation are taken."""
+STATISTICS_BATCHES = 32
+"""Batches over which the latents' statistics are taken."""
 
 # (config, phase name, clip length) -> endless iterator of batches
 Loaders = Callable[[Config, str, int], ClipIterator]

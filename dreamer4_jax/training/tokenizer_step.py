@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from einops import rearrange
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dreamer4_jax.config import TokenizerPhase
 from dreamer4_jax.models import World
@@ -76,29 +78,51 @@ def make_tokenizer_step(
 def latent_statistics(
   world: World, params, batches: list[Batch]
 ) -> dict[str, Array]:
-  """Mean and standard deviation of the latents over a few batches.
+  """Statistics of the latents, by which the dynamics sees them standardised.
+
+  Standardised values of a small tokenizer are anything but independent: a few
+  things, like walls, fill most of them, and what an action changes stands in
+  directions of little variance, of which the flow loss takes no notice. With
+  `dynamics.whitening_floor` f > 0, their correlation `U diag(s) U^T` is
+  removed too, by `U diag(s + f)^(-1/2) U^T` (ZCA whitening).
 
   Args:
     world: modules.
     params: room `tokenizer`.
-    batches: clips of the dataset.
+    batches: clips of the dataset; whitening needs many more frames than a
+      frame has values.
 
   Returns:
-    `mean` and `std`, each `[L, bottleneck_dim]`; std is at least 1e-3.
+    `mean` and `std`, each `[L, bottleneck_dim]`; std is at least 1e-3. If
+    whitening is on, also `whiten` and its inverse `colour`, each
+    `[L bottleneck_dim, L bottleneck_dim]`.
   """
 
   @jax.jit
-  def moments(frames, segment_ids):
+  def encode(frames, segment_ids):
     z, _ = world.tokenizer.apply(
       {'params': params['tokenizer']},
       frames,
       segment_ids=segment_ids,
       method='encode',
     )
-    return z.mean(axis=(0, 1)), jnp.square(z).mean(axis=(0, 1))
+    return rearrange(z, 'b t l c -> (b t) (l c)')
 
-  pairs = [moments(b.frames, b.segment_ids) for b in batches]
-  mean = sum(m for m, _ in pairs) / len(pairs)
-  square = sum(s for _, s in pairs) / len(pairs)
-  variance = jnp.maximum(square - mean**2, 0)
-  return {'mean': mean, 'std': jnp.maximum(jnp.sqrt(variance), 1e-3)}
+  total, square, count = 0.0, 0.0, 0
+  for batch in batches:
+    z = np.asarray(encode(batch.frames, batch.segment_ids), np.float64)
+    total, square, count = total + z.sum(0), square + z.T @ z, count + len(z)
+  mean = total / count
+  covariance = square / count - np.outer(mean, mean)
+  std = np.maximum(np.sqrt(np.maximum(np.diag(covariance), 0)), 1e-3)
+  t = world.config.tokenizer
+  table = lambda x: jnp.asarray(x, jnp.float32)
+  shape = (t.num_latents, t.bottleneck_dim)
+  stats = {'mean': table(mean.reshape(shape)), 'std': table(std.reshape(shape))}
+  floor = world.config.dynamics.whitening_floor
+  if floor:
+    variance, basis = np.linalg.eigh(covariance / np.outer(std, std))
+    scale = np.sqrt(np.maximum(variance, 0) + floor)
+    stats['whiten'] = table((basis / scale) @ basis.T)
+    stats['colour'] = table((basis * scale) @ basis.T)
+  return stats

@@ -125,3 +125,38 @@ def test_latent_statistics_match_numpy():
   z = np.concatenate([encode(jnp.asarray(b.frames)) for b in batches])
   np.testing.assert_allclose(got['mean'], z.mean((0, 1)), atol=1e-5)
   np.testing.assert_allclose(got['std'], z.std((0, 1)), atol=1e-4)
+
+
+def test_whitening_decorrelates_down_to_the_floor_and_can_be_undone():
+  floor = 0.1
+  config = dataclasses.replace(
+    CONFIG,
+    dynamics=dataclasses.replace(CONFIG.dynamics, whitening_floor=floor),
+  )
+  world, params = world_and_params(config)
+  batches = [make_batch(8, 16, seed=i) for i in range(3)]
+  stats = latent_statistics(world, params, batches)
+  params = {**params, 'latents': stats}
+  encode = jax.jit(world.encode)
+  z = [encode(params, jnp.asarray(b.frames))[0] for b in batches]
+  flat = np.concatenate(z).reshape(-1, 16).astype(np.float64)
+  np.testing.assert_allclose(flat.mean(0), 0, atol=1e-4)
+  # Each variance s of the correlated values becomes s / (s + floor).
+  plain = {k: stats[k] for k in ('mean', 'std')}
+  x = [
+    encode({**params, 'latents': plain}, jnp.asarray(b.frames))[0]
+    for b in batches
+  ]
+  x = np.concatenate(x).reshape(-1, 16).astype(np.float64)
+  s = np.linalg.eigvalsh(np.cov(x.T, bias=True))
+  assert s.max() > 3 * s.min()
+  np.testing.assert_allclose(
+    np.linalg.eigvalsh(np.cov(flat.T, bias=True)), s / (s + floor), atol=1e-4
+  )
+  decode = jax.jit(world.decode)
+  a, _ = decode(params, z[0])
+  b, _ = decode(
+    {**params, 'latents': plain},
+    jnp.asarray(x[:128].reshape(8, 16, 2, 8), jnp.float32),
+  )
+  np.testing.assert_allclose(a, b, atol=1e-4)
