@@ -199,6 +199,10 @@ class ImaginationPhase(PhaseConfig):
   """Weight of the value loss."""
   relevant_share: float = 0.5
   """Share of contexts in which a task is achieved."""
+  stop_at_event: bool = False
+  """For tasks whose reward is an event, 1 when it happens: a rollout counts up
+  to the event only. When acting, the prompt then moves on to the next task; a
+  model that forgets would be paid for one event again and again."""
 
   def __post_init__(self):
     super().__post_init__()

@@ -94,6 +94,9 @@ def gather_experience(
   reward = twohot.mean(world.head(params, 'reward', arrived)[:, :, 0])
   cont = world.head(params, 'continuation', arrived)[:, :, 0]
   cont = jax.nn.sigmoid(cont)
+  if phase.stop_at_event:
+    # Its mean is the probability of the event, since that is 0 or 1.
+    cont = cont * (1 - jnp.clip(reward, 0, 1))
   value = twohot.mean(world.head(params, 'value', rollout.agent)[:, :, 0])
   returns = lambda_returns(
     reward, cont, value, gamma=phase.gamma, lam=phase.lam

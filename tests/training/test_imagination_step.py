@@ -173,6 +173,29 @@ def test_weights_multiply_the_continuations():
   np.testing.assert_allclose(e.weight, expected, rtol=1e-6)
 
 
+def test_an_imagined_event_ends_what_counts():
+  phase = dataclasses.replace(PHASE, stop_at_event=True)
+  params = {**PARAMS, 'logit': jnp.float32(50)}  # nothing else ends
+  e = jax.device_get(
+    jax.jit(
+      lambda params: gather_experience(
+        WORLD, phase, params, BATCH, jax.random.key(0)
+      )
+    )(params)
+  )
+  left = 1 - np.clip(e.reward, 0, 1)
+  assert np.ptp(left) > 0.1
+  np.testing.assert_allclose(e.weight[:, 0], 1)
+  np.testing.assert_allclose(
+    e.weight[:, 1:], np.cumprod(left, axis=1)[:, :-1], atol=1e-6
+  )
+  for t in range(4):
+    expected = e.reward[:, t] + 0.9 * left[:, t] * (
+      0.2 * e.value[:, t + 1] + 0.8 * e.returns[:, t + 1]
+    )
+    np.testing.assert_allclose(e.returns[:, t], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_rewards_values_and_returns_are_read_where_they_belong():
   e = gathered(0.0)
   twohot = TwoHot(CONFIG.agent.bins, CONFIG.agent.bin_limit)
