@@ -33,7 +33,7 @@ config = Config(
     mlp_hidden=256,
     num_heads=2,
     num_kv_heads=2,
-    context_length=8,
+    context_length=2,
     rope_base=10.0,
   ),
   dynamics=DynamicsConfig(
@@ -45,13 +45,18 @@ config = Config(
     num_spatial_tokens=4,
     num_registers=1,
     context_length=16,
+    whitening_floor=0.1,
   ),
-  agent=AgentConfig(num_tasks=3),
+  # Rewards are 0 or 1: bins up to 19 are enough, and the mean is not a sum
+  # over bins of millions.
+  agent=AgentConfig(num_tasks=3, bins=63, bin_limit=3.0),
   phases=Phases(
     tokenizer=TokenizerPhase(
-      steps=5000,
+      steps=4000,
       batch_size=32,
-      clip_length=2,
+      # Many different images a step, and pairs for the time layers.
+      clip_length=1,
+      long_clip_length=2,
       # With four patches a frame, a masked one hides what nothing else tells.
       max_mask_ratio=0.0,
       log_every=100,
@@ -59,28 +64,32 @@ config = Config(
       optimizer=OptimizerConfig(learning_rate=2e-3, decay_share=0.4),
     ),
     dynamics=DynamicsPhase(
-      steps=2000,
+      steps=2500,
       batch_size=8,
       clip_length=16,
-      bootstrap_start=500,
+      bootstrap_start=1500,
       log_every=50,
       checkpoint_every=500,
-      optimizer=OptimizerConfig(learning_rate=1e-3, decay_share=0.4),
+      optimizer=OptimizerConfig(
+        name='muon', learning_rate=8e-3, decay_share=0.4
+      ),
     ),
     finetune=FinetunePhase(
-      steps=600,
+      steps=500,
       batch_size=8,
       clip_length=16,
       log_every=50,
-      optimizer=OptimizerConfig(learning_rate=1e-3),
+      optimizer=OptimizerConfig(name='muon', learning_rate=3e-3),
     ),
     imagination=ImaginationPhase(
-      steps=100,
+      steps=170,
       batch_size=32,
       clip_length=8,
       horizon=12,
       gamma=0.95,
-      optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
+      beta=0.1,
+      stop_at_event=True,
+      optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10),
     ),
   ),
   env=EnvConfig(name='navix:Navix-DoorKey-Random-5x5-v0', max_steps=40),
@@ -100,7 +109,7 @@ def record(path: str) -> dict[str, Any]:
       env=config.env.name,
       episodes=4000,
       test_episodes=200,
-      noise=(0.5, 0.7, 0.85, 1.0),
+      noise=(0.4, 0.6, 0.8, 1.0),
       max_steps=config.env.max_steps,
       tile=config.env.tile,
       seed=0,

@@ -22,7 +22,12 @@ def toy(path):
   config = runpy.run_path(str(EXPERIMENT))['config']
   replace = dataclasses.replace
   short = lambda phase: replace(
-    phase, steps=2, batch_size=8, clip_length=4, log_every=1
+    phase,
+    steps=2,
+    batch_size=8,
+    clip_length=4,
+    long_clip_length=0,
+    log_every=1,
   )
   phases = config.phases
   return replace(

@@ -64,7 +64,7 @@ def _matrices(params: PyTree) -> PyTree:
 
 
 def _muon_dimensions(params: PyTree) -> PyTree:
-  """Muon for the transformer's kernels, Adam for the rest.
+  """Muon for the transformer's kernels, Nesterov Adam for the rest.
 
   A kernel of the scan is `[periods, in, *out]`: the first axis is a batch of
   matrices.

@@ -106,8 +106,8 @@ def update(
   return state, {
     **metrics,
     'loss': loss,
-    'grad_norm': optax.global_norm(grads),
-    'update_norm': optax.global_norm(updates),
+    'grad_norm': optax.tree.norm(grads),
+    'update_norm': optax.tree.norm(updates),
   }
 
 
