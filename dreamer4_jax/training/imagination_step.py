@@ -37,7 +37,7 @@ class Experience:
     agent: `[B, H, D]` agent states at which actions were drawn.
     actions: components `[B, H, ...]`.
     reward: `[B, H]` reward at the frame each action led to.
-    cont: `[B, H]` continuation there.
+    cont: `[B, H]` continuation there; with `stop_at_event` an event ends it.
     weight: `[B, H]` probability that the episode was still going on.
     returns: `[B, H]` lambda-returns.
     value: `[B, H]` value at `agent`.
