@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from navix.states import State
 import numpy as np
 
-from dreamer4_jax.envs.navix_env import MINIGRID_ACTIONS
+from dreamer4_jax.envs.navix_env import ACTIONS
 from dreamer4_jax.types import Array
 
-LEFT, RIGHT, FORWARD, PICKUP, _, TOGGLE, _ = range(7)
+LEFT, RIGHT, FORWARD, PICKUP, TOGGLE = range(len(ACTIONS))
 _MOVES = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
 """Row and column step of the directions east, south, west, north."""
 _NEVER = 1_000
@@ -109,7 +109,7 @@ def act(
   begin = jnp.where(player.whim < 0, p, begin)
   repeated = player.restless & (jax.random.uniform(again) < repeat)
   started = jax.random.uniform(first) < begin
-  whim = jax.random.randint(draw, (), 0, len(MINIGRID_ACTIONS))
+  whim = jax.random.randint(draw, (), 0, len(ACTIONS))
   whim = jnp.where(repeated, player.whim, whim)
   restless = repeated | started
   action = jnp.where(restless, whim, best_action(player, state))
@@ -142,11 +142,7 @@ def best_action(player: Player, state: State) -> Array:
   ahead = jnp.where(faces_door & has_key, ahead + 1, ahead)
   choice = jnp.argmin(jnp.stack([pickup, ahead, left, right]))
   action = jnp.array([PICKUP, FORWARD, LEFT, RIGHT])[choice]
-  # In the way may be the closed door, or a key that was dropped by whim.
-  forward = action == FORWARD
-  action = jnp.where(forward & faces_door, TOGGLE, action)
-  on_goal = (front == entities['goal'].position[0]).all()
-  return jnp.where(forward & faces_key & ~on_goal, PICKUP, action)
+  return jnp.where((action == FORWARD) & faces_door, TOGGLE, action)
 
 
 def _ahead(field: Array, direction: int) -> Array:

@@ -24,16 +24,12 @@ from dreamer4_jax.types import Actions, Array, EnvStep
 
 ACTION = 'action'
 """Name of the only action component."""
-MINIGRID_ACTIONS = (
-  'left',
-  'right',
-  'forward',
-  'pickup',
-  'drop',
-  'toggle',
-  'done',
-)
-"""Meaning of the classes of the action component, in order."""
+ACTIONS = ('left', 'right', 'forward', 'pickup', 'toggle')
+"""Meaning of the classes of the action component, in order. MiniGrid's other
+two, 'drop' and 'done', are unused in DoorKey by its documentation; navix's
+'drop' also puts a key on the floor that stays in the pocket."""
+_NAVIX_ACTION = (0, 1, 2, 3, 5)
+"""navix's number of each of them."""
 TASKS = ('key', 'door', 'goal')
 _PREFIX = 'Navix-DoorKey-'
 _FLOOR, _WALL, _GOAL, _KEY, _CLOSED, _OPEN, _PLAYER = range(7)
@@ -97,9 +93,7 @@ class NavixDoorKey:
       width=self._env.width * config.tile,
       channels=3,
       actions=(
-        ActionComponent(
-          name=ACTION, kind='categorical', size=len(MINIGRID_ACTIONS)
-        ),
+        ActionComponent(name=ACTION, kind='categorical', size=len(ACTIONS)),
       ),
       tasks=TASKS,
       max_steps=config.max_steps,
@@ -142,7 +136,7 @@ class NavixDoorKey:
     self, state: NavixState, actions: Actions
   ) -> tuple[NavixState, EnvStep]:
     """Acts once in every episode; see `Environment.step`."""
-    action = jnp.asarray(actions[ACTION], dtype=jnp.int32)
+    action = jnp.asarray(_NAVIX_ACTION)[actions[ACTION]]
     with jax.numpy_rank_promotion('allow'):
       # `_step`, since `step` resets by itself and would compile reset as well.
       timestep = jax.vmap(self._env._step)(state.timestep, action)

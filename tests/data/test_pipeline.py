@@ -7,7 +7,7 @@ import pytest
 from dreamer4_jax.config import ActionComponent
 from dreamer4_jax.data import EpisodeSource, make_loader
 
-ACTIONS = (ActionComponent(name='action', kind='categorical', size=7),)
+ACTIONS = (ActionComponent(name='action', kind='categorical', size=5),)
 TASKS = ('key', 'door', 'goal')
 
 
