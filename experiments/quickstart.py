@@ -11,6 +11,7 @@ from dreamer4_jax.config import (
   DynamicsConfig,
   DynamicsPhase,
   EnvConfig,
+  EvalConfig,
   FinetunePhase,
   ImaginationPhase,
   OptimizerConfig,
@@ -21,7 +22,7 @@ from dreamer4_jax.config import (
 
 config = Config(
   name='quickstart',
-  actions=(ActionComponent(name='action', kind='categorical', size=7),),
+  actions=(ActionComponent(name='action', kind='categorical', size=5),),
   tasks=('key', 'door', 'goal'),
   tokenizer=TokenizerConfig(
     image_height=40,
@@ -52,7 +53,7 @@ config = Config(
   agent=AgentConfig(num_tasks=3, bins=63, bin_limit=3.0),
   phases=Phases(
     tokenizer=TokenizerPhase(
-      steps=4000,
+      steps=3000,
       batch_size=32,
       # Many different images a step, and pairs for the time layers.
       clip_length=1,
@@ -64,10 +65,12 @@ config = Config(
       optimizer=OptimizerConfig(learning_rate=2e-3, decay_share=0.4),
     ),
     dynamics=DynamicsPhase(
-      steps=2500,
+      steps=2700,
       batch_size=8,
       clip_length=16,
-      bootstrap_start=1500,
+      bootstrap_start=1700,
+      # Learns what actions do in two thirds of the steps.
+      end_share=0.7,
       log_every=50,
       checkpoint_every=500,
       optimizer=OptimizerConfig(
@@ -75,14 +78,17 @@ config = Config(
       ),
     ),
     finetune=FinetunePhase(
-      steps=500,
+      steps=800,
       batch_size=8,
       clip_length=16,
+      # Imagining uses the reward that is read at a frame, distance 0.
+      distance_decay=0.5,
+      end_share=0.7,
       log_every=50,
       optimizer=OptimizerConfig(name='muon', learning_rate=3e-3),
     ),
     imagination=ImaginationPhase(
-      steps=170,
+      steps=120,
       batch_size=32,
       clip_length=8,
       horizon=12,
@@ -92,8 +98,10 @@ config = Config(
       optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10),
     ),
   ),
-  env=EnvConfig(name='navix:Navix-DoorKey-Random-5x5-v0', max_steps=40),
-  data=DataConfig(path='runs/doorkey-5x5'),
+  # About twice what a perfect player needs; recordings may take longer.
+  env=EnvConfig(name='navix:Navix-DoorKey-Random-5x5-v0', max_steps=20),
+  data=DataConfig(path='runs/doorkey-5x5', switch_tasks=0.25),
+  eval=EvalConfig(clips=192),
 )
 
 
@@ -110,7 +118,7 @@ def record(path: str) -> dict[str, Any]:
       episodes=4000,
       test_episodes=200,
       noise=(0.4, 0.6, 0.8, 1.0),
-      max_steps=config.env.max_steps,
+      max_steps=40,
       tile=config.env.tile,
       seed=0,
     )

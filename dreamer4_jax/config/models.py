@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from dreamer4_jax.config.checks import is_power_of_two, require
+from dreamer4_jax.config.checks import at_least, is_power_of_two, require
 
 Dtype = Literal['float32', 'bfloat16']
 Remat = Literal['none', 'dots', 'full']
@@ -88,15 +88,8 @@ class _Stack:
 
   def __post_init__(self):
     room = type(self).__name__
-    for name in (
-      'width',
-      'num_heads',
-      'num_kv_heads',
-      'mlp_hidden',
-      'context_length',
-    ):
-      value = getattr(self, name)
-      require(value >= 1, f'{room}.{name}', value, 'must be at least 1')
+    at_least(1, self, 'width', 'num_heads', 'num_kv_heads', 'mlp_hidden')
+    at_least(1, self, 'context_length')
     require(
       self.width % (4 * self.num_heads) == 0,
       f'{room}.width',
@@ -167,18 +160,8 @@ class TokenizerConfig(_Stack):
       self.bottleneck_gain,
       'must be positive',
     )
-    for name in (
-      'image_height',
-      'image_width',
-      'channels',
-      'patch_size',
-      'num_latents',
-      'bottleneck_dim',
-    ):
-      value = getattr(self, name)
-      require(
-        value >= 1, f'TokenizerConfig.{name}', value, 'must be at least 1'
-      )
+    at_least(1, self, 'image_height', 'image_width', 'channels', 'patch_size')
+    at_least(1, self, 'num_latents', 'bottleneck_dim')
     _require_depth('TokenizerConfig.encoder_depth', self.encoder_depth)
     _require_depth('TokenizerConfig.decoder_depth', self.decoder_depth)
 
@@ -213,24 +196,8 @@ class DynamicsConfig(_Stack):
   def __post_init__(self):
     super().__post_init__()
     _require_depth('DynamicsConfig.depth', self.depth)
-    require(
-      self.num_spatial_tokens >= 1,
-      'DynamicsConfig.num_spatial_tokens',
-      self.num_spatial_tokens,
-      'must be at least 1',
-    )
-    require(
-      self.num_action_tokens >= 1,
-      'DynamicsConfig.num_action_tokens',
-      self.num_action_tokens,
-      'must be at least 1',
-    )
-    require(
-      self.num_registers >= 0,
-      'DynamicsConfig.num_registers',
-      self.num_registers,
-      'must not be negative',
-    )
+    at_least(1, self, 'num_spatial_tokens', 'num_action_tokens')
+    at_least(0, self, 'num_registers', 'whitening_floor')
     require(
       is_power_of_two(self.max_steps),
       'DynamicsConfig.max_steps',
@@ -242,12 +209,6 @@ class DynamicsConfig(_Stack):
       'DynamicsConfig.context_signal',
       self.context_signal,
       'must lie strictly between 0 and 1',
-    )
-    require(
-      self.whitening_floor >= 0,
-      'DynamicsConfig.whitening_floor',
-      self.whitening_floor,
-      'must not be negative',
     )
 
   @property
@@ -275,9 +236,7 @@ class AgentConfig:
   """Bins are symexp(linspace(-limit, limit))."""
 
   def __post_init__(self):
-    for name in ('num_tasks', 'hidden', 'layers', 'distances'):
-      value = getattr(self, name)
-      require(value >= 1, f'AgentConfig.{name}', value, 'must be at least 1')
+    at_least(1, self, 'num_tasks', 'hidden', 'layers', 'distances')
     require(
       self.bins >= 3 and self.bins % 2 == 1,
       'AgentConfig.bins',

@@ -5,7 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from dreamer4_jax.config.checks import is_power_of_two, require
+from dreamer4_jax.config.checks import (
+  at_least,
+  is_power_of_two,
+  require,
+  shares,
+)
 
 PHASES = ('tokenizer', 'dynamics', 'finetune', 'imagination')
 
@@ -48,12 +53,7 @@ class OptimizerConfig:
       self.ema_decay,
       'must lie in [0, 1)',
     )
-    require(
-      0 <= self.decay_share <= 1,
-      'OptimizerConfig.decay_share',
-      self.decay_share,
-      'must lie in [0, 1]',
-    )
+    shares(self, 'decay_share', 'final_scale')
     require(
       self.clip_norm > 0,
       'OptimizerConfig.clip_norm',
@@ -87,27 +87,14 @@ class PhaseConfig:
 
   def __post_init__(self):
     room = type(self).__name__
-    for name in (
-      'steps',
-      'batch_size',
-      'clip_length',
-      'long_every',
-      'log_every',
-      'checkpoint_every',
-    ):
-      value = getattr(self, name)
-      require(value >= 1, f'{room}.{name}', value, 'must be at least 1')
+    at_least(1, self, 'steps', 'batch_size', 'clip_length', 'long_every')
+    at_least(1, self, 'log_every', 'checkpoint_every')
+    shares(self, 'separate_images')
     require(
       self.long_clip_length == 0 or self.long_clip_length > self.clip_length,
       f'{room}.long_clip_length',
       self.long_clip_length,
       f'must exceed clip_length = {self.clip_length}, or be 0',
-    )
-    require(
-      0 <= self.separate_images <= 1,
-      f'{room}.separate_images',
-      self.separate_images,
-      'must lie in [0, 1]',
     )
 
 
@@ -142,6 +129,10 @@ class DynamicsPhase(PhaseConfig):
   """First step that bootstraps; before it the extra passes do not run."""
   bootstrap_every: int = 1
   """Bootstrap on every n-th step only (for one row per device)."""
+  end_share: float = 0.0
+  """Share of frames whose signal level is drawn from the lowest or the highest
+  eighth of the grid. Noisy frames after clear ones are what actions are learned
+  from, and uniform levels, the paper's, hold few of them."""
 
   def __post_init__(self):
     super().__post_init__()
@@ -159,6 +150,7 @@ class DynamicsPhase(PhaseConfig):
       self.batch_size,
       f'must be divisible by 1 / bootstrap_rows = {round(1 / rows)}',
     )
+    shares(self, 'end_share')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -175,6 +167,20 @@ class FinetunePhase(DynamicsPhase):
   """Weight of the reward likelihood, on all clips."""
   cont_weight: float = 1.0
   """Weight of the continuation likelihood, on all clips."""
+  distance_decay: float = 1.0
+  """Multi-token prediction weights distance n by this to the power n. Below 1,
+  what imagining and acting use (n = 0) is not drowned by what nobody can know,
+  such as the reward seven actions ahead; the paper weights all alike."""
+
+  def __post_init__(self):
+    super().__post_init__()
+    shares(self, 'relevant_share')
+    require(
+      0 < self.distance_decay <= 1,
+      'FinetunePhase.distance_decay',
+      self.distance_decay,
+      'must lie in (0, 1]; the paper uses 1',
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -206,19 +212,14 @@ class ImaginationPhase(PhaseConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    room = type(self).__name__
-    require(
-      self.horizon >= 1, f'{room}.horizon', self.horizon, 'must be at least 1'
-    )
+    at_least(1, self, 'horizon')
+    shares(self, 'gamma', 'lam', 'alpha', 'relevant_share')
     require(
       is_power_of_two(self.sampling_steps),
-      f'{room}.sampling_steps',
+      'ImaginationPhase.sampling_steps',
       self.sampling_steps,
       'must be a power of two',
     )
-    for name in ('gamma', 'lam', 'alpha'):
-      value = getattr(self, name)
-      require(0 <= value <= 1, f'{room}.{name}', value, 'must lie in [0, 1]')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import json
 
 import msgspec
 
-from dreamer4_jax.config.checks import require
+from dreamer4_jax.config.checks import at_least, require, shares
 from dreamer4_jax.config.models import (
   ActionComponent,
   AgentConfig,
@@ -33,6 +33,9 @@ class DataConfig:
   """Share of clips whose task label advances at each event, as prompts do;
   the others keep one task throughout."""
 
+  def __post_init__(self):
+    shares(self, 'labeled_share', 'switch_tasks')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
@@ -48,6 +51,16 @@ class EvalConfig:
   """Closed-loop episodes per policy."""
   seed: int = 1_000_000
   """First seed of the evaluation episodes, shared by all policies."""
+
+  def __post_init__(self):
+    at_least(1, self, 'clips', 'context_frames', 'episodes')
+    at_least(0, self, 'seed')
+    require(
+      len(self.horizons) > 0 and min(self.horizons) >= 1,
+      'EvalConfig.horizons',
+      self.horizons,
+      'needs at least one, each at least 1',
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -81,7 +81,11 @@ def ramp(signal: Array) -> Array:
 
 
 def draw_levels(
-  key: Array, shape: tuple[int, int], coarse: Array, max_steps: int
+  key: Array,
+  shape: tuple[int, int],
+  coarse: Array,
+  max_steps: int,
+  end_share: float = 0.0,
 ) -> Levels:
   """Draws a step size and a signal level for each frame on its own.
 
@@ -89,22 +93,34 @@ def draw_levels(
   included; elsewhere it is the finest. Given d, tau is uniform over
   {0, d, ..., 1-d} (equation 4 of the paper, whose "1/d" is a slip).
 
+  A share of the frames can be drawn from the ends: from the lowest or the
+  highest eighth of the grid, each as likely. What an action does is learned
+  from a noisy frame after a clear one, which independent uniform levels seldom
+  make: the lowest eighth follows the highest in 1 of 64 pairs, and in 1 of 7
+  pairs with `end_share` = 0.7.
+
   Args:
     key: PRNG key, used here only.
     shape: `(B, T)`.
     coarse: bool, `[B, 1]` or `[B, T]`.
     max_steps: K_max, a power of two.
+    end_share: share of frames from the ends, in [0, 1]; the paper has 0.
 
   Returns:
     Levels `[B, T]`.
   """
   last = finest(max_steps)
-  step_key, signal_key = jax.random.split(key)
+  step_key, signal_key, end_key = jax.random.split(key, 3)
   step = jax.random.randint(step_key, shape, 0, last + 1, jnp.int32)
   step = jnp.where(jnp.broadcast_to(coarse, shape), step, last)
   # Dropping the low bits of a uniform index leaves it uniform on the grid
   # of d = 2**-step, whose points are 2**(last - step) apart.
   fine = jax.random.randint(signal_key, shape, 0, max_steps, jnp.int32)
+  if end_share:
+    # Squeezes either half of the grid into the eighth at its end.
+    depth = jnp.minimum(fine, max_steps - 1 - fine) // 4
+    end = jnp.where(fine < max_steps // 2, depth, max_steps - 1 - depth)
+    fine = jnp.where(jax.random.bernoulli(end_key, end_share, shape), end, fine)
   drop = last - step
   return Levels(
     signal_index=jnp.left_shift(jnp.right_shift(fine, drop), drop),

@@ -94,7 +94,11 @@ def corrupt_batch(
   active &= step % phase.bootstrap_every == 0
   row = jnp.arange(z1.shape[0]) % every == 0
   levels = draw_levels(
-    level_key, z1.shape[:2], (row & active)[:, None], max_steps
+    level_key,
+    z1.shape[:2],
+    (row & active)[:, None],
+    max_steps,
+    phase.end_share,
   )
   noise = jax.random.normal(noise_key, z1.shape)
   z_tau = corrupt(z1, noise, levels.signal_index, max_steps)

@@ -64,12 +64,17 @@ def init_finetune_state(
 
 
 def agent_losses(
-  world: World, params: Params, h: Array, batch: Batch
+  world: World,
+  phase: FinetunePhase,
+  params: Params,
+  h: Array,
+  batch: Batch,
 ) -> tuple[dict[str, Array], Metrics]:
   """Likelihoods of the heads with multi-token prediction.
 
   Args:
     world: modules.
+    phase: hyperparameters.
     params: rooms `policy`, `reward`, `continuation`.
     h: `[B, T, D]` agent states.
     batch: targets; behaviour is cloned from rows with `relevant`.
@@ -96,11 +101,12 @@ def agent_losses(
   cont, _ = ahead(batch.cont, everywhere)
   cont_logits = world.head(params, 'continuation', h)
   entropy = distributions.entropy(logits, world.space)
+  distance = phase.distance_decay ** jnp.arange(agent.distances)[None, None]
   terms = {
-    'policy': masked_mean(-log_prob, mask),
-    'reward': masked_mean(twohot.loss(reward_logits, reward), seen),
+    'policy': masked_mean(-log_prob, mask * distance),
+    'reward': masked_mean(twohot.loss(reward_logits, reward), seen * distance),
     'continuation': masked_mean(
-      optax.sigmoid_binary_cross_entropy(cont_logits, cont), seen
+      optax.sigmoid_binary_cross_entropy(cont_logits, cont), seen * distance
     ),
   }
   error = jnp.abs(twohot.mean(reward_logits[:, :, 0]) - batch.reward)
@@ -165,7 +171,7 @@ def make_finetune_step(
       )  # fmt: skip
       uniform = 1.0 - batch.relevant.astype(jnp.float32)
       dynamics, parts = dynamics_loss(losses, uniform)
-      terms, metrics = agent_losses(world, params, output.agent, batch)
+      terms, metrics = agent_losses(world, phase, params, output.agent, batch)
       terms['dynamics'] = dynamics
       active = {
         'dynamics': uniform.sum() > 0,

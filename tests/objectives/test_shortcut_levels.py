@@ -70,6 +70,22 @@ def drawn(coarse):
   return np.asarray(levels.signal_index), np.asarray(levels.step_index)
 
 
+@pytest.mark.parametrize('share', [0.25, 1.0])
+def test_a_share_of_the_levels_comes_from_the_ends(share):
+  levels = jax.jit(draw_levels, static_argnums=(1, 3, 4))(
+    jax.random.key(6), (100, 200), jnp.full((100, 1), False), 64, share
+  )
+  counts = np.bincount(np.asarray(levels.signal_index).ravel(), minlength=64)
+  expected = np.full(64, (1 - share) / 64)
+  expected[:8] += share / 16
+  expected[-8:] += share / 16
+  # 20,000 frames: five standard deviations of a level's share.
+  assert counts.size == 64
+  assert np.all(
+    abs(counts / 20_000 - expected) <= 5 * np.sqrt(expected / 20_000)
+  )
+
+
 def test_coarse_levels_are_uniform_over_the_grid():
   index, step = drawn(True)
   pairs = set(zip(index.ravel().tolist(), step.ravel().tolist(), strict=True))

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 from flax import linen as nn
@@ -154,14 +155,16 @@ def test_relevant_rows_stand_at_the_context_level():
   assert abs(noise.mean()) < 0.2 and abs(noise.std() - 1) < 0.15
 
 
-def test_head_losses_match_a_loop():
+@pytest.mark.parametrize('decay', [1.0, 0.5])
+def test_head_losses_match_a_loop(decay):
+  phase = dataclasses.replace(PHASE, distance_decay=decay)
   h = np.random.default_rng(0).normal(size=(8, 5, 16)).astype(np.float32)
   batch = jax.tree.map(jnp.asarray, BATCH)
   twohot = TwoHot(CONFIG.agent.bins, CONFIG.agent.bin_limit)
 
   @jax.jit
   def compute(h):
-    terms, _ = agent_losses(WORLD, PARAMS, h, batch)
+    terms, _ = agent_losses(WORLD, phase, PARAMS, h, batch)
     logits = WORLD.head(PARAMS, 'policy', h)
     rewards = WORLD.head(PARAMS, 'reward', h)
     conts = WORLD.head(PARAMS, 'continuation', h)
@@ -177,6 +180,12 @@ def test_head_losses_match_a_loop():
   terms, losses = jax.device_get(compute(jnp.asarray(h)))
   # Every (frame, distance); the loop picks those that count.
   ahead = {'policy': [], 'reward': [], 'continuation': []}
+  weights = {name: [] for name in ahead}
+
+  def add(name, value, n):
+    ahead[name].append(value)
+    weights[name].append(decay**n)
+
   for n, (nll, reward, x) in enumerate(losses):
     x, y = x.astype(float), BATCH.cont[:, n:]
     bce = np.log1p(np.exp(x)) - x * y
@@ -184,13 +193,14 @@ def test_head_losses_match_a_loop():
       for t in range(5 - n):
         if BATCH.segment_ids[b, t] != BATCH.segment_ids[b, t + n]:
           continue
-        ahead['reward'].append(reward[b, t])
-        ahead['continuation'].append(bce[b, t])
+        add('reward', reward[b, t], n)
+        add('continuation', bce[b, t], n)
         if BATCH.relevant[b] and LABELS[b, t + n]:
-          ahead['policy'].append(nll[b, t])
+          add('policy', nll[b, t], n)
   assert len(ahead['policy']) < len(ahead['reward']) / 2
   for name, values in ahead.items():
-    np.testing.assert_allclose(terms[name], np.mean(values), rtol=1e-4)
+    expected = np.average(values, weights=weights[name])
+    np.testing.assert_allclose(terms[name], expected, rtol=1e-4)
 
 
 def test_overfitting_lowers_every_term():
