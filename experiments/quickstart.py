@@ -27,8 +27,7 @@ config = Config(
   tokenizer=TokenizerConfig(
     image_height=40,
     image_width=40,
-    # Three tiles of 8 pixels: no tile is cut in two. Padded to 48x48.
-    patch_size=24,
+    patch_size=20,
     num_latents=8,
     bottleneck_dim=16,
     width=64,
