@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import chex
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,7 @@ def abstract(state):
 
 
 def assert_same(a, b):
-  assert jax.tree.structure(a) == jax.tree.structure(b)
-  jax.tree.map(np.testing.assert_array_equal, a, b)
+  chex.assert_trees_all_equal(a, b)
 
 
 def save_two(path):

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import logging
 
+import chex
 from flax import linen as nn
 from flax import struct
 import jax
@@ -124,7 +125,7 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(tmp_path):
   assert again[2].served == list(range(4, 10))
   assert again[4].served == [1, 2, 3]
   assert jax.tree.structure(whole) == jax.tree.structure(resumed)
-  jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+  chex.assert_trees_all_equal(whole, resumed)
   assert lines(tmp_path / 'whole') == lines(tmp_path / 'cut')
 
 
@@ -167,7 +168,7 @@ def test_a_finished_phase_returns_at_once(tmp_path, caplog):
   again = {2: Clips(2), 4: Clips(4)}
   with caplog.at_level(logging.INFO):
     second = run(tmp_path, again, step_fn=untraceable)
-  jax.tree.map(np.testing.assert_array_equal, first, second)
+  chex.assert_trees_all_equal(first, second)
   assert again[2].served == [] and files() == before
   assert 'tokenizer: already finished at step 14' in caplog.text
 
