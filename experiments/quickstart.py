@@ -69,7 +69,7 @@ config = Config(
       batch_size=8,
       clip_length=16,
       bootstrap_start=1700,
-      # Learns what actions do in two thirds of the steps.
+      # Learns what actions do in three quarters of the steps.
       end_share=0.7,
       log_every=50,
       checkpoint_every=500,
@@ -100,6 +100,8 @@ config = Config(
   ),
   # About twice what a perfect player needs; recordings may take longer.
   env=EnvConfig(name='navix:Navix-DoorKey-Random-5x5-v0', max_steps=20),
+  # An event is rewarded under the label of its own task; labels that advance
+  # have left it by then.
   data=DataConfig(path='runs/doorkey-5x5', switch_tasks=0.25),
   eval=EvalConfig(clips=192),
 )
