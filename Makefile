@@ -12,7 +12,7 @@ quickstart: .venv/installed
 	  --run-dir runs/quickstart$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
 test: lint
-	$(BIN)/python -m pytest -x -q --durations=15
+	$(BIN)/python -m pytest -x -q --durations=15 -n auto --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -24,7 +24,7 @@ lint: .venv/installed
 	  "name one with make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[navix,test]'
+	$(BIN)/python -m pip install --quiet -e '.[navix,video,test]'
 	touch $@
 
 # Leaves datasets and runs alone.

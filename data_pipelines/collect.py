@@ -125,8 +125,8 @@ def rollout(
   return Rollout(first=first, steps=steps, actions=actions, level=level)
 
 
-def to_episodes(batch: Rollout) -> Iterator[dict[str, Any]]:
-  """Yields each episode of a fetched batch, cut at its end, as `fmt.features`.
+def to_episodes(batch: Rollout) -> Iterator[writer.Episode]:
+  """Yields each episode of a fetched batch, cut at its end.
 
   Args:
     batch: as `rollout` returns it, in host memory.
@@ -134,21 +134,19 @@ def to_episodes(batch: Rollout) -> Iterator[dict[str, Any]]:
   ended = batch.steps.terminal | batch.steps.timeout
   for i in range(ended.shape[1]):
     actions = int(np.argmax(ended[:, i])) + 1
-    frames = actions + 1
-    last = np.arange(frames) == actions
     pad = functools.partial(_pad_last, length=actions, episode=i)
-    yield {
-      'observation': np.concatenate(
-        [batch.first.frame[i][None], batch.steps.frame[:actions, i]]
-      ),
-      'action': {ACTION: pad(batch.actions)},
-      'action_known': ~last,
-      'reward': pad(batch.steps.reward),
-      'events': pad(batch.steps.events).astype(np.uint8),
-      'is_first': np.arange(frames) == 0,
-      'is_last': last,
-      'is_terminal': last & batch.steps.terminal[actions - 1, i],
-    }
+    yield writer.Episode(
+      steps={
+        'observation': np.concatenate(
+          [batch.first.frame[i][None], batch.steps.frame[:actions, i]]
+        ),
+        'action': {ACTION: pad(batch.actions)},
+        'action_known': np.arange(actions + 1) < actions,
+        'reward': pad(batch.steps.reward),
+        'events': pad(batch.steps.events).astype(np.uint8),
+      },
+      terminal=bool(batch.steps.terminal[actions - 1, i]),
+    )
 
 
 def _pad_last(x: np.ndarray, *, length: int, episode: int) -> np.ndarray:
@@ -166,10 +164,10 @@ class _Tally:
     self._levels: list[int] = []
     self._achieved: list[np.ndarray] = []
 
-  def add(self, episode: dict[str, Any], level: int) -> None:
-    self._lengths.append(len(episode['is_first']))
+  def add(self, episode: writer.Episode, level: int) -> None:
+    self._lengths.append(len(episode.steps['reward']))
     self._levels.append(level)
-    self._achieved.append(episode['events'].any(0))
+    self._achieved.append(episode.steps['events'].any(0))
 
   def report(self) -> dict[str, Any]:
     levels = np.asarray(self._levels)
@@ -225,7 +223,7 @@ def collect(config: CollectConfig, *, progress: bool = True) -> dict[str, Any]:
     total=sum(counts.values()), unit=' episodes', disable=not progress
   )
 
-  def episodes(split: str) -> Iterator[dict[str, Any]]:
+  def episodes(split: str) -> Iterator[writer.Episode]:
     key = jax.random.fold_in(
       jax.random.key(config.seed), sorted(counts).index(split)
     )
@@ -238,9 +236,12 @@ def collect(config: CollectConfig, *, progress: bool = True) -> dict[str, Any]:
       for i, episode in enumerate(to_episodes(batch)):
         if i >= wanted:
           break
-        tallies[split].add(episode, int(batch.level[i]))
+        level = int(batch.level[i])
+        tallies[split].add(episode, level)
         bar.update()
-        yield episode
+        yield dataclasses.replace(
+          episode, attributes={'noise': config.noise[level]}
+        )
 
   with bar:
     writer.write_dataset(
@@ -249,6 +250,7 @@ def collect(config: CollectConfig, *, progress: bool = True) -> dict[str, Any]:
         actions=env.spec.actions,
         tasks=env.spec.tasks,
         frame_shape=env.spec.frame_shape,
+        labels={k: list(v) for k, v in env.spec.labels.items()},
         source={
           k: v
           for k, v in dataclasses.asdict(config).items()

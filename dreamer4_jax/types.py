@@ -31,7 +31,8 @@ class Batch:
   """Clips, aligned by arrival (see the module docstring).
 
   Attributes:
-    frames: `[B, T, H, W, C]` uint8.
+    frames: `[B, T, H, W, C]` uint8; or `[B, T, L, b]` float16 latents, from a
+      pre-tokenised dataset.
     action: action chosen at frame t, components `[B, T, ...]`.
     action_mask: `[B, T]` bool, whether `action[t]` is known.
     prev_action: action that led to frame t, components `[B, T, ...]`.

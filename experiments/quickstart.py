@@ -3,6 +3,8 @@
 from typing import Any
 
 from data_pipelines.collect import CollectConfig, collect
+from data_pipelines.pretokenise import PretokeniseConfig
+from data_pipelines.pretokenise import pretokenise as run_tokenizer
 from dreamer4_jax.config import (
   ActionComponent,
   AgentConfig,
@@ -65,10 +67,10 @@ config = Config(
       optimizer=OptimizerConfig(learning_rate=2e-3, decay_share=0.4),
     ),
     dynamics=DynamicsPhase(
-      steps=2700,
+      steps=3000,
       batch_size=8,
       clip_length=16,
-      bootstrap_start=1700,
+      bootstrap_start=1900,
       # Learns what actions do in three quarters of the steps.
       end_share=0.7,
       log_every=50,
@@ -81,6 +83,8 @@ config = Config(
       steps=800,
       batch_size=8,
       clip_length=16,
+      # What the dynamics learned in its last steps is not to be unlearned.
+      dynamics_rate=0.3,
       # Imagining uses the reward that is read at a frame, distance 0.
       distance_decay=0.5,
       end_share=0.7,
@@ -125,3 +129,8 @@ def record(path: str) -> dict[str, Any]:
       seed=0,
     )
   )
+
+
+def pretokenise(run: str, dataset: str, out: str) -> dict[str, int]:
+  """Stores the latents of the run's trained tokenizer, for later phases."""
+  return run_tokenizer(PretokeniseConfig(run=run, dataset=dataset, out=out))

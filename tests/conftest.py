@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import pytest
 
 NUM_DEVICES = 4
 _CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
@@ -12,3 +13,31 @@ jax.config.update('jax_num_cpu_devices', NUM_DEVICES)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+@pytest.fixture(scope='session')
+def recording_config(tmp_path_factory):
+  """How a tiny dataset of the 5x5 level is recorded, once."""
+  collect = pytest.importorskip('data_pipelines.collect')
+  return collect.CollectConfig(
+    out=str(tmp_path_factory.mktemp('data') / 'tiny'),
+    env='navix:Navix-DoorKey-Random-5x5-v0',
+    episodes=24,
+    test_episodes=5,
+    noise=(0.0, 0.6, 1.0),
+    max_steps=30,
+    seed=3,
+    parallel=16,
+  )
+
+
+@pytest.fixture(scope='session')
+def recording_report(recording_config):
+  from data_pipelines import collect
+
+  return collect.collect(recording_config, progress=False)
+
+
+@pytest.fixture(scope='session')
+def recording(recording_config, recording_report):
+  return recording_config.out

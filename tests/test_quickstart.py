@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 from data_pipelines.collect import CollectConfig, collect
+from data_pipelines.pretokenise import PretokeniseConfig, pretokenise
+from dreamer4_jax.cli.loaders import training_loader
 from dreamer4_jax.cli.quickstart import quickstart
 from dreamer4_jax.config import EvalConfig
+from dreamer4_jax.data import EpisodeSource
+from dreamer4_jax.models import World
 from dreamer4_jax.training.phases import load_rooms
 
 EXPERIMENT = pathlib.Path(__file__).parents[1] / 'experiments/quickstart.py'
@@ -69,7 +73,11 @@ def run(tmp_path_factory):
       progress=False,
     )
 
-  results = quickstart(config, path / 'run', record)
+  def tokenise(run, dataset, out):
+    settings = PretokeniseConfig(run=run, dataset=dataset, out=out)
+    return pretokenise(settings, progress=False)
+
+  results = quickstart(config, path / 'run', record, tokenise)
   return path, config, results
 
 
@@ -104,13 +112,26 @@ def test_a_finished_run_trains_and_records_nothing_again(run, monkeypatch):
   path, config, results = run
   before = (path / 'run/tokenizer/metrics.jsonl').read_text()
 
-  def record(out):
-    raise AssertionError(f'{out} recorded twice')
+  def record(*paths):
+    raise AssertionError(f'{paths} written twice')
 
-  again = quickstart(config, path / 'run', record)
+  again = quickstart(config, path / 'run', record, record)
   assert (path / 'run/tokenizer/metrics.jsonl').read_text() == before
   assert again['tokenizer'] == results['tokenizer']
   assert again['agents'] == results['agents']
+
+
+def test_later_phases_read_latents(run):
+  path, config, _ = run
+  world = World.from_config(config)
+  rooms, saved = load_rooms(path / 'run', 'dynamics')
+  source = EpisodeSource(path / 'run/latents', 'train')
+  assert source.description.tokenizer == world.fingerprint(rooms)
+  assert saved.data.latents == str(path / 'run/latents')
+  loader = training_loader(saved, 'dynamics', 4, world.fingerprint(rooms))
+  assert next(loader).frames.shape == (8, 4, 8, 16)
+  with pytest.raises(ValueError, match='this run has 0123; pre-tokenise again'):
+    training_loader(saved, 'dynamics', 4, '0123')
 
 
 def test_phases_start_from_the_phase_before(run):

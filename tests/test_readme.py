@@ -40,16 +40,16 @@ def episodes(count, rng):
   for _ in range(count):
     last = np.arange(12) == 11
     shape = (12, SIDE, SIDE, 3)
-    yield {
-      'observation': rng.integers(0, 256, shape, np.uint8),
-      'action': {'action': rng.integers(0, CLASSES, 12, np.int32)},
-      'action_known': ~last,
-      'reward': np.zeros(12, np.float32),
-      'events': np.tile(last[::-1, None], (1, 2)).astype(np.uint8),
-      'is_first': np.arange(12) == 0,
-      'is_last': last,
-      'is_terminal': last,
-    }
+    yield writer.Episode(
+      steps={
+        'observation': rng.integers(0, 256, shape, np.uint8),
+        'action': {'action': rng.integers(0, CLASSES, 12, np.int32)},
+        'action_known': ~last,
+        'reward': np.zeros(12, np.float32),
+        'events': np.tile(last[::-1, None], (1, 2)).astype(np.uint8),
+      },
+      terminal=True,
+    )
 
 
 def last_state(config):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 
 from dreamer4_jax.config import PHASES, Config
@@ -9,12 +11,29 @@ from dreamer4_jax.data import make_loader
 from dreamer4_jax.training.phases import relevant_share
 
 
-def training_loader(config: Config, phase: str, length: int):
-  """Returns this process's endless iterator of clips of `length` frames."""
+def training_loader(
+  config: Config, phase: str, length: int, tokenizer: str = ''
+):
+  """Returns this process's endless iterator of clips of `length` frames.
+
+  Phases after the tokenizer's read the pre-tokenised datasets, where there are
+  any. Those about tasks leave datasets out that know of none.
+
+  Args:
+    config: the run.
+    phase: name of the phase.
+    length: frames of a clip.
+    tokenizer: fingerprint of the trained tokenizer, empty before.
+  """
   settings = getattr(config.phases, phase)
   processes = jax.process_count()
+  datasets = config.data.datasets
+  if tokenizer:
+    datasets = [
+      dataclasses.replace(d, path=d.latents or d.path) for d in datasets
+    ]
   return make_loader(
-    config.data.path,
+    datasets,
     config.data.train_split,
     actions=config.actions,
     tasks=config.tasks,
@@ -25,10 +44,13 @@ def training_loader(config: Config, phase: str, length: int):
     relevant_share=relevant_share(settings),
     separate_images=settings.separate_images,
     switch_tasks=config.data.switch_tasks,
-    labeled_share=config.data.labeled_share,
     process_index=jax.process_index(),
     process_count=processes,
     frame_shape=_frame_shape(config),
+    tokenizer=tokenizer,
+    only_with_tasks=phase in ('finetune', 'imagination'),
+    threads=config.data.threads,
+    ahead=config.data.ahead,
   )
 
 

@@ -10,7 +10,7 @@ import pathlib
 import runpy
 import sys
 
-from dreamer4_jax.cli import configs
+from dreamer4_jax.cli import configs, data
 from dreamer4_jax.config import PHASES, Config
 
 _LOG = logging.getLogger(__name__)
@@ -24,8 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
   _add_train(commands)
   _add_quickstart(commands)
+  data.add_commands(commands)
   args = parser.parse_args(argv)
-  return args.run(args)
+  try:
+    return args.run(args)
+  except (ValueError, FileNotFoundError) as error:
+    _LOG.debug('%s failed', args.run.__name__, exc_info=True)
+    print(f'dreamer4: {error}', file=sys.stderr)
+    return 2
 
 
 def _add_train(commands) -> None:
@@ -51,7 +57,8 @@ def _add_quickstart(commands) -> None:
     help='record a dataset, train all phases, evaluate and report',
     description='Records a dataset, trains all phases, evaluates in the real '
     'environment and writes a report. The same command again goes on where it '
-    'was interrupted. The experiment also defines a function `record(path)`.',
+    'was interrupted. The experiment also defines the functions `record(path)` '
+    'and `pretokenise(run, dataset, out)`.',
   )
   _add_experiment(parser)
   parser.set_defaults(run=_quickstart)
@@ -83,61 +90,48 @@ def _add_experiment(parser) -> None:
   )
 
 
-def _start(args: argparse.Namespace) -> tuple[Config, pathlib.Path] | int:
-  """Loads the config and prepares the run; or returns an exit code."""
-  try:
-    config = configs.load_experiment(args.experiment)
-    config = configs.override(config, args.set)
-    if args.help_config:
-      print(configs.describe(config))
-      return 0
-    run_dir = args.run_dir or pathlib.Path('runs') / _stem(args.experiment)
-    _prepare(run_dir, config)
-  except (ValueError, FileNotFoundError) as error:
-    return _complain(error)
+def _start(args: argparse.Namespace) -> tuple[Config, pathlib.Path] | None:
+  """Loads the config and prepares the run; None if it is only to be listed."""
+  config = configs.load_experiment(args.experiment)
+  config = configs.override(config, args.set)
+  if args.help_config:
+    print(configs.describe(config))
+    return None
+  run_dir = args.run_dir or pathlib.Path('runs') / _stem(args.experiment)
+  _prepare(run_dir, config)
   _log_to_stderr()
   enable_compilation_cache()
   return config, run_dir
 
 
-def _complain(error: Exception) -> int:
-  print(f'dreamer4: {error}', file=sys.stderr)
-  return 2
-
-
 def _train(args: argparse.Namespace) -> int:
   started = _start(args)
-  if isinstance(started, int):
-    return started
+  if started is None:
+    return 0
   config, run_dir = started
   from dreamer4_jax.cli.loaders import training_loader
   from dreamer4_jax.training.phases import train
 
   phases = PHASES if args.phase == 'all' else (args.phase,)
-  try:
-    train(config, run_dir, phases, loaders=training_loader)
-  except (ValueError, FileNotFoundError) as error:
-    _LOG.debug('training failed', exc_info=True)
-    return _complain(error)
+  train(config, run_dir, phases, loaders=training_loader)
   return 0
 
 
 def _quickstart(args: argparse.Namespace) -> int:
   started = _start(args)
-  if isinstance(started, int):
-    return started
+  if started is None:
+    return 0
   config, run_dir = started
   from dreamer4_jax.cli.quickstart import quickstart
 
-  record = runpy.run_path(args.experiment).get('record')
-  if record is None:
-    return _complain(
-      ValueError(
-        f'{args.experiment}: must define a function `record(path)` that '
-        'records its dataset; use `dreamer4 train` with one that exists'
-      )
+  defined = runpy.run_path(args.experiment)
+  if 'record' not in defined or 'pretokenise' not in defined:
+    raise ValueError(
+      f'{args.experiment}: must define functions `record(path)`, which '
+      'records its dataset, and `pretokenise(run, dataset, out)`; use '
+      '`dreamer4 train` with a dataset that exists'
     )
-  quickstart(config, run_dir, record)
+  quickstart(config, run_dir, defined['record'], defined['pretokenise'])
   print((run_dir / 'report.md').read_text())
   return 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import contextlib
+import dataclasses
 from importlib import metadata
 import json
 import logging
@@ -54,7 +55,10 @@ class Stopwatch:
 
 
 def quickstart(
-  config: Config, run_dir: pathlib.Path, record: Callable[[str], Any]
+  config: Config,
+  run_dir: pathlib.Path,
+  record: Callable[[str], Any],
+  pretokenise: Callable[[str, str, str], Any],
 ) -> dict[str, Any]:
   """Runs all parts and returns what is written to `results.json`.
 
@@ -62,6 +66,8 @@ def quickstart(
     config: the run; `config.data.path` is where the dataset is, or will be.
     run_dir: where everything else goes.
     record: records the dataset at a path; called if it is not there yet.
+    pretokenise: takes the run, a dataset and a path, and writes the dataset's
+      latents there, with the run's trained tokenizer; called likewise.
   """
   run_dir.mkdir(parents=True, exist_ok=True)
   watch = Stopwatch(run_dir / 'seconds.json')
@@ -69,9 +75,16 @@ def quickstart(
     if not pathlib.Path(config.data.path).exists():
       _LOG.info('data: recording %s', config.data.path)
       record(config.data.path)
+  latents = run_dir / 'latents'
+  config = dataclasses.replace(
+    config, data=dataclasses.replace(config.data, latents=str(latents))
+  )
   for phase in PHASES:
     with watch(phase):
       phases.train(config, run_dir, (phase,), loaders=training_loader)
+    if phase == 'tokenizer' and not latents.exists():
+      with watch('data'):
+        pretokenise(str(run_dir), config.data.path, str(latents))
   with watch('evaluation'):
     results = evaluate(config, run_dir)
   results['seconds'] = {**watch.seconds, 'total': sum(watch.seconds.values())}

@@ -31,6 +31,7 @@ from dreamer4_jax.config.run import (
   EnvConfig,
   EvalConfig,
   MeshConfig,
+  SourceConfig,
 )
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
   'PhaseConfig',
   'Phases',
   'Remat',
+  'SourceConfig',
   'TokenizerConfig',
   'TokenizerPhase',
   'TransformerConfig',

@@ -167,6 +167,9 @@ class FinetunePhase(DynamicsPhase):
   """Weight of the reward likelihood, on all clips."""
   cont_weight: float = 1.0
   """Weight of the continuation likelihood, on all clips."""
+  dynamics_rate: float = 1.0
+  """Learning rate of the pretrained dynamics, relative to that of the new
+  parts. A short finetuning at the full rate unlearns some of it."""
   distance_decay: float = 1.0
   """Multi-token prediction weights distance n by this to the power n. Below 1,
   what imagining and acting use (n = 0) is not drowned by what nobody can know,
@@ -174,7 +177,7 @@ class FinetunePhase(DynamicsPhase):
 
   def __post_init__(self):
     super().__post_init__()
-    shares(self, 'relevant_share')
+    shares(self, 'relevant_share', 'dynamics_rate')
     require(
       0 < self.distance_decay <= 1,
       'FinetunePhase.distance_decay',

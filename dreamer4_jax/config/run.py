@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import msgspec
 
@@ -18,23 +19,68 @@ from dreamer4_jax.config.phases import Phases
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
-  """The dataset and how clips are drawn from it."""
+class SourceConfig:
+  """One dataset, and which of its actions are used."""
 
   path: str = ''
   """Directory of a TFDS array_record dataset."""
+  latents: str = ''
+  """Directory of the same dataset, pre-tokenised, for the phases after the
+  tokenizer's; empty encodes frames in every step."""
+  weight: float = 1.0
+  """Share of the clips, relative to the other datasets'."""
+  labeled_share: float = 1.0
+  """Share of episodes whose actions are used; the rest is plain video."""
+  labeled_hours: float | None = None
+  """Actions are used in the first hours of the dataset only; none uses all."""
+  labeled_where: tuple[str, ...] = ()
+  """Actions are used only in episodes whose attributes fulfil all of these,
+  for example noise<=0.5 or world=overworld."""
+
+  def __post_init__(self):
+    shares(self, 'labeled_share')
+    room = type(self).__name__
+    require(
+      0 < self.weight < math.inf,
+      f'{room}.weight',
+      self.weight,
+      'must be positive; leave the dataset out instead',
+    )
+    require(
+      self.labeled_hours is None or self.labeled_hours >= 0,
+      f'{room}.labeled_hours',
+      self.labeled_hours,
+      'must be at least 0, or none',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(SourceConfig):
+  """The dataset, others mixed in, and how clips are drawn from them."""
+
+  more: tuple[SourceConfig, ...] = ()
+  """Other datasets to mix in, with or without actions."""
   train_split: str = 'train'
   """Split to train on."""
   eval_split: str = 'test'
-  """Held-out split."""
-  labeled_share: float = 1.0
-  """Share of episodes whose actions are used; the rest is plain video."""
+  """Held-out split, of the first dataset."""
   switch_tasks: float = 0.5
   """Share of clips whose task label advances at each event, as prompts do;
   the others keep one task throughout."""
+  threads: int = 1
+  """Threads that make batches, for each clip length."""
+  ahead: int = 4
+  """Batches that may wait for the device, for each clip length."""
 
   def __post_init__(self):
-    shares(self, 'labeled_share', 'switch_tasks')
+    super().__post_init__()
+    shares(self, 'switch_tasks')
+    at_least(1, self, 'threads', 'ahead')
+
+  @property
+  def datasets(self) -> tuple[SourceConfig, ...]:
+    """All datasets, the first one first."""
+    return (self, *self.more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The dataset on disk: one record per episode, in the steps of RLDS.
+"""The dataset on disk: chunks of episodes, in the steps of RLDS.
 
 Step t holds the frame `observation[t]`, the `action[t]` chosen after seeing
 it, and what that action earned: `reward[t]`, `events[t]`. The last step holds
@@ -6,23 +6,42 @@ the frame on which the episode ended, with a dummy action (`action_known` is
 false) that earned nothing. `is_terminal` is true there unless the episode was
 cut by its time limit.
 
+A record is a *chunk*: `chunk_length` consecutive steps of one episode, fewer
+at its end. Chunks of an episode follow each other, so the record of any step is
+known without looking. Reading a window of T steps reads about T + chunk_length
+of them.
+
 Beside the records lies a JSON description. It has an index of every episode's
-length and events, so that a loader plans its windows without reading frames.
+length, events and attributes, so that a loader plans its windows without
+reading frames.
+
+A *pre-tokenised* dataset holds the latents of a tokenizer where others hold
+frames, and the fingerprint of that tokenizer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dreamer4_jax.config import ActionComponent
+from dreamer4_jax.config import ActionComponent, require
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REWARD_ONLY = ('reward',)
 """Tasks of a dataset without events: the environment's reward is the task."""
+INDEX_FIELDS = (
+  'lengths', 'known', 'returns', 'terminal', 'events', 'attributes'
+)  # fmt: skip
+"""Lists in the metadata of a split, an entry for each episode."""
+
+_TUPLES = ('tasks', 'frame_shape', 'latent_shape')
+
+Attributes = Mapping[str, str | int | float | bool]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,21 +50,36 @@ class SplitIndex:
 
   Attributes:
     lengths: `[episodes]` int64 frames of each episode, the last included.
+    first_chunks: `[episodes]` int64 record with which each episode begins.
     event_episode: `[events]` int64 episode of each event.
     event_frame: `[events]` int64 frame on whose arrival it is seen, >= 1.
     event_task: `[events]` int64 task id. Events are in the order of episode,
       frame, task.
+    attributes: of each episode, for example where it comes from.
   """
 
   lengths: np.ndarray
+  first_chunks: np.ndarray
   event_episode: np.ndarray
   event_frame: np.ndarray
   event_task: np.ndarray
+  attributes: tuple[Attributes, ...] = ()
 
   def of_episode(self, episode: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the arrival frames and the tasks of one episode's events."""
     begin, end = np.searchsorted(self.event_episode, [episode, episode + 1])
     return self.event_frame[begin:end], self.event_task[begin:end]
+
+  @functools.cached_property
+  def ends(self) -> np.ndarray:
+    """`[episodes]` int64 frames up to the end of each episode."""
+    return np.cumsum(self.lengths)
+
+  @functools.cached_property
+  def events_of_task(self) -> dict[int, np.ndarray]:
+    """Numbers of the events of each task that has any."""
+    tasks = self.event_task
+    return {int(k): np.flatnonzero(tasks == k) for k in np.unique(tasks)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,47 +87,97 @@ class Description:
   """What the dataset says about itself.
 
   Attributes:
-    actions: the action space.
-    tasks: names of the events, in id order.
+    actions: the action space; empty for video without actions.
+    tasks: names of the events, in id order; empty if nothing is known of
+      them, `REWARD_ONLY` if there is a reward but no event.
     frame_shape: height, width, channels.
+    chunk_length: steps in a record.
+    frame_rate: frames per second; 0 if it means nothing.
+    labels: names of the classes or bits of action components, for people.
+    tokenizer: fingerprint of the tokenizer whose latents stand in the place
+      of frames; empty for frames.
+    latent_shape: latents and their channels; empty for frames.
     source: whatever made the dataset wants to be remembered.
   """
 
   actions: tuple[ActionComponent, ...]
   tasks: tuple[str, ...]
   frame_shape: tuple[int, int, int]
+  chunk_length: int = 8
+  frame_rate: float = 0.0
+  labels: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+  tokenizer: str = ''
+  latent_shape: tuple[int, ...] = ()
   source: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    room = 'Description'
+    require(
+      self.chunk_length >= 1,
+      f'{room}.chunk_length',
+      self.chunk_length,
+      'must be at least 1',
+    )
+    sizes = {c.name: c.size for c in self.actions}
+    require(
+      all(len(v) == sizes.get(k) for k, v in self.labels.items()),
+      f'{room}.labels',
+      self.labels,
+      f'needs a name for each class or bit of a component, {sizes}',
+    )
+    require(
+      self.frame_rate >= 0,
+      f'{room}.frame_rate',
+      self.frame_rate,
+      'must be frames per second, or 0 if they mean nothing',
+    )
+    require(
+      len(self.frame_shape) == 3 and min(self.frame_shape) >= 1,
+      f'{room}.frame_shape',
+      self.frame_shape,
+      'must be height, width, channels',
+    )
+    require(
+      len(self.latent_shape) == (2 if self.tokenizer else 0),
+      f'{room}.latent_shape',
+      self.latent_shape,
+      'must be latents and channels if there is a tokenizer, else empty',
+    )
+
+  @property
+  def observation(self) -> tuple[tuple[int, ...], type]:
+    """Shape and dtype of one step's observation."""
+    if self.tokenizer:
+      return self.latent_shape, np.float16
+    return self.frame_shape, np.uint8
 
   def to_metadata(self) -> dict[str, Any]:
     """Returns plain data for JSON, still without the splits' indices."""
-    return {
-      'format_version': FORMAT_VERSION,
-      'actions': [dataclasses.asdict(c) for c in self.actions],
-      'tasks': list(self.tasks),
-      'frame_shape': list(self.frame_shape),
-      'source': self.source,
-      'splits': {},
-    }
+    plain = dataclasses.asdict(self)
+    return {'format_version': FORMAT_VERSION, **plain, 'splits': {}}
 
   @classmethod
   def from_metadata(cls, metadata: dict[str, Any]) -> Description:
-    """Reverses `to_metadata`; raises `ValueError` for another version."""
+    """Reverses `to_metadata`; raises `ValueError` naming what is wrong."""
     version = metadata.get('format_version')
     if version != FORMAT_VERSION:
       raise ValueError(
         f'metadata format_version: found {version!r}, expected '
-        f'{FORMAT_VERSION}; make the dataset with data_pipelines'
+        f'{FORMAT_VERSION}; make the dataset again with data_pipelines'
       )
-    return cls(
-      actions=tuple(ActionComponent(**c) for c in metadata['actions']),
-      tasks=tuple(metadata['tasks']),
-      frame_shape=tuple(metadata['frame_shape']),
-      source=metadata['source'],
-    )
+    plain = {f.name for f in dataclasses.fields(cls)} - {'actions', *_TUPLES}
+    try:
+      return cls(
+        actions=tuple(ActionComponent(**c) for c in metadata['actions']),
+        **{name: tuple(metadata[name]) for name in _TUPLES},
+        **{name: metadata[name] for name in plain},
+      )
+    except (KeyError, TypeError) as error:
+      raise ValueError(f'metadata: damaged ({error!r})') from error
 
 
 def features(description: Description) -> tfds.features.FeaturesDict:
-  """Returns the features of one episode, time leading."""
+  """Returns the features of one record, time leading."""
 
   def steps(shape: tuple[int, ...], dtype: type) -> tfds.features.Tensor:
     # Raw bytes: decoding the default list of int64 is 20 times slower.
@@ -107,29 +191,50 @@ def features(description: Description) -> tfds.features.FeaturesDict:
     dtype = np.float32 if component.kind == 'continuous' else np.int32
     return steps((component.size,), dtype)
 
-  return tfds.features.FeaturesDict(
-    {
-      'observation': steps(description.frame_shape, np.uint8),
-      'action': {c.name: action(c) for c in description.actions},
-      'action_known': steps((), np.bool_),
-      'reward': steps((), np.float32),
-      'events': steps((len(description.tasks),), np.uint8),
-      'is_first': steps((), np.bool_),
-      'is_last': steps((), np.bool_),
-      'is_terminal': steps((), np.bool_),
-    }
-  )
+  flag = steps((), np.bool_)
+  found: dict[str, Any] = {
+    'observation': steps(*description.observation),
+    'action_known': flag,
+    'reward': steps((), np.float32),
+    'is_first': flag,
+    'is_last': flag,
+    'is_terminal': flag,
+    # Step of the episode with which the chunk begins.
+    'start': tfds.features.Scalar(np.int64),
+  }
+  # TFDS has neither empty dictionaries nor empty tensors.
+  if description.actions:
+    found['action'] = {c.name: action(c) for c in description.actions}
+  if description.tasks:
+    found['events'] = steps((len(description.tasks),), np.uint8)
+  return tfds.features.FeaturesDict(found)
 
 
-def index_entry(episode: dict[str, Any]) -> tuple[int, list[list[int]]]:
-  """Returns an episode's length and its events `[arrival frame, task]`."""
-  step, task = np.nonzero(episode['events'])
-  arrivals = np.stack([step + 1, task], axis=-1)
-  return len(episode['is_first']), arrivals.tolist()
+def flatten(fields: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Names fields of nested dictionaries `action/NAME`."""
+  flat: dict[str, Any] = {}
+  for name, value in fields.items():
+    if isinstance(value, Mapping | tfds.features.FeaturesDict):
+      flat |= flatten(value, f'{prefix}{name}/')
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Reverses `flatten`; without actions, `action` is empty."""
+  fields: dict[str, Any] = {'action': {}}
+  for name, value in flat.items():
+    group, slash, component = name.partition('/')
+    if slash:
+      fields[group][component] = value
+    else:
+      fields[name] = value
+  return fields
 
 
 def index_from_metadata(metadata: dict[str, Any], split: str) -> SplitIndex:
-  """Reads one split's index, as `index_entry` made it."""
+  """Reads one split's index, as the writer of datasets made it."""
   entry = metadata['splits'][split]
   events = [
     (episode, frame, task)
@@ -139,7 +244,9 @@ def index_from_metadata(metadata: dict[str, Any], split: str) -> SplitIndex:
   columns = np.asarray(events, dtype=np.int64).reshape(-1, 3)
   return SplitIndex(
     lengths=np.asarray(entry['lengths'], dtype=np.int64),
+    first_chunks=np.asarray(entry['first_chunks'], dtype=np.int64),
     event_episode=columns[:, 0],
     event_frame=columns[:, 1],
     event_task=columns[:, 2],
+    attributes=tuple(entry['attributes']),
   )

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 import functools
 
 import grain
-import numpy as np
 
-from dreamer4_jax.config import ActionComponent, require
-from dreamer4_jax.data import planning, sources, transforms
+from dreamer4_jax.config import ActionComponent, SourceConfig, require
+from dreamer4_jax.data import labels, planning, sources, transforms
+from dreamer4_jax.types import Batch
+
+_ENDLESS = 1 << 60
 
 
 def make_loader(
-  path: str,
+  datasets: str | SourceConfig | Sequence[SourceConfig],
   split: str,
   *,
   actions: Sequence[ActionComponent],
@@ -24,21 +26,29 @@ def make_loader(
   relevant_share: float = 0.0,
   separate_images: float = 0.0,
   switch_tasks: float = 0.5,
-  labeled_share: float = 1.0,
   process_index: int = 0,
   process_count: int = 1,
   frame_shape: Sequence[int] | None = None,
+  tokenizer: str = '',
+  only_with_tasks: bool = False,
+  threads: int = 1,
+  ahead: int = 4,
+  cache_bytes: int = sources.CACHE_BYTES,
 ) -> grain.DatasetIterator:
   """Makes an endless iterator over batches.
 
-  A row depends on the seed, the process and the row's number in the stream
-  alone, so `get_state` and `set_state` restore exactly.
+  A batch depends on the seed and its number alone: `get_state` and `set_state`
+  restore exactly. Processes share one stream of global batches, of which each
+  takes its rows; which rows there are does not depend on their number, so that
+  a state may go on on another number of processes, as long as the global batch
+  size stays.
 
   Args:
-    path: directory of the dataset.
+    datasets: the path of a dataset, or several with weights and labels.
     split: name of the split.
-    actions: the run's action space; the dataset must have the same.
-    tasks: the run's task names in id order; the dataset must have the same.
+    actions: the run's action space; the datasets must have the same, or none.
+    tasks: the run's task names in id order; the datasets must have the same,
+      or none.
     batch_size: rows per batch of *this process*.
     length: frames of a window, T.
     seed: of all choices.
@@ -47,17 +57,23 @@ def make_loader(
     separate_images: share of clips whose frames are segments of their own,
       without actions.
     switch_tasks: share of clips whose task label advances at each event.
-    labeled_share: share of episodes that keep their actions.
     process_index: number of this process.
     process_count: number of processes; each draws its own rows.
     frame_shape: height, width, channels that the run expects, or None.
+    tokenizer: fingerprint of the run's tokenizer, which pre-tokenised datasets
+      must have been made with; empty if the run needs frames.
+    only_with_tasks: leave out datasets that know neither of events nor of
+      rewards.
+    threads: threads that make batches.
+    ahead: batches that may wait.
+    cache_bytes: datasets of fewer bytes are kept in memory.
 
   Returns:
     A Grain iterator of `Batch` with numpy arrays.
 
   Raises:
-    FileNotFoundError: there is no dataset at `path`.
-    ValueError: the dataset or an argument is not as it must be; the message
+    FileNotFoundError: there is no dataset at a path.
+    ValueError: a dataset or an argument is not as it must be; the message
       names the field.
   """
   require(
@@ -66,32 +82,83 @@ def make_loader(
     process_index,
     f'must lie in [0, process_count = {process_count})',
   )
-  require(
-    0 <= labeled_share <= 1,
-    'labeled_share',
-    labeled_share,
-    'must lie in [0, 1]',
-  )
-  source = sources.EpisodeSource(
-    path, split, actions=actions, tasks=tasks, frame_shape=frame_shape
-  )
+  if isinstance(datasets, str):
+    datasets = SourceConfig(path=datasets)
+  if isinstance(datasets, SourceConfig):
+    datasets = [datasets]
+  opened = [
+    sources.EpisodeSource(
+      dataset.path,
+      split,
+      actions=actions,
+      tasks=tasks,
+      frame_shape=frame_shape,
+      cache_bytes=cache_bytes,
+    )
+    for dataset in datasets
+  ]
+  _check_tokenizers(opened, tokenizer)
+  pairs = [
+    (source, dataset)
+    for source, dataset in zip(opened, datasets, strict=True)
+    if source.description.tasks or not only_with_tasks
+  ]
+  if not pairs:
+    raise ValueError(
+      f'tasks: found none in {[str(s.path) for s in opened]}, expected some in '
+      'at least one dataset'
+    )
   planner = planning.Planner(
-    index=source.index,
+    indices=[source.index for source, _ in pairs],
+    weights=[dataset.weight for _, dataset in pairs],
     length=length,
-    batch_size=batch_size,
+    batch_size=batch_size * process_count,
+    seed=seed,
     relevant_share=relevant_share,
     separate_images=separate_images,
     switch_tasks=switch_tasks,
   )
-  cut = functools.partial(transforms.cut, source, labeled_share=labeled_share)
-  stream = np.random.SeedSequence([seed, process_index]).generate_state(1)
-  dataset = (
-    grain.MapDataset.range(batch_size)
-    .repeat()
-    .seed(int(stream[0]))
-    .random_map(planner.plan)
-    .map(cut)
-    .batch(batch_size, batch_fn=transforms.stack)
-    .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+  clips = transforms.Clips(
+    sources=[source for source, _ in pairs],
+    labeled=[labels.labeled_episodes(*pair) for pair in pairs],
+    actions=tuple(actions),
+    tasks=tuple(tasks),
   )
-  return iter(dataset)
+  own = range(process_index * batch_size, (process_index + 1) * batch_size)
+  stream = grain.MapDataset.range(_ENDLESS).map(
+    functools.partial(_batch, planner, clips, own)
+  )
+  return iter(
+    stream.to_iter_dataset(
+      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    )
+  )
+
+
+def _batch(
+  planner: planning.Planner, clips: transforms.Clips, rows: range, number: int
+) -> Batch:
+  return clips.read([planner.plan(int(number), row) for row in rows])
+
+
+def _check_tokenizers(
+  opened: Sequence[sources.EpisodeSource], tokenizer: str
+) -> None:
+  """Raises `ValueError` unless all latents are of the run's tokenizer."""
+  for source in opened:
+    found = source.description.tokenizer
+    if found and found != tokenizer:
+      raise ValueError(
+        f'{source.path}: tokenizer: the latents were made by {found}, '
+        + (
+          f'this run has {tokenizer}; pre-tokenise again with it'
+          if tokenizer
+          else 'this needs frames; name the dataset they were made from'
+        )
+      )
+  shapes = {source.path: source.description.observation for source in opened}
+  if len(set(shapes.values())) > 1:
+    raise ValueError(
+      'datasets that are mixed must hold the same kind of observation, found '
+      + ', '.join(f'{path}: {shape}' for path, (shape, _) in shapes.items())
+    )

@@ -1,12 +1,20 @@
-"""Chooses windows: pure functions of the index and a random generator.
+"""Chooses windows: pure functions of the index, a seed and a row's number.
 
 A window of `length` frames is a list of segments, each a stretch of one
-episode. The first segment starts anywhere; where its episode ends early,
-another episode follows from its own first frame, until the window is full.
+episode.
+
+*Uniform* windows come in epochs. In each, the episodes are put one behind the
+other in a random order, this endless ring of frames is cut into windows from
+a random place on, and the windows are taken in random order. So every epoch
+shows every frame once (but for a remainder shorter than a window), on ever
+different places of a window.
+
+*Relevant* windows are placed on an event of a task, each independently.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 
@@ -14,15 +22,7 @@ import numpy as np
 
 from dreamer4_jax.config import require
 from dreamer4_jax.data.format import SplitIndex
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Segment:
-  """Frames `start` to `stop` (exclusive) of one episode."""
-
-  episode: int
-  start: int
-  stop: int
+from dreamer4_jax.data.sources import Stretch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class Window:
   """All that is decided about a row of the batch before frames are read.
 
   Attributes:
+    source: number of the dataset.
     segments: stretches that fill the window, in order.
     anchor_task: the task whose event a relevant window was placed on, else
       -1. The event lies in the first segment.
@@ -37,7 +38,8 @@ class Window:
     separate_images: each frame is a segment of its own, without actions.
   """
 
-  segments: tuple[Segment, ...]
+  source: int = 0
+  segments: tuple[Stretch, ...]
   anchor_task: int
   switch_tasks: bool
   separate_images: bool
@@ -48,22 +50,66 @@ class Window:
     return self.anchor_task >= 0
 
 
+class Epochs:
+  """The uniform windows of one split, numbered without end."""
+
+  def __init__(self, index: SplitIndex, length: int, seed: int):
+    """Takes the index, the frames of a window and a seed."""
+    self._index = index
+    self._length = length
+    self._seed = seed
+    self._frames = int(index.ends[-1])
+    self.windows = max(1, self._frames // length)
+    self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
+
+  def __getitem__(self, number: int) -> tuple[Stretch, ...]:
+    """Returns a window; an epoch has `windows` of them."""
+    epoch, place = divmod(number, self.windows)
+    order, ends, offset, places = self._epoch(epoch)
+    frame = (offset + int(places[place]) * self._length) % self._frames
+    at = int(np.searchsorted(ends, frame, side='right'))
+    segments, left = [], self._length
+    start = frame - int(ends[at] - self._index.lengths[order[at]])
+    while left:
+      episode = int(order[at])
+      stop = min(int(self._index.lengths[episode]), start + left)
+      segments.append(Stretch(episode, start, stop))
+      left -= stop - start
+      at, start = (at + 1) % len(order), 0
+    return tuple(segments)
+
+  def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng([self._seed, epoch])
+    order = rng.permutation(len(self._index.lengths))
+    ends = np.cumsum(self._index.lengths[order])
+    offset = int(rng.integers(self._frames))
+    return order, ends, offset, rng.permutation(self.windows)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Planner:
-  """Plans the rows of a batch.
+  """Plans the rows of the global batch.
+
+  A row depends on the seed and its number alone, not on how many processes
+  share the work.
 
   Attributes:
-    index: of the split.
+    indices: of the split, one for each dataset.
+    weights: share of the uniform rows that each dataset gives, up to a factor.
     length: frames of a window.
-    batch_size: rows of a batch.
-    relevant_share: share of rows placed on an event; see `is_relevant`.
+    batch_size: rows of a *global* batch.
+    seed: of all choices.
+    relevant_share: share of rows placed on an event; see `is_relevant`. They
+      come from the datasets that have events, by weight.
     separate_images: probability that a row is treated as separate images.
     switch_tasks: probability that a row's labels advance at each event.
   """
 
-  index: SplitIndex
+  indices: Sequence[SplitIndex]
+  weights: Sequence[float]
   length: int
   batch_size: int
+  seed: int = 0
   relevant_share: float = 0.0
   separate_images: float = 0.0
   switch_tasks: float = 0.5
@@ -74,7 +120,13 @@ class Planner:
       require(0 <= value <= 1, name, value, 'must lie in [0, 1]')
     require(self.batch_size >= 1, 'batch_size', self.batch_size, 'at least 1')
     require(self.length >= 1, 'length', self.length, 'must be at least 1')
-    if any(self.is_relevant(row) for row in range(self.batch_size)):
+    require(
+      len(self.weights) == len(self.indices) and min(self.weights) > 0,
+      'weights',
+      tuple(self.weights),
+      'needs one for each dataset, all positive',
+    )
+    if self._relevant_rows:
       require(
         self.length >= 2,
         'length',
@@ -83,79 +135,101 @@ class Planner:
         'before the event as well',
       )
       require(
-        len(self.index.event_frame) > 0,
+        len(self._eventful) > 0,
         'relevant_share',
         self.relevant_share,
         'must be 0, since the split has no event at all',
       )
 
   def is_relevant(self, row: int) -> bool:
-    """Whether this row of the batch is a relevant one.
+    """Whether this row of a batch is a relevant one.
 
     Relevant rows, round(share * batch_size) of them, are spread evenly, so
     that equal parts of the batch hold equal shares.
     """
-    count = round(self.relevant_share * self.batch_size)
-    return _spread(row + 1, count, self.batch_size) > _spread(
-      row, count, self.batch_size
-    )
+    count, size = self._relevant_rows, self.batch_size
+    return _spread(row + 1, count, size) > _spread(row, count, size)
 
-  def plan(self, row: int, rng: np.random.Generator) -> Window:
-    """Draws a window for a row of the batch."""
-    task = -1
+  def plan(self, batch: int, row: int) -> Window:
+    """Draws the window of a row of the global batch number `batch`."""
+    relevant_before = _spread(row, self._relevant_rows, self.batch_size)
+    number = batch * self.batch_size + row
+    # A counter-based generator: its state is the row's number.
+    rng = np.random.Generator(
+      np.random.Philox(key=self.seed, counter=[0, 0, 0, number])
+    )
     if self.is_relevant(row):
-      episode, start, task = self._on_event(rng)
+      rank = batch * self._relevant_rows + relevant_before
+      choice, _ = _apportion(rank, [self.weights[i] for i in self._eventful])
+      source = self._eventful[choice]
+      segments, task = self._on_event(source, rng)
     else:
-      episode, start = self._anywhere(rng)
+      uniform_rows = self.batch_size - self._relevant_rows
+      rank = batch * uniform_rows + row - relevant_before
+      source, place = _apportion(rank, self.weights)
+      segments, task = self._epochs[source][place], -1
     return Window(
-      segments=self._fill(episode, start, rng),
+      source=source,
+      segments=segments,
       anchor_task=task,
       switch_tasks=bool(rng.random() < self.switch_tasks),
       separate_images=bool(rng.random() < self.separate_images),
     )
 
-  @functools.cached_property
-  def _ends(self) -> np.ndarray:
-    """`[episodes]` frames up to the end of each episode."""
-    return np.cumsum(self.index.lengths)
+  @property
+  def _relevant_rows(self) -> int:
+    return round(self.relevant_share * self.batch_size)
 
   @functools.cached_property
-  def _events_of(self) -> dict[int, np.ndarray]:
-    """Events by task, for the tasks that have any."""
-    tasks = self.index.event_task
-    return {int(k): np.flatnonzero(tasks == k) for k in np.unique(tasks)}
+  def _eventful(self) -> list[int]:
+    """Numbers of the datasets that have events."""
+    return [i for i, x in enumerate(self.indices) if len(x.event_frame)]
 
-  def _anywhere(self, rng: np.random.Generator) -> tuple[int, int]:
-    """Every frame of the split is equally likely to be the first."""
-    ends = self._ends
-    frame = rng.integers(ends[-1])
-    episode = int(np.searchsorted(ends, frame, side='right'))
-    return episode, int(frame - (ends[episode] - self.index.lengths[episode]))
+  @functools.cached_property
+  def _epochs(self) -> list[Epochs]:
+    return [
+      Epochs(index, self.length, self.seed + i)
+      for i, index in enumerate(self.indices)
+    ]
 
-  def _on_event(self, rng: np.random.Generator) -> tuple[int, int, int]:
+  def _on_event(
+    self, source: int, rng: np.random.Generator
+  ) -> tuple[tuple[Stretch, ...], int]:
     """Task, then event, then its position in the window, each uniform."""
-    index = self.index
-    task = int(rng.choice(list(self._events_of)))
-    event = rng.choice(self._events_of[task])
+    index = self.indices[source]
+    task = int(rng.choice(list(index.events_of_task)))
+    event = rng.choice(index.events_of_task[task])
     arrival = int(index.event_frame[event])
     position = int(rng.integers(1, min(self.length - 1, arrival) + 1))
-    return int(index.event_episode[event]), arrival - position, task
-
-  def _fill(
-    self, episode: int, start: int, rng: np.random.Generator
-  ) -> tuple[Segment, ...]:
+    episode, start = int(index.event_episode[event]), arrival - position
     segments, left = [], self.length
     while left > 0:
-      stop = min(int(self.index.lengths[episode]), start + left)
-      segments.append(Segment(episode=episode, start=start, stop=stop))
+      stop = min(int(index.lengths[episode]), start + left)
+      segments.append(Stretch(episode, start, stop))
       left -= stop - start
-      episode, start = int(rng.integers(len(self.index.lengths))), 0
-    return tuple(segments)
+      # Where an episode ends early, others follow from their first frames.
+      episode, start = int(rng.integers(len(index.lengths))), 0
+    return tuple(segments), task
 
 
 def _spread(rows: int, count: int, size: int) -> int:
   """How many of the first `rows` are chosen, of `count` among `size`."""
   return rows * count // size
+
+
+def _apportion(number: int, weights: Sequence[float]) -> tuple[int, int]:
+  """Deals numbers 0, 1, 2, ... out by weight, evenly and without chance.
+
+  Returns:
+    Who gets the number, and how many they got before.
+  """
+  for i, weight in enumerate(weights[:-1]):
+    share = weight / sum(weights[i:])
+    before = int(number * share)
+    if int((number + 1) * share) > before:
+      return i, before
+    number -= before
+  return len(weights) - 1, number
 
 
 def task_labels(
@@ -191,17 +265,3 @@ def task_labels(
       label = np.full_like(t, held)
     labels.append(label)
   return np.concatenate(labels).astype(np.int32)
-
-
-def is_labeled(episode: int, share: float) -> bool:
-  """Whether an episode keeps its actions; fixed for the episode.
-
-  Args:
-    episode: its number in the split.
-    share: expected share of episodes that do.
-  """
-  # The finalizer of MurmurHash3: consecutive numbers spread over 32 bits.
-  h = (episode + 1) & 0xFFFFFFFF
-  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-    h = ((h ^ (h >> shift)) * factor) & 0xFFFFFFFF
-  return (h ^ (h >> 16)) < share * 2**32

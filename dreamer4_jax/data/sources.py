@@ -1,29 +1,63 @@
-"""Opens a dataset on disk, checks it, and hands out whole episodes."""
+"""Opens a dataset on disk, checks it, and reads stretches of episodes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
 import pathlib
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.decode import DeserializeMethod
+from tensorflow_datasets.proto import tf_example_pb2
 
 from dreamer4_jax.config import ActionComponent
 from dreamer4_jax.data import format as fmt
 
 CACHE_BYTES = 1 << 30
-"""A split of fewer bytes of frames is kept in memory once read."""
+"""A split of fewer bytes of observations is kept in memory once read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stretch:
+  """Steps `start` to `stop` (exclusive) of one episode."""
+
+  episode: int
+  start: int
+  stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """A stretch to read.
+
+  Attributes:
+    stretch: which steps.
+    into: arrays `[B, T, ...]` by field, for any of `EpisodeSource.fields`.
+    row: of the arrays.
+    column: of the first step.
+  """
+
+  stretch: Stretch
+  into: Mapping[str, np.ndarray]
+  row: int = 0
+  column: int = 0
+
+
+Chunk = dict[str, np.ndarray]
+"""Fields of one record by flat name, time leading."""
 
 
 class EpisodeSource:
-  """Random access to the episodes of one split.
+  """Random access to the steps of one split.
 
   Attributes:
     path: directory of the dataset.
     split: name of the split.
     description: what the dataset says about itself.
-    index: lengths and events of all episodes.
+    index: lengths, events and attributes of all episodes.
   """
 
   def __init__(
@@ -34,15 +68,19 @@ class EpisodeSource:
     actions: Sequence[ActionComponent] | None = None,
     tasks: Sequence[str] | None = None,
     frame_shape: Sequence[int] | None = None,
+    cache_bytes: int = CACHE_BYTES,
   ):
     """Opens a split and checks it against what the run expects.
 
     Args:
       path: directory of the dataset.
       split: name of the split.
-      actions: expected action space, or None to accept any.
-      tasks: expected task names in id order, or None to accept any.
+      actions: expected action space, or None to accept any. Video without
+        actions fits every action space.
+      tasks: expected task names in id order, or None to accept any. A dataset
+        that knows of no task fits every list.
       frame_shape: expected height, width, channels, or None to accept any.
+      cache_bytes: a split of fewer bytes of observations is kept in memory.
 
     Raises:
       FileNotFoundError: there is no dataset at `path`.
@@ -52,76 +90,172 @@ class EpisodeSource:
     """
     self.path = pathlib.Path(path)
     self.split = split
-    if not str(path) or not (self.path / 'dataset_info.json').exists():
-      raise FileNotFoundError(
-        f'DataConfig.path = {str(path)!r}: no dataset there '
-        '(no dataset_info.json); make one with '
-        '`python -m data_pipelines.collect --out DIR`'
-      )
-    builder = tfds.builder_from_directory(self.path)
+    builder = open_builder(path)
     metadata = dict(builder.info.metadata or {})
-    try:
-      self.description = fmt.Description.from_metadata(metadata)
-    except ValueError as error:
-      raise ValueError(f'{self.path}: {error}') from error
+    self.description = read_description(path, metadata)
     for field, found, expected in (
       ('actions', self.description.actions, actions),
       ('tasks', self.description.tasks, tasks),
       ('frame_shape', self.description.frame_shape, frame_shape),
     ):
-      if expected is not None and found != tuple(expected):
+      if found and expected is not None and found != tuple(expected):
         raise ValueError(
           f'{self.path}: {field}: found {found}, expected {tuple(expected)}'
         )
-    _check_features(
-      self.path, builder.info.features, fmt.features(self.description)
-    )
+    self._features = fmt.features(self.description)
+    _check_features(self.path, builder.info.features, self._features)
     splits = {k: v.num_examples for k, v in builder.info.splits.items()}
     if not splits.get(split):
       raise ValueError(
-        f'{self.path}: split: found episodes {splits}, expected some in '
-        f'{split!r}'
+        f'{self.path}: split: found chunks {splits}, expected some in {split!r}'
       )
     self.index = fmt.index_from_metadata(metadata, split)
-    if len(self.index.lengths) != splits[split]:
+    chunks = -(-self.index.lengths // self.description.chunk_length)
+    needed = int((self.index.first_chunks + chunks).max())
+    if needed > splits[split]:
       raise ValueError(
-        f'{self.path}: episodes in the index of {split!r}: found '
-        f'{len(self.index.lengths)}, expected {splits[split]}'
+        f'{self.path}: chunks of {split!r}: found {splits[split]}, expected '
+        f'at least {needed} by the index'
       )
-    self._source = builder.as_data_source(split=split)
-    frame_bytes = int(np.prod(self.description.frame_shape))
-    self._keep = int(self.index.lengths.sum()) * frame_bytes < CACHE_BYTES
-    self._kept: list[dict[str, Any] | None] = [None] * len(self)
+    self._records = builder.as_data_source(
+      split=split, deserialize_method=DeserializeMethod.RAW_BYTES
+    )
+    shape, dtype = self.description.observation
+    step_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    keep = int(self.index.lengths.sum()) * step_bytes < cache_bytes
+    self._kept: dict[int, Chunk] | None = {} if keep else None
 
   def __len__(self) -> int:
     """Returns the number of episodes."""
     return len(self.index.lengths)
 
   def __getitem__(self, episode: int) -> dict[str, Any]:
-    """Returns an episode, as `fmt.features`; do not write to its arrays.
+    """Returns a whole episode, time leading: `observation`, `action`, ..."""
+    whole = Stretch(episode, 0, int(self.index.lengths[episode]))
+    arrays = self.allocate((1, whole.stop))
+    self.read([Request(whole, arrays)])
+    return fmt.unflatten({name: x[0] for name, x in arrays.items()})
+
+  @functools.cached_property
+  def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape of a step and dtype of each field, `action/NAME` for actions."""
+    return {
+      name: (feature.shape[1:], np.dtype(feature.np_dtype))
+      for name, feature in fmt.flatten(self._features).items()
+      if feature.shape
+    }
+
+  def allocate(self, leading: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Returns empty arrays `[*leading, ...]` for `read`, by field."""
+    return {
+      name: np.empty((*leading, *shape), dtype)
+      for name, (shape, dtype) in self.fields.items()
+    }
+
+  def read(self, requests: Sequence[Request]) -> None:
+    """Reads stretches into arrays, all records in one go.
 
     Raises:
-      ValueError: the record does not have the length that the index says.
+      ValueError: a record is damaged, or is not the one that the index says.
     """
-    steps = self._kept[episode]
-    if steps is None:
-      steps = self._source[episode]
-      expected = int(self.index.lengths[episode])
-      if len(steps['is_first']) != expected:
-        raise ValueError(
-          f'{self.path}: frames of episode {episode} of {self.split!r}: found '
-          f'{len(steps["is_first"])}, expected {expected} by the index'
-        )
-      if self._keep:
-        self._kept[episode] = steps
-    return steps
+    size = self.description.chunk_length
+    pieces: list[tuple[int, Request, int, slice]] = []
+    wanted: dict[int, int] = {}
+    for request in requests:
+      what = request.stretch
+      for part in range(what.start // size, -(-what.stop // size)):
+        begin = max(what.start, part * size)
+        end = min(what.stop, (part + 1) * size)
+        number = int(self.index.first_chunks[what.episode]) + part
+        wanted[number] = what.episode
+        place = request.column + begin - what.start
+        inside = slice(begin - part * size, end - part * size)
+        pieces.append((number, request, place, inside))
+    chunks = self._chunks(wanted)
+    for number, request, place, inside in pieces:
+      chunk = chunks[number]
+      columns = slice(place, place + inside.stop - inside.start)
+      for name, array in request.into.items():
+        array[request.row, columns] = chunk[name][inside]
+
+  def _chunks(self, wanted: Mapping[int, int]) -> Mapping[int, Chunk]:
+    """Returns chunks by number; `wanted` maps a number to its episode."""
+    kept = self._kept if self._kept is not None else {}
+    missing = [number for number in wanted if number not in kept]
+    if missing:
+      records = self._read_records(missing)
+      for number, record in zip(missing, records, strict=True):
+        episode = wanted[number]
+        part = number - int(self.index.first_chunks[episode])
+        kept[number] = self._parse(record, episode, part)
+    return kept
+
+  def _read_records(self, numbers: Sequence[int]) -> Sequence[bytes]:
+    try:
+      return self._records.__getitems__(numbers)
+    except Exception as error:
+      reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+      raise ValueError(
+        f'{self.path}: chunks {min(numbers)} to {max(numbers)} of '
+        f'{self.split!r} cannot be read ({reason})'
+      ) from error
+
+  def _parse(self, record: bytes, episode: int, part: int) -> Chunk:
+    """Decodes a record without copying more than protobuf does."""
+    start = part * self.description.chunk_length
+    count = min(
+      self.description.chunk_length, int(self.index.lengths[episode]) - start
+    )
+    where = f'{self.path}: steps {start} ff. of episode {episode} of '
+    where += repr(self.split)
+    try:
+      feature = tf_example_pb2.Example.FromString(record).features.feature
+      found = feature['start'].int64_list.value[0]
+      if found != start:
+        raise ValueError(f'found steps {found} ff.')
+      return {
+        name: np.frombuffer(
+          feature[name].bytes_list.value[0], dtype=dtype
+        ).reshape(count, *shape)
+        for name, (shape, dtype) in self.fields.items()
+      }
+    except Exception as error:
+      reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+      raise ValueError(f'{where}: damaged record ({reason})') from error
+
+
+def open_builder(path: str | pathlib.Path) -> Any:
+  """Opens a TFDS directory; raises `FileNotFoundError` if there is none."""
+  where = pathlib.Path(path)
+  if not str(path) or not (where / 'dataset_info.json').exists():
+    raise FileNotFoundError(
+      f'DataConfig.path = {str(path)!r}: no dataset there '
+      '(no dataset_info.json); make one with one of the programs in '
+      'data_pipelines, for example `python -m data_pipelines.collect --out DIR`'
+    )
+  try:
+    return tfds.builder_from_directory(where)
+  except Exception as error:
+    reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+    raise ValueError(
+      f'{where}: dataset_info.json and features.json cannot be read ({reason})'
+    ) from error
+
+
+def read_description(
+  path: str | pathlib.Path, metadata: dict[str, Any]
+) -> fmt.Description:
+  """Returns the description; raises `ValueError` that names the dataset."""
+  try:
+    return fmt.Description.from_metadata(metadata)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
 
 
 def _check_features(path: pathlib.Path, found: Any, expected: Any) -> None:
   """Raises `ValueError` unless each expected feature is there, as expected."""
-  flat = {'/'.join(k): v for k, v in _flatten(found)}
-  for keys, feature in _flatten(expected):
-    name = '/'.join(keys)
+  flat = fmt.flatten(found)
+  for name, feature in fmt.flatten(expected).items():
     if name not in flat:
       raise ValueError(
         f'{path}: {name}: found no such field among {sorted(flat)}, expected '
@@ -133,11 +267,3 @@ def _check_features(path: pathlib.Path, found: Any, expected: Any) -> None:
         f'{path}: {name}: found shape {has.shape} of {has.np_dtype}, '
         f'expected shape {feature.shape} of {feature.np_dtype}'
       )
-
-
-def _flatten(features: Any, prefix: tuple[str, ...] = ()):
-  for name, feature in features.items():
-    if isinstance(feature, tfds.features.FeaturesDict):
-      yield from _flatten(feature, (*prefix, name))
-    else:
-      yield (*prefix, name), feature

@@ -97,6 +97,7 @@ class NavixDoorKey:
       ),
       tasks=TASKS,
       max_steps=config.max_steps,
+      labels={ACTION: ACTIONS},
     )
 
   @property

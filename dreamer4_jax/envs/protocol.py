@@ -8,6 +8,7 @@ frame stays, reward and events are 0, the flags keep their values.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Protocol
 
@@ -31,6 +32,8 @@ class EnvSpec:
   """Names of the events, in the order of `EnvStep.events`."""
   max_steps: int
   """Time limit of an episode, in steps."""
+  labels: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+  """Names of the classes or bits of action components, for people."""
 
   def __post_init__(self):
     for name in ('height', 'width', 'channels', 'max_steps'):

@@ -9,11 +9,14 @@ needs.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from typing import Any
 
 from einops import rearrange
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dreamer4_jax.config import Config
 from dreamer4_jax.models import dynamics as dynamics_lib
@@ -96,12 +99,44 @@ class World:
   def encode(self, params: Params, frames: Array, **kwargs):
     """Returns standardised packed tokens `[B, T, N_z, C]` and new entries.
 
-    Keyword arguments as in `Tokenizer.encode`.
+    Args:
+      params: rooms `tokenizer`, `latents`.
+      frames: as in `latents`.
+      **kwargs: as in `Tokenizer.encode`.
     """
-    z, new = self.tokenizer.apply(
+    z, new = self.latents(params, frames, **kwargs)
+    return self.standardise(params, z), new
+
+  def latents(self, params: Params, frames: Array, **kwargs):
+    """Returns the tokenizer's latents `[B, T, L, b]` and new entries.
+
+    Args:
+      params: room `tokenizer`.
+      frames: `[B, T, H, W, C]` uint8; or `[B, T, L, b]` floats, the latents of
+        a pre-tokenised dataset, which come back as float32, without entries.
+      **kwargs: as in `Tokenizer.encode`.
+    """
+    if frames.ndim == 4:
+      return frames.astype(jnp.float32), None
+    return self.tokenizer.apply(
       {'params': params['tokenizer']}, frames, method='encode', **kwargs
     )
-    return self.standardise(params, z), new
+
+  def fingerprint(self, params: Params) -> str:
+    """Names the tokenizer: its config and every bit of its parameters.
+
+    Args:
+      params: room `tokenizer`, as arrays that this process can read.
+    """
+    plain = dataclasses.asdict(self.config.tokenizer)
+    for free in ('remat', 'dtype'):  # They change no meaning.
+      plain.pop(free)
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    leaves = jax.tree_util.tree_leaves_with_path(params['tokenizer'])
+    for path, leaf in leaves:
+      digest.update(jax.tree_util.keystr(path).encode())
+      digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
   def decode(self, params: Params, z: Array, **kwargs):
     """Returns images `[B, T, H, W, C]` of standardised tokens, and entries."""

@@ -59,8 +59,13 @@ def init_finetune_state(
   params = world.init(key, rooms)
   params['dynamics'] = pretrained['dynamics']
   frozen = {room: pretrained[room] for room in ('tokenizer', 'latents')}
-  optimizer = make_optimizer(phase.optimizer, phase.steps)
+  optimizer = _optimizer(phase)
   return make_state(params, frozen, optimizer, TERMS)
+
+
+def _optimizer(phase: FinetunePhase) -> optax.GradientTransformation:
+  rates = {'dynamics': phase.dynamics_rate}
+  return make_optimizer(phase.optimizer, phase.steps, rates)
 
 
 def agent_losses(
@@ -140,7 +145,7 @@ def make_finetune_step(
   world: World, phase: FinetunePhase
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """Returns the pure train step `(state, batch, key) -> (state, metrics)`."""
-  optimizer = make_optimizer(phase.optimizer, phase.steps)
+  optimizer = _optimizer(phase)
   max_steps = world.config.dynamics.max_steps
   weights = {
     'dynamics': phase.dynamics_weight,

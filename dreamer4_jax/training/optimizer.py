@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+import functools
+
 import jax
 import optax
 
@@ -25,9 +28,15 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(
-  config: OptimizerConfig, steps: int
+  config: OptimizerConfig, steps: int, rates: Mapping[str, float] | None = None
 ) -> optax.GradientTransformation:
-  """Returns the clipped optimizer of a phase of `steps` steps."""
+  """Returns the clipped optimizer of a phase.
+
+  Args:
+    config: hyperparameters.
+    steps: of the phase.
+    rates: learning rates of some rooms, relative to that of the others.
+  """
   schedule = make_schedule(config, steps)
   if config.name == 'muon':
     update = optax.contrib.muon(
@@ -47,7 +56,19 @@ def make_optimizer(
       weight_decay=config.weight_decay,
       mask=_matrices,
     )
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+  scales = [
+    optax.masked(optax.scale(rate), functools.partial(_in_room, room))
+    for room, rate in (rates or {}).items()
+  ]
+  clip = optax.clip_by_global_norm(config.clip_norm)
+  return optax.chain(clip, update, *scales)
+
+
+def _in_room(room: str, params: PyTree) -> PyTree:
+  return {
+    name: jax.tree.map(lambda _, own=name == room: own, tree)
+    for name, tree in params.items()
+  }
 
 
 def _is_kernel(path: tuple) -> bool:

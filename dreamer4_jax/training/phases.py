@@ -27,8 +27,9 @@ from dreamer4_jax.training.state import TrainState
 STATISTICS_BATCHES = 32
 """Batches over which the latents' statistics are taken."""
 
-# (config, phase name, clip length) -> endless iterator of batches
-Loaders = Callable[[Config, str, int], ClipIterator]
+# (config, phase name, clip length, fingerprint of the trained tokenizer or '')
+# -> endless iterator of batches
+Loaders = Callable[[Config, str, int, str], ClipIterator]
 
 
 def train(
@@ -92,11 +93,12 @@ def _train_phase(
   config = world.config
   settings: PhaseConfig = getattr(config.phases, phase)
   lengths = {settings.clip_length, settings.long_clip_length} - {0}
-  iterators = {n: loaders(config, phase, n) for n in lengths}
   before = PHASES.index(phase) - 1
   rooms = load_rooms(run_dir, PHASES[before])[0] if before >= 0 else {}
+  tokenizer = world.fingerprint(rooms) if rooms else ''
+  iterators = {n: loaders(config, phase, n, tokenizer) for n in lengths}
   if phase == 'dynamics':
-    fresh = loaders(config, phase, settings.clip_length)
+    fresh = loaders(config, phase, settings.clip_length, tokenizer)
     batches = list(itertools.islice(fresh, STATISTICS_BATCHES))
     rooms['latents'] = tokenizer_step.latent_statistics(world, rooms, batches)
   init, step = _make(world, phase, rooms)

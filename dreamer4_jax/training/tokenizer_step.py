@@ -100,12 +100,7 @@ def latent_statistics(
 
   @jax.jit
   def encode(frames, segment_ids):
-    z, _ = world.tokenizer.apply(
-      {'params': params['tokenizer']},
-      frames,
-      segment_ids=segment_ids,
-      method='encode',
-    )
+    z, _ = world.latents(params, frames, segment_ids=segment_ids)
     return rearrange(z, 'b t l c -> (b t) (l c)')
 
   total, square, count = 0.0, 0.0, 0

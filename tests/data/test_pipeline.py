@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dreamer4_jax.config import ActionComponent
+from dreamer4_jax.config import ActionComponent, SourceConfig
 from dreamer4_jax.data import EpisodeSource, make_loader
 
 ACTIONS = (ActionComponent(name='action', kind='categorical', size=5),)
@@ -12,11 +12,16 @@ TASKS = ('key', 'door', 'goal')
 
 
 @pytest.fixture
+def path(recording):
+  return recording
+
+
+@pytest.fixture
 def make(path):
   def build(**kwargs):
     return make_loader(
       **{
-        'path': path,
+        'datasets': path,
         'split': 'train',
         'actions': ACTIONS,
         'tasks': TASKS,
@@ -107,17 +112,48 @@ def test_processes_draw_their_own_rows(make):
   a, b = (next(x) for x in first)
   assert not same(a, b)
   assert same(a, next(again[0])) and same(b, next(again[1]))
+  # Together they are the batch that one process would draw.
+  whole = next(make(batch_size=8))
+  joined = jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b)
+  assert same(whole, joined)
 
 
-def test_shares_of_images_and_labels(make):
+def test_resume_on_another_number_of_processes_goes_on(make):
+  settings = {'relevant_share': 0.5, 'separate_images': 0.3}
+  one = make(batch_size=8, **settings)
+  for _ in range(3):
+    next(one)
+  state = one.get_state()
+  two = [make(process_index=i, process_count=2, **settings) for i in range(2)]
+  for part in two:
+    part.set_state(state)
+  for _ in range(4):
+    joined = jax.tree.map(
+      lambda x, y: np.concatenate([x, y]), *(next(part) for part in two)
+    )
+    assert same(next(one), joined)
+
+
+def test_threads_do_not_change_the_order(make):
+  one, four = make(), make(threads=4, ahead=8)
+  assert all(same(next(one), next(four)) for _ in range(40))
+
+
+def test_small_and_large_datasets_are_read_alike(make):
+  kept, from_disk = make(), make(cache_bytes=0)
+  assert all(same(next(kept), next(from_disk)) for _ in range(10))
+
+
+def test_shares_of_images_and_labels(make, path):
   loader = make(batch_size=64, length=8, separate_images=0.3)
   ids = np.concatenate([next(loader).segment_ids for _ in range(10)])
   share = (ids == np.arange(8)).all(-1).mean()
   # 640 rows, standard deviation 0.018; packing cannot make 8 segments.
   assert abs(share - 0.3) < 0.09
-  batch = next(make(batch_size=64, labeled_share=0.0))
+  share = lambda x: SourceConfig(path=path, labeled_share=x)
+  batch = next(make(batch_size=64, datasets=share(0.0)))
   assert not batch.action_mask.any() and not batch.prev_action_mask.any()
-  batch = next(make(batch_size=64, labeled_share=0.5))
+  batch = next(make(batch_size=64, datasets=share(0.5)))
   assert 0.1 < batch.action_mask.mean() < 0.9
 
 
@@ -158,7 +194,6 @@ def test_windows_show_what_was_recorded(make, path):
     ),
     ({'length': 0}, 'length = 0'),
     ({'process_index': 1}, 'process_index = 1'),
-    ({'labeled_share': 2.0}, 'labeled_share = 2.0'),
   ],
 )
 def test_mistakes_are_named(make, kwargs, message):
@@ -168,6 +203,6 @@ def test_mistakes_are_named(make, kwargs, message):
 
 def test_a_missing_dataset_is_named(make, tmp_path):
   with pytest.raises(FileNotFoundError, match=r'nowhere.*data_pipelines'):
-    make(path=str(tmp_path / 'nowhere'))
+    make(datasets=str(tmp_path / 'nowhere'))
   with pytest.raises(FileNotFoundError, match=r'DataConfig\.path'):
-    make(path='')
+    make(datasets='')

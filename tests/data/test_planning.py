@@ -7,16 +7,18 @@ import pytest
 
 from dreamer4_jax.data import planning
 from dreamer4_jax.data.format import SplitIndex
+from dreamer4_jax.data.sources import Stretch
 
 # Episode 0: 6 frames, task 0 on frame 2, task 1 on frame 4.
 # Episode 1: 3 frames, nothing. Episode 2: 9 frames, task 0 on frame 8.
 EVENTS = [(0, 2, 0), (0, 4, 1), (2, 8, 0)]
 
 
-def make_index(events=tuple(EVENTS)):
+def make_index(events=tuple(EVENTS), lengths=(6, 3, 9)):
   columns = np.array(events, np.int64).reshape(-1, 3)
   return SplitIndex(
-    lengths=np.array([6, 3, 9]),
+    lengths=np.array(lengths),
+    first_chunks=np.arange(len(lengths)),
     event_episode=columns[:, 0],
     event_frame=columns[:, 1],
     event_task=columns[:, 2],
@@ -25,15 +27,19 @@ def make_index(events=tuple(EVENTS)):
 
 def make_planner(**kwargs):
   return planning.Planner(
-    **{'index': make_index(), 'length': 5, 'batch_size': 4, **kwargs}
+    **{
+      'indices': [make_index()],
+      'weights': [1.0],
+      'length': 5,
+      'batch_size': 4,
+      **kwargs,
+    }
   )
 
 
 def window(*segments, anchor=-1, switch=False):
   return planning.Window(
-    segments=tuple(
-      planning.Segment(episode=e, start=a, stop=b) for e, a, b in segments
-    ),
+    segments=tuple(Stretch(e, a, b) for e, a, b in segments),
     anchor_task=anchor,
     switch_tasks=switch,
     separate_images=False,
@@ -70,35 +76,113 @@ def test_switching_overrules_the_anchor():
 @pytest.mark.parametrize('relevant', [0.0, 1.0])
 def test_windows_are_full_and_continue_with_first_frames(relevant):
   planner = make_planner(length=20, relevant_share=relevant)
-  rng = np.random.default_rng(0)
-  lengths = planner.index.lengths
-  for _ in range(200):
-    segments = planner.plan(0, rng).segments
+  lengths = planner.indices[0].lengths
+  for batch in range(200):
+    segments = planner.plan(batch, 0).segments
     assert sum(s.stop - s.start for s in segments) == 20
     assert all(s.start == 0 for s in segments[1:])
     assert all(s.stop == lengths[s.episode] for s in segments[:-1])
     assert all(0 <= s.start < s.stop <= lengths[s.episode] for s in segments)
 
 
-def test_every_frame_is_equally_likely_to_be_first():
-  planner = make_planner()
-  rng = np.random.default_rng(0)
-  draws = 18_000
+def frames(segments):
+  return [(s.episode, t) for s in segments for t in range(s.start, s.stop)]
+
+
+@pytest.mark.parametrize('length', [1, 4, 5, 18])
+def test_an_epoch_shows_every_frame_once(length):
+  epochs = planning.Epochs(make_index(), length, seed=3)
+  assert epochs.windows == 18 // length
+  for epoch in range(5):
+    numbers = range(epoch * epochs.windows, (epoch + 1) * epochs.windows)
+    seen = collections.Counter(f for n in numbers for f in frames(epochs[n]))
+    assert set(seen.values()) == {1}
+    assert len(seen) == 18 - 18 % length
+
+
+def test_epochs_differ_and_put_frames_everywhere():
+  epochs = planning.Epochs(make_index(), 5, seed=3)
   count = collections.Counter()
-  for _ in range(draws):
-    first = planner.plan(0, rng).segments[0]
-    count[first.episode, first.start] += 1
+  epochs_drawn = 2_000
+  for n in range(epochs_drawn * epochs.windows):
+    count[frames(epochs[n])[0]] += 1
+  # 3 windows an epoch begin on one of 18 frames: 333 each, sd about 17.
   assert len(count) == 18
-  # 1,000 expected of each; five standard deviations are 154.
-  assert max(abs(n - draws / 18) for n in count.values()) < 154
+  assert max(abs(n - epochs_drawn / 6) for n in count.values()) < 90
+
+
+def test_a_split_shorter_than_a_window_is_repeated():
+  epochs = planning.Epochs(make_index(lengths=(2, 1), events=()), 7, seed=0)
+  assert epochs.windows == 1
+  seen = collections.Counter(frames(epochs[0]))
+  assert sum(seen.values()) == 7 and max(seen.values()) == 3
+
+
+@pytest.mark.parametrize('processes', [1, 2, 4])
+def test_processes_share_an_epoch_without_overlap(processes):
+  # 27 windows of 2 frames an epoch; batches of 4 rows, 27 of them: 4 epochs.
+  planner = make_planner(indices=[make_index(lengths=(20, 3, 31))], length=2)
+  rows = np.array_split(np.arange(4), processes)
+  by_process = [
+    [frames(planner.plan(b, r).segments) for b in range(27) for r in own]
+    for own in rows
+  ]
+  drawn = collections.Counter(f for p in by_process for w in p for f in w)
+  # Rows of one process in an epoch are not those of another.
+  assert set(drawn.values()) == {4} and len(drawn) == 54
+  whole = [
+    frames(planner.plan(b, r).segments) for b in range(27) for r in range(4)
+  ]
+  assert sorted(w for p in by_process for w in p) == sorted(whole)
+
+
+def test_datasets_are_mixed_by_weight_and_each_by_its_epochs():
+  small = make_index(lengths=(4, 4), events=())
+  planner = make_planner(
+    indices=[small, make_index()], weights=[1.0, 3.0], length=4
+  )
+  windows = [planner.plan(b, r) for b in range(8) for r in range(4)]
+  assert [w.source for w in windows].count(0) == 8
+  # Any run of rows has its share: none is more than one off.
+  for n in range(1, 33):
+    taken = [w.source for w in windows[:n]].count(0)
+    assert abs(taken - n / 4) < 1
+  seen = collections.Counter(
+    f for w in windows if w.source == 0 for f in frames(w.segments)
+  )
+  assert set(seen.values()) == {4} and len(seen) == 8  # Two windows an epoch.
+
+
+def test_relevant_rows_come_from_datasets_with_events():
+  planner = make_planner(
+    indices=[make_index(events=()), make_index()],
+    weights=[3.0, 1.0],
+    relevant_share=0.5,
+  )
+  for batch in range(20):
+    for row in range(4):
+      w = planner.plan(batch, row)
+      assert w.relevant == planner.is_relevant(row)
+      assert not w.relevant or w.source == 1
+
+
+def test_a_row_depends_on_the_seed_and_its_number_alone():
+  a, b = make_planner(seed=5), make_planner(seed=5)
+  late = b.plan(9, 2)
+  for batch in range(9):
+    a.plan(batch, 0)
+  assert a.plan(9, 2) == late
+  other = make_planner(seed=6)
+  assert [other.plan(n, 0) for n in range(9)] != [
+    a.plan(n, 0) for n in range(9)
+  ]
 
 
 def test_tasks_are_equally_likely_and_the_event_is_anywhere_it_fits():
   planner = make_planner(relevant_share=1.0)
-  rng = np.random.default_rng(0)
   tasks, positions = collections.Counter(), collections.Counter()
-  for _ in range(8_000):
-    w = planner.plan(1, rng)
+  for batch in range(8_000):
+    w = planner.plan(batch, 1)
     first = w.segments[0]
     tasks[w.anchor_task] += 1
     found = [
@@ -142,11 +226,12 @@ def test_relevant_rows_are_spread(share, batch, rows):
   [
     ({'length': 0}, 'length = 0'),
     ({'batch_size': 0}, 'batch_size = 0'),
+    ({'weights': [0.0]}, r'weights = \(0.0,\)'),
     ({'relevant_share': 1.5}, 'relevant_share = 1.5'),
     ({'separate_images': -0.1}, 'separate_images = -0.1'),
     ({'length': 1, 'relevant_share': 0.5}, 'length = 1.*at least 2'),
     (
-      {'index': make_index(()), 'relevant_share': 0.5},
+      {'indices': [make_index(())], 'relevant_share': 0.5},
       'relevant_share = 0.5.*no event',
     ),
   ],
@@ -154,13 +239,3 @@ def test_relevant_rows_are_spread(share, batch, rows):
 def test_wrong_settings_are_named(kwargs, message):
   with pytest.raises(ValueError, match=message):
     make_planner(**kwargs)
-
-
-def test_labeled_episodes_are_a_fixed_share():
-  some = [planning.is_labeled(i, 0.3) for i in range(10_000)]
-  # 3,000 expected; five standard deviations are 229.
-  assert abs(sum(some) - 3000) < 229
-  more = [planning.is_labeled(i, 0.6) for i in range(10_000)]
-  assert all(b for a, b in zip(some, more, strict=True) if a)
-  assert all(planning.is_labeled(i, 1.0) for i in range(1000))
-  assert not any(planning.is_labeled(i, 0.0) for i in range(1000))

@@ -1,13 +1,20 @@
-"""Alignment by arrival, on episodes written by hand."""
+"""Alignment by arrival, on episodes written by hand, through the disk."""
 
-import copy
-import types
-
+import jax
 import numpy as np
 import pytest
 
+from data_pipelines import writer
+from dreamer4_jax.config import ActionComponent
+from dreamer4_jax.data import format as fmt
 from dreamer4_jax.data import planning, transforms
-from dreamer4_jax.data.format import SplitIndex, index_entry
+from dreamer4_jax.data.sources import EpisodeSource, Stretch
+
+ACTIONS = (
+  ActionComponent(name='move', kind='categorical', size=100),
+  ActionComponent(name='aim', kind='continuous', size=2, low=-9.0, high=9.0),
+)
+TASKS = ('a', 'b')
 
 
 def make_episode(length, *, terminal, base=0):
@@ -18,56 +25,74 @@ def make_episode(length, *, terminal, base=0):
   events[1, 0] = 1
   if terminal:
     events[length - 2, 1] = 1
-  return {
-    'observation': np.broadcast_to(
-      (base + t)[:, None, None, None], (length, 2, 2, 3)
-    ).astype(np.uint8),
-    'action': {
-      'move': np.where(last, 0, 1 + t).astype(np.int32),
-      'aim': np.stack([t, -t], -1).astype(np.float32),
+  return writer.Episode(
+    steps={
+      'observation': np.broadcast_to(
+        (base + t)[:, None, None, None], (length, 2, 2, 3)
+      ).astype(np.uint8),
+      'action': {
+        'move': np.where(last, 0, 1 + t).astype(np.int32),
+        'aim': np.stack([t, -t], -1).astype(np.float32),
+      },
+      'action_known': ~last,
+      'reward': np.where(last, 0, 0.5 * (t + 1)).astype(np.float32),
+      'events': events,
     },
-    'action_known': ~last,
-    'reward': np.where(last, 0, 0.5 * (t + 1)).astype(np.float32),
-    'events': events,
-    'is_first': t == 0,
-    'is_last': last,
-    'is_terminal': last & terminal,
-  }
+    terminal=terminal,
+  )
 
 
-class Source(list):
-  """Episodes in memory, with the index of a real source."""
+def write(path, episodes, chunk_length=4, tasks=TASKS, **kwargs):
+  return writer.write_dataset(
+    path,
+    description=fmt.Description(
+      actions=ACTIONS,
+      tasks=tasks,
+      frame_shape=(2, 2, 3),
+      chunk_length=chunk_length,
+      **kwargs,
+    ),
+    splits={'train': episodes},
+  )
 
-  def __init__(self, episodes, tasks=('a', 'b')):
-    super().__init__(episodes)
-    entries = [index_entry(e) for e in episodes]
-    columns = np.array(
-      [(i, f, k) for i, (_, found) in enumerate(entries) for f, k in found]
-    ).reshape(-1, 3)
-    self.index = SplitIndex(
-      lengths=np.array([n for n, _ in entries]),
-      event_episode=columns[:, 0],
-      event_frame=columns[:, 1],
-      event_task=columns[:, 2],
-    )
-    self.description = types.SimpleNamespace(tasks=tasks)
+
+def two_episodes():
+  return [
+    make_episode(6, terminal=True),
+    make_episode(5, terminal=False, base=100),
+  ]
+
+
+def open_clips(path, labeled=(True, True), tasks=TASKS):
+  return transforms.Clips(
+    sources=[EpisodeSource(path, 'train')],
+    labeled=[np.array(labeled)],
+    actions=ACTIONS,
+    tasks=tasks,
+  )
+
+
+@pytest.fixture(scope='module', params=[1, 2, 4, 100])
+def path(request, tmp_path_factory):
+  """The two episodes in chunks of one step, of some, and whole."""
+  directory = tmp_path_factory.mktemp('data') / 'hand'
+  return write(directory, two_episodes(), chunk_length=request.param)
 
 
 @pytest.fixture
-def source():
-  return Source(
-    [
-      make_episode(6, terminal=True),
-      make_episode(5, terminal=False, base=100),
-    ]
-  )
+def cut(path):
+  """Reads one window and takes the batch dimension off."""
+
+  def read(window, **kwargs):
+    batch = open_clips(path, **kwargs).read([window])
+    return jax.tree.map(lambda x: x[0], batch)
+
+  return read
 
 
 def window(*segments, **kwargs):
   return planning.Window(
-    segments=tuple(
-      planning.Segment(episode=e, start=a, stop=b) for e, a, b in segments
-    ),
+    segments=tuple(Stretch(e, a, b) for e, a, b in segments),
     **{
       'anchor_task': -1,
       'switch_tasks': True,
@@ -77,8 +102,8 @@ def window(*segments, **kwargs):
   )
 
 
-def test_a_whole_episode_by_hand(source):
-  row = transforms.cut(source, window((0, 0, 6)))
+def test_a_whole_episode_by_hand(cut):
+  row = cut(window((0, 0, 6)))
   assert row.frames[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
   assert row.action['move'].tolist() == [1, 2, 3, 4, 5, 0]
   assert row.action_mask.tolist() == [1, 1, 1, 1, 1, 0]
@@ -112,47 +137,53 @@ def test_a_whole_episode_by_hand(source):
   assert {k: getattr(row, k).dtype.type for k in dtypes} == dtypes
 
 
-def test_reward_is_seen_on_arrival(source):
+def test_reward_is_seen_on_arrival(cut):
   plan = window((0, 0, 6), anchor_task=0, switch_tasks=False)
-  row = transforms.cut(source, plan)
+  row = cut(plan)
   assert row.relevant
   assert row.reward.tolist() == [0, 0, 1, 0, 0, 0]
 
 
-def test_without_events_the_reward_of_the_environment_counts(source):
-  source.description.tasks = ('reward',)
-  row = transforms.cut(source, window((0, 0, 6)))
-  assert row.reward.tolist() == [0, 0.5, 1.0, 1.5, 2.0, 2.5]
-  row = transforms.cut(source, window((0, 2, 4)))
-  assert row.reward.tolist() == [1.0, 1.5]
+def test_without_events_the_reward_of_the_environment_counts(tmp_path):
+  episodes = two_episodes()
+  for episode in episodes:
+    episode.steps['events'] = np.zeros((len(episode.steps['reward']), 1))
+    episode.steps['events'] = episode.steps['events'].astype(np.uint8)
+  tasks = fmt.REWARD_ONLY
+  clips = open_clips(write(tmp_path / 'x', episodes, tasks=tasks), tasks=tasks)
+  batch = clips.read([window((0, 0, 6))])
+  assert batch.reward.tolist() == [[0, 0.5, 1.0, 1.5, 2.0, 2.5]]
+  batch = clips.read([window((0, 2, 4))])
+  assert batch.reward.tolist() == [[1.0, 1.5]]
 
 
 @pytest.mark.parametrize('changed', range(5))
-def test_an_action_first_shows_on_the_frame_it_led_to(source, changed):
-  other = copy.deepcopy(source)
-  other[0]['action']['move'][changed] = 77
-  a = transforms.cut(source, window((0, 0, 6)))
-  b = transforms.cut(other, window((0, 0, 6)))
+def test_an_action_first_shows_on_the_frame_it_led_to(cut, tmp_path, changed):
+  episodes = two_episodes()
+  episodes[0].steps['action']['move'][changed] = 77
+  other = open_clips(write(tmp_path / 'other', episodes))
+  a = cut(window((0, 0, 6)))
+  b = jax.tree.map(lambda x: x[0], other.read([window((0, 0, 6))]))
   differs = a.prev_action['move'] != b.prev_action['move']
   assert np.flatnonzero(differs).tolist() == [changed + 1]
   differs = a.action['move'] != b.action['move']
   assert np.flatnonzero(differs).tolist() == [changed]
 
 
-def test_a_time_out_is_not_terminal(source):
-  row = transforms.cut(source, window((1, 0, 5)))
+def test_a_time_out_is_not_terminal(cut):
+  row = cut(window((1, 0, 5)))
   assert row.cont.tolist() == [1, 1, 1, 1, 1]
   assert row.action_mask.tolist() == [1, 1, 1, 1, 0]
 
 
-def test_a_window_from_the_middle_knows_its_first_previous_action(source):
-  row = transforms.cut(source, window((0, 3, 6)))
+def test_a_window_from_the_middle_knows_its_first_previous_action(cut):
+  row = cut(window((0, 3, 6)))
   assert row.prev_action['move'].tolist() == [3, 4, 5]
   assert row.prev_action_mask.tolist() == [1, 1, 1]
 
 
-def test_packed_episodes_are_segments(source):
-  row = transforms.cut(source, window((0, 4, 6), (1, 0, 5), (0, 0, 1)))
+def test_packed_episodes_are_segments(cut):
+  row = cut(window((0, 4, 6), (1, 0, 5), (0, 0, 1)))
   assert row.frames[:, 0, 0, 0].tolist() == [4, 5, 100, 101, 102, 103, 104, 0]
   assert row.segment_ids.tolist() == [0, 0, 1, 1, 1, 1, 1, 2]
   assert row.prev_action['move'].tolist() == [4, 5, 0, 1, 2, 3, 4, 0]
@@ -164,33 +195,59 @@ def test_packed_episodes_are_segments(source):
   assert row.reward.tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
 
 
-def test_separate_images_have_neither_neighbours_nor_actions(source):
+def test_separate_images_have_neither_neighbours_nor_actions(cut):
   plan = window((0, 4, 6), (1, 0, 2), separate_images=True)
-  row = transforms.cut(source, plan)
+  row = cut(plan)
   assert row.segment_ids.tolist() == [0, 1, 2, 3]
   assert not row.action_mask.any() and not row.prev_action_mask.any()
   assert row.frames[:, 0, 0, 0].tolist() == [4, 5, 100, 101]
 
 
-def test_unlabeled_episodes_lose_their_actions_only(source):
-  share = next(
-    s
-    for s in np.linspace(0, 1, 101)
-    if planning.is_labeled(0, s) != planning.is_labeled(1, s)
-  )
-  labeled = 0 if planning.is_labeled(0, share) else 1
-  plan = window((labeled, 1, 3), (1 - labeled, 0, 3))
-  row = transforms.cut(source, plan, labeled_share=share)
+def test_unlabeled_episodes_lose_their_actions_only(cut):
+  plan = window((0, 1, 3), (1, 0, 3))
+  row = cut(plan, labeled=(True, False))
   assert row.action_mask.tolist() == [1, 1, 0, 0, 0]
   assert row.prev_action_mask.tolist() == [1, 1, 0, 0, 0]
-  full = transforms.cut(source, plan)
+  full = cut(plan)
   np.testing.assert_array_equal(row.frames, full.frames)
   np.testing.assert_array_equal(row.reward, full.reward)
 
 
-def test_stack_adds_the_batch(source):
-  rows = [transforms.cut(source, window((0, s, s + 3))) for s in (0, 1)]
-  batch = transforms.stack(rows)
+def test_a_batch_stacks_its_windows(path):
+  clips = open_clips(path)
+  batch = clips.read([window((0, s, s + 3)) for s in (0, 1)])
   assert batch.frames.shape == (2, 3, 2, 2, 3)
   assert batch.prev_action['move'].tolist() == [[0, 1, 2], [1, 2, 3]]
   assert batch.relevant.shape == (2,)
+
+
+def test_labeled_and_unlabeled_datasets_share_a_batch(path, tmp_path):
+  video = writer.write_dataset(
+    tmp_path / 'video',
+    description=fmt.Description(actions=(), tasks=(), frame_shape=(2, 2, 3)),
+    splits={
+      'train': [
+        writer.Episode(
+          steps={
+            'observation': np.full((9, 2, 2, 3), 200, np.uint8),
+            'action_known': np.zeros(9, bool),
+            'reward': np.zeros(9, np.float32),
+          },
+          terminal=False,
+        )
+      ]
+    },
+  )
+  clips = transforms.Clips(
+    sources=[EpisodeSource(path, 'train'), EpisodeSource(video, 'train')],
+    labeled=[np.ones(2, bool), np.ones(1, bool)],
+    actions=ACTIONS,
+    tasks=TASKS,
+  )
+  batch = clips.read([window((0, 3, 6)), window((0, 5, 8), source=1)])
+  assert batch.frames[:, :, 0, 0, 0].tolist() == [[3, 4, 5], [200] * 3]
+  assert batch.action_mask.tolist() == [[1, 1, 0], [0, 0, 0]]
+  assert batch.prev_action_mask.tolist() == [[1, 1, 1], [0, 0, 0]]
+  assert batch.prev_action['aim'].shape == (2, 3, 2)
+  assert batch.cont.tolist() == [[1, 1, 0], [1, 1, 1]]
+  assert batch.reward[1].tolist() == [0, 0, 0]

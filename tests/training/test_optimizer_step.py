@@ -147,3 +147,28 @@ def test_masked_mean_by_hand():
   weight = jnp.array([[1.0, 0.5], [0.5, 0.0]])
   np.testing.assert_allclose(masked_mean(x, weight), 1.75, rtol=1e-6)
   assert masked_mean(x, jnp.zeros((2, 2))) == 0
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_a_room_can_have_a_rate_of_its_own(name):
+  dynamics = world_and_params()[1]['dynamics']
+  params = {'dynamics': dynamics, 'policy': {'kernel': jnp.ones((3, 4))}}
+  grads = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size)).reshape(x.shape),
+                       params)  # fmt: skip
+  config = dataclasses.replace(PLAIN, name=name)
+
+  def updates(rates):
+    optimizer = make_optimizer(config, 10, rates)
+    run = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p)[0])
+    return run(grads, params)
+
+  plain, slow = updates(None), updates({'dynamics': 0.25})
+  np.testing.assert_allclose(
+    slow['policy']['kernel'], plain['policy']['kernel'], rtol=1e-6
+  )
+  for a, b in zip(
+    jax.tree.leaves(slow['dynamics']),
+    jax.tree.leaves(plain['dynamics']),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, 0.25 * b, rtol=1e-5, atol=1e-8)

@@ -1,0 +1,180 @@
+"""Latents on disk equal those of the tokenizer, and belong to it alone."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipelines import pretokenise as lib
+from data_pipelines import writer
+from dreamer4_jax import presets
+from dreamer4_jax.cli.loaders import training_loader
+from dreamer4_jax.config import ActionComponent, Config, DataConfig
+from dreamer4_jax.data import Description, EpisodeSource
+from dreamer4_jax.models import World
+
+SIDE, LENGTHS = 16, (9, 1, 30, 4, 17, 5, 12)
+
+
+def episodes(lengths):
+  for n, length in enumerate(lengths):
+    rng = np.random.default_rng(n)
+    last = np.arange(length) == length - 1
+    yield writer.Episode(
+      steps={
+        'observation': rng.integers(0, 256, (length, SIDE, SIDE, 3), np.uint8),
+        'action': {'action': rng.integers(0, 2, length, np.int32)},
+        'action_known': ~last,
+        'reward': np.where(last, 0, n).astype(np.float32),
+        'events': np.zeros((length, 1), np.uint8),
+      },
+      terminal=n % 2 == 0,
+      attributes={'number': n},
+    )
+
+
+@pytest.fixture(scope='module')
+def world():
+  config = Config(
+    actions=(ActionComponent(name='action', kind='categorical', size=2),),
+    tokenizer=dataclasses.replace(
+      Config().tokenizer, image_height=SIDE, image_width=SIDE
+    ),
+  )
+  config = presets.apply(config, 'tiny')
+  tokenizer = dataclasses.replace(config.tokenizer, context_length=4)
+  return World.from_config(dataclasses.replace(config, tokenizer=tokenizer))
+
+
+@pytest.fixture(scope='module')
+def rooms(world):
+  from flax.core.meta import unbox
+
+  rooms = unbox(world.init(jax.random.key(0), ('tokenizer',)))
+  return jax.tree.map(np.asarray, rooms)
+
+
+@pytest.fixture(scope='module')
+def frames(tmp_path_factory):
+  return writer.write_dataset(
+    tmp_path_factory.mktemp('frames') / 'd',
+    description=Description(
+      actions=(ActionComponent(name='action', kind='categorical', size=2),),
+      tasks=('reward',),
+      frame_shape=(SIDE, SIDE, 3),
+      chunk_length=4,
+    ),
+    splits={'train': episodes(LENGTHS), 'test': episodes((6, 3))},
+  )
+
+
+@pytest.fixture(autouse=True)
+def trained(monkeypatch, world, rooms):
+  """Stands for a run whose tokenizer is trained."""
+  load = lambda run, phase: (rooms, world.config)
+  monkeypatch.setattr(lib, 'load_rooms', load)
+
+
+def settings(frames, out, **kwargs):
+  return lib.PretokeniseConfig(
+    run='run', dataset=str(frames), out=str(out), **kwargs
+  )
+
+
+@pytest.mark.parametrize(('streams', 'block'), [(3, 4), (1, 64), (16, 1)])
+def test_latents_equal_the_tokenizers(
+  frames, world, rooms, tmp_path, streams, block
+):
+  out = tmp_path / 'z'
+  config = settings(frames, out, streams=streams, block=block)
+  assert lib.pretokenise(config, progress=False) == {'train': 78, 'test': 9}
+  encode = jax.jit(lambda x: world.latents(rooms, x)[0])
+  for split, count in (('train', 7), ('test', 2)):
+    old, new = EpisodeSource(frames, split), EpisodeSource(out, split)
+    assert len(new) == count
+    assert new.index.attributes == old.index.attributes
+    for i in range(count):
+      a, b = old[i], new[i]
+      expected = np.asarray(encode(a.pop('observation')[None])[0])
+      found = b.pop('observation')
+      assert found.dtype == np.float16
+      # Rounding to float16 below 1 is 2^-12; the rest is float32 arithmetic.
+      np.testing.assert_allclose(found, expected, atol=2.6e-4)
+      assert a['action'].keys() == b['action'].keys()
+      np.testing.assert_equal(a, b)
+  assert [p.name for p in tmp_path.iterdir()] == ['z']
+
+
+def test_the_fingerprint_names_the_tokenizer(frames, world, rooms, tmp_path):
+  lib.pretokenise(settings(frames, tmp_path / 'z'), progress=False)
+  found = EpisodeSource(tmp_path / 'z', 'train').description.tokenizer
+  assert found == world.fingerprint(rooms)
+  other = jax.tree.map(np.copy, rooms)
+  jax.tree.leaves(other)[0].flat[0] += 1e-6
+  assert world.fingerprint(other) != found
+  faster = dataclasses.replace(world.config.tokenizer, dtype='bfloat16')
+  same = dataclasses.replace(world.config, tokenizer=faster)
+  assert World.from_config(same).fingerprint(rooms) == found
+  wider = dataclasses.replace(world.config.tokenizer, soft_cap=51.0)
+  changed = dataclasses.replace(world.config, tokenizer=wider)
+  assert World.from_config(changed).fingerprint(rooms) != found
+
+
+def test_training_reads_latents_of_its_own_tokenizer_only(
+  frames, world, rooms, tmp_path
+):
+  out = tmp_path / 'z'
+  lib.pretokenise(settings(frames, out), progress=False)
+  data = DataConfig(path=str(frames), latents=str(out))
+  config = dataclasses.replace(world.config, data=data)
+  batch = next(training_loader(config, 'dynamics', 6, world.fingerprint(rooms)))
+  t = config.tokenizer
+  assert batch.frames.shape[2:] == (t.num_latents, t.bottleneck_dim)
+  batch = next(training_loader(config, 'tokenizer', 6))
+  assert batch.frames.shape[2:] == (SIDE, SIDE, 3)
+  with pytest.raises(ValueError, match=r'the latents were made by .*has abc'):
+    training_loader(config, 'dynamics', 6, 'abc')
+  latents_only = dataclasses.replace(config, data=DataConfig(path=str(out)))
+  with pytest.raises(ValueError, match='this needs frames'):
+    training_loader(latents_only, 'tokenizer', 6)
+
+
+def test_latents_are_not_tokenised_again(frames, tmp_path):
+  lib.pretokenise(settings(frames, tmp_path / 'z'), progress=False)
+  with pytest.raises(ValueError, match='found latents of tokenizer'):
+    lib.pretokenise(settings(tmp_path / 'z', tmp_path / 'y'), progress=False)
+
+
+def test_finished_parts_are_kept(frames, tmp_path, monkeypatch):
+  # Latents of 20 frames a part.
+  t = lib.load_rooms('run', 'tokenizer')[1].tokenizer
+  monkeypatch.setattr(
+    lib, 'PART_BYTES', 20 * 2 * t.num_latents * t.bottleneck_dim
+  )
+  encode_part, done = lib._encode_part, []
+
+  def stops_at_the_third(config, encode, params, cache, source, part):
+    if len(done) == 2:
+      raise KeyboardInterrupt
+    done.append(part)
+    return encode_part(config, encode, params, cache, source, part)
+
+  monkeypatch.setattr(lib, '_encode_part', stops_at_the_third)
+  with pytest.raises(KeyboardInterrupt):
+    lib.pretokenise(settings(frames, tmp_path / 'z'), progress=False)
+  assert not (tmp_path / 'z').exists()
+  again = []
+
+  def goes_on(config, encode, params, cache, source, part):
+    again.append(part)
+    return encode_part(config, encode, params, cache, source, part)
+
+  monkeypatch.setattr(lib, '_encode_part', goes_on)
+  lib.pretokenise(settings(frames, tmp_path / 'z'), progress=False)
+  assert len(done) == 2 and not set(done) & set(again)
+  whole = settings(frames, tmp_path / 'whole')
+  lib.pretokenise(whole, progress=False)
+  a, b = (EpisodeSource(tmp_path / n, 'test') for n in ('z', 'whole'))
+  for i in range(2):
+    np.testing.assert_equal(a[i], b[i])
