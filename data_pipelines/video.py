@@ -46,6 +46,8 @@ class VideoConfig(convert.Output):
   bars, or distorted."""
   frame_rate: float | None = None
   """Frames per second; none keeps every frame of a file."""
+  steady: bool = False
+  """Skip files in which frames are missing, or come at an uneven rate."""
   min_frames: int = 2
   """Shorter files are skipped."""
   eval_share: float = 0.1
@@ -84,19 +86,25 @@ class Frames:
     size: height and width, or None for those of the file.
     fit: see `VideoConfig`.
     rate: frames per second, or None for every frame.
+    steady: a gap between frames is damage; for recordings whose lines of
+      actions would no longer stand beside their frames.
   """
 
   size: tuple[int, int] | None = None
   fit: str = 'crop'
   rate: float | None = None
+  steady: bool = False
 
 
-def decode(path: str | os.PathLike[str], how: Frames) -> Iterator[np.ndarray]:
+def decode(
+  path: str | os.PathLike[str], how: Frames, *, start: float = 0.0
+) -> Iterator[np.ndarray]:
   """Yields the frames of a file, `[H, W, 3]` uint8.
 
   Args:
     path: of the file.
     how: size and rate.
+    start: seconds into the file at which to begin.
 
   Raises:
     SkipError: it cannot be opened, has no video, or is damaged.
@@ -108,8 +116,10 @@ def decode(path: str | os.PathLike[str], how: Frames) -> Iterator[np.ndarray]:
         raise convert.SkipError('no video stream')
       stream = file.streams.video[0]
       stream.thread_type = 'AUTO'
+      # Damage is an error, not a picture to be guessed.
+      stream.codec_context.options = {'err_detect': 'crccheck+explode'}
       graph = None
-      for frame in file.decode(stream):
+      for frame in _from(file, stream, start, how.steady):
         graph = graph or _graph(stream, frame, how)
         graph.push(frame)
         yield from _ready(graph)
@@ -120,6 +130,28 @@ def decode(path: str | os.PathLike[str], how: Frames) -> Iterator[np.ndarray]:
     raise convert.SkipError(
       f'damaged or no video ({error.strerror})'
     ) from error
+
+
+def _from(file: Any, stream: Any, start: float, steady: bool) -> Iterator[Any]:
+  """Decodes from the frame shown at `start` seconds on."""
+  steady_count = steady and not start
+  if start:
+    file.seek(int(start / stream.time_base), stream=stream)
+  half = 0.5 / float(stream.average_rate or 1000)
+  before, count = None, 0
+  for frame in file.decode(stream):
+    count += 1
+    if frame.is_corrupt:
+      raise convert.SkipError('damaged frame')
+    if not start or frame.time is None or frame.time > start - half:
+      known = None not in (before, frame.time)
+      if steady and known and frame.time - before > 3.5 * half:
+        raise convert.SkipError('frames are missing in the video')
+      before = frame.time
+      yield frame
+  # AVI and MP4 say how many there are.
+  if steady_count and count < stream.frames:
+    raise convert.SkipError('frames are missing in the video')
 
 
 def _ready(graph: av.filter.Graph) -> Iterator[np.ndarray]:
@@ -238,7 +270,12 @@ def convert_videos(
     ValueError: no file could be read.
   """
   files = find_files(config.inputs, config.extensions)
-  how = Frames(size=config.size, fit=config.fit, rate=config.frame_rate)
+  how = Frames(
+    size=config.size,
+    fit=config.fit,
+    rate=config.frame_rate,
+    steady=config.steady,
+  )
   size, rate = config.size, config.frame_rate
   if size is None or rate is None:
     first_size, first_rate = _probe(files, how)

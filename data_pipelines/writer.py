@@ -362,6 +362,7 @@ def publish(
   description: fmt.Description,
   shards: Mapping[str, Sequence[pathlib.Path]],
   files: Mapping[str, Any] | None = None,
+  order: str = '',
 ) -> None:
   """Makes a dataset of finished shards; `out` appears whole, replacing others.
 
@@ -372,6 +373,7 @@ def publish(
     shards: finished shards by split, in the order of their episodes. Shards
       without episodes are left out.
     files: what else to write into the directory, as JSON, by file name.
+    order: attribute by which episodes are sorted; empty keeps their order.
 
   Raises:
     EpisodeError: a split has no episode at all.
@@ -393,7 +395,7 @@ def publish(
     for i, (path, _) in enumerate(indices):
       target = template.sharded_filepath(shard_index=i, num_shards=len(indices))
       os.link(path, target)
-    metadata['splits'][split] = _joined([index for _, index in indices])
+    metadata['splits'][split] = _joined([i for _, i in indices], order)
     infos.append(
       tfds.core.SplitInfo(
         name=split,
@@ -423,20 +425,25 @@ def publish(
   shutil.rmtree(work)
 
 
-def _joined(indices: Sequence[ShardIndex]) -> dict[str, list[Any]]:
+def _joined(
+  indices: Sequence[ShardIndex], order: str = ''
+) -> dict[str, list[Any]]:
   """Returns one index for shards that follow each other."""
   before = itertools.accumulate((i.records for i in indices), initial=0)
-  return {
+  joined: dict[str, list[Any]] = {
     'first_chunks': [
       offset + first
       for offset, index in zip(before, indices, strict=False)
       for first in index.first_chunks
-    ],
-    **{
-      name: [x for index in indices for x in getattr(index, name)]
-      for name in fmt.INDEX_FIELDS
-    },
+    ]
   }
+  for name in fmt.INDEX_FIELDS:
+    joined[name] = [x for index in indices for x in getattr(index, name)]
+  if order:
+    keys = [attributes[order] for attributes in joined['attributes']]
+    places = sorted(range(len(keys)), key=keys.__getitem__)
+    joined = {k: [v[i] for i in places] for k, v in joined.items()}
+  return joined
 
 
 def _write_split(

@@ -106,7 +106,8 @@ class Checkpoints:
 
   def latest(self) -> int | None:
     """Returns the step of the latest complete checkpoint on disk."""
-    return max(self._manager.all_steps(read=True), default=None)
+    self._manager.reload()
+    return max(self._manager.all_steps(), default=None)
 
   def restore(
     self,
@@ -152,7 +153,8 @@ class Checkpoints:
       data = _reading(path, lambda: text.data())
       return Restored(step=number, state=state, data=data, config=saved)
 
-    steps = self._manager.all_steps(read=True) if step is None else [step]
+    self._manager.reload()
+    steps = self._manager.all_steps() if step is None else [step]
     result, damaged = _first_readable(steps, read, self.directory)
     for number in damaged:
       path = self.directory / str(number)

@@ -14,6 +14,13 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
+_LONGEST = ('test_quickstart.py',)
+
+
+def pytest_collection_modifyitems(items):
+  """Begins with the longest files, so that no process waits for them."""
+  items.sort(key=lambda item: item.path.name not in _LONGEST)
+
 
 @pytest.fixture(scope='session')
 def recording_config(tmp_path_factory):

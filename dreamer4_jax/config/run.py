@@ -138,6 +138,9 @@ class EnvConfig:
   """Adapter and level, for example 'navix:Navix-DoorKey-Random-6x6-v0'."""
   tile: int = 8
   """Pixels per tile side for grid worlds."""
+  image_size: tuple[int, int] | None = None
+  """Height and width to which simulators' frames are brought; none keeps
+  them. The other environments have sizes of their own."""
   max_steps: int = 60
   """Time limit of an episode, in steps."""
 

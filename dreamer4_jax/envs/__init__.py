@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.envs.protocol import Environment, EnvSpec
@@ -10,21 +11,50 @@ from dreamer4_jax.envs.protocol import Environment, EnvSpec
 __all__ = ['EnvSpec', 'Environment', 'make_env']
 
 
-def _navix(level: str, config: EnvConfig) -> Environment:
+@contextlib.contextmanager
+def _extra(extra: str, config: EnvConfig, *packages: str) -> Iterator[None]:
+  """Names the extra to install if one of its packages is missing."""
   try:
-    from dreamer4_jax.envs import navix_env
+    yield
   except ModuleNotFoundError as error:
-    if (error.name or '').split('.')[0] != 'navix':
+    missing = (error.name or '').split('.')[0]
+    if missing not in packages:
       raise
     raise ImportError(
-      f'EnvConfig.name = {config.name!r} needs the package navix, which is '
-      "not installed: run `pip install 'dreamer4_jax[navix]'`"
+      f'EnvConfig.name = {config.name!r} needs the package {missing}, which is '
+      f"not installed: run `pip install 'dreamer4_jax[{extra}]'`"
     ) from error
+
+
+def _navix(level: str, config: EnvConfig) -> Environment:
+  with _extra('navix', config, 'navix'):
+    from dreamer4_jax.envs import navix_env
   return navix_env.NavixDoorKey(level, config)
 
 
+def _craftax(level: str, config: EnvConfig) -> Environment:
+  with _extra('craftax', config, 'craftax'):
+    from dreamer4_jax.envs import craftax_env
+  return craftax_env.Craftax(level, config)
+
+
+def _gymnasium(level: str, config: EnvConfig) -> Environment:
+  with _extra('gymnasium', config, 'gymnasium'):
+    from dreamer4_jax.envs import gymnasium_env
+  return gymnasium_env.make(level, config)
+
+
+def _dm_control(level: str, config: EnvConfig) -> Environment:
+  with _extra('dm_control', config, 'dm_control', 'mujoco'):
+    from dreamer4_jax.envs import dm_control_env
+  return dm_control_env.make(level, config)
+
+
 _ADAPTERS: dict[str, Callable[[str, EnvConfig], Environment]] = {
-  'navix': _navix
+  'navix': _navix,
+  'craftax': _craftax,
+  'gymnasium': _gymnasium,
+  'dm_control': _dm_control,
 }
 
 
@@ -33,7 +63,8 @@ def make_env(config: EnvConfig) -> Environment:
 
   Args:
     config: its name is 'adapter:level', for example
-      'navix:Navix-DoorKey-Random-6x6-v0'.
+      'navix:Navix-DoorKey-Random-6x6-v0', 'craftax:Craftax-Classic-Pixels-v1',
+      'gymnasium:ALE/Pong-v5' or 'dm_control:cartpole-swingup'.
 
   Returns:
     An environment that follows `Environment`.

@@ -1,7 +1,8 @@
 """What an environment must offer, whatever engine is behind it.
 
 Environments are batched and functional: the state is a pytree that the caller
-holds, so a rollout is one `jax.lax.scan`. Nothing resets by itself. Stepping
+holds, so a rollout is one `jax.lax.scan`; where a simulator on the host makes
+that impossible, `EnvSpec.on_host` says so. Nothing resets by itself. Stepping
 an episode that has ended is a mistake of the caller, but a harmless one: the
 frame stays, reward and events are 0, the flags keep their values.
 """
@@ -34,6 +35,9 @@ class EnvSpec:
   """Time limit of an episode, in steps."""
   labels: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   """Names of the classes or bits of action components, for people."""
+  on_host: bool = False
+  """The state lives in a simulator on the host: `step` changes it in place and
+  cannot be jitted, and there is one batch of episodes at a time."""
 
   def __post_init__(self):
     for name in ('height', 'width', 'channels', 'max_steps'):

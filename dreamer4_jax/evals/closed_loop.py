@@ -75,16 +75,20 @@ def run_episodes(
     label: for the progress bar.
   """
   keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-  env_state, step = jax.jit(env.reset)(keys)
 
-  @jax.jit
-  def turn(params, env_state, step, memory, t):
+  def decide(params, step, memory, t):
     first = jnp.full((len(seeds),), t == 0)
-    actions, memory = agent(
-      params, memory, step, first, jax.random.fold_in(key, t)
-    )
-    env_state, step = env.step(env_state, actions)
-    return env_state, step, memory
+    return agent(params, memory, step, first, jax.random.fold_in(key, t))
+
+  def turn(params, env_state, step, memory, t):
+    actions, memory = decide(params, step, memory, t)
+    return *env.step(env_state, actions), memory
+
+  if env.spec.on_host:
+    reset, decide = env.reset, jax.jit(decide)
+  else:
+    reset, turn = jax.jit(env.reset), jax.jit(turn)
+  env_state, step = reset(keys)
 
   history = [jax.device_get(step.replace(frame=step.frame[:keep_frames]))]
   limit = env.spec.max_steps

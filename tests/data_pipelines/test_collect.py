@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines import writer
+from data_pipelines import doorkey_player, writer
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.data import EpisodeSource
-from dreamer4_jax.envs import make_env
+from dreamer4_jax.envs import host, make_env
+from tests.envs.test_host_envs import Counter
 
 collect = pytest.importorskip('data_pipelines.collect')
 
@@ -31,34 +32,164 @@ def report(recording_report):
   return recording_report
 
 
-def test_round_trip_is_exact(config, path):
+@functools.cache
+def by_hand(config, split, number):
+  """Plays one episode step by step: an oracle for what is recorded."""
   env = make_env(EnvConfig(name=config.env, max_steps=config.max_steps))
-  key = jax.random.fold_in(jax.random.key(config.seed), 1)
-  keys = jax.vmap(lambda n: jax.random.fold_in(key, n))(jnp.arange(16))
-  play = functools.partial(
-    collect.rollout, noise=jnp.asarray(config.noise), repeat=config.repeat
+  key = jax.random.fold_in(
+    jax.random.key(config.seed), ('test', 'train').index(split)
   )
-  batch = jax.device_get(jax.jit(functools.partial(play, env))(keys))
+  level_key, reset_key, step_key = jax.random.split(
+    jax.random.fold_in(key, number), 3
+  )
+  level = int(jax.random.randint(level_key, (), 0, len(config.noise)))
+  state, step = jax.jit(env.reset)(reset_key[None])
+  one = jax.tree.map(lambda x: x[0], state.timestep.state)
+  player = doorkey_player.start(one, jnp.float32(config.noise[level]))
+  act = jax.jit(functools.partial(doorkey_player.act, repeat=config.repeat))
+  turn, history, actions = jax.jit(env.step), [step], []
+  while not (step.terminal[0] or step.timeout[0]):
+    one = jax.tree.map(lambda x: x[0], state.timestep.state)
+    player, action = act(
+      player, one, jax.random.fold_in(step_key, len(actions))
+    )
+    actions.append(int(action))
+    state, step = turn(state, {'action': action[None]})
+    history.append(step)
+  return config.noise[level], history, actions
+
+
+@pytest.mark.parametrize('number', [0, 5, 17, 23])
+def test_round_trip_is_exact(config, path, number):
+  noise, history, actions = by_hand(config, 'train', number)
   source = EpisodeSource(path, 'train')
-  for i in range(16):
+  steps = source[number]
+  n = len(actions)
+  assert len(steps['is_first']) == n + 1
+  shown = jax.tree.map(lambda *x: np.concatenate(x), *history)
+  np.testing.assert_array_equal(steps['observation'], shown.frame)
+  np.testing.assert_array_equal(steps['action']['action'][:n], actions)
+  np.testing.assert_array_equal(steps['events'][:n], shown.events[1:])
+  np.testing.assert_array_equal(steps['reward'][:n], shown.reward[1:])
+  assert steps['is_terminal'][-1] == shown.terminal[-1]
+  assert source.index.attributes[number] == {'number': number, 'noise': noise}
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'parallel': 3, 'threads': 1},
+    {'parallel': 7, 'threads': 3, 'block': 4},
+    {'parallel': 1, 'block': 31},
+  ],
+)
+def test_how_it_is_played_changes_nothing(config, path, tmp_path, changes):
+  out = str(tmp_path / 'again')
+  other = dataclasses.replace(config, out=out, episodes=9, **changes)
+  collect.collect(other, progress=False)
+  a, b = EpisodeSource(path, 'train'), EpisodeSource(out, 'train')
+  assert len(b) == 9
+  for i in range(9):
+    np.testing.assert_equal(a[i], b[i])
+
+
+def test_an_interrupted_recording_goes_on(config, path, tmp_path, monkeypatch):
+  monkeypatch.setattr(collect, 'SHARD_FRAMES', 40)
+  other = dataclasses.replace(
+    config, out=str(tmp_path / 'd'), parallel=4, threads=1
+  )
+  original, count = collect.record, []
+
+  def power_cut(*args):
+    for episode in original(*args):
+      if len(count) == 15:
+        raise KeyboardInterrupt
+      count.append(episode.attributes['number'])
+      yield episode
+
+  monkeypatch.setattr(collect, 'record', power_cut)
+  with pytest.raises(KeyboardInterrupt):
+    collect.collect(other, progress=False)
+  assert not (tmp_path / 'd').exists()
+  played = []
+
+  def watched(*args):
+    for episode in original(*args):
+      played.append(episode.attributes['number'])
+      yield episode
+
+  monkeypatch.setattr(collect, 'record', watched)
+  report = collect.collect(other, progress=False)
+  assert report['train']['episodes'] == 24
+  # At most a shard's worth is played again.
+  assert len(played) < 24 + 5 and not set(count[:5]) & set(played[:-5])
+  a, b = EpisodeSource(path, 'train'), EpisodeSource(tmp_path / 'd', 'train')
+  for i in range(24):
+    np.testing.assert_equal(a[i], b[i])
+
+
+def test_random_play_uses_every_action(tmp_path):
+  config = collect.CollectConfig(
+    out=str(tmp_path / 'd'),
+    env='navix:Navix-DoorKey-Random-5x5-v0',
+    policy='random',
+    episodes=20,
+    test_episodes=1,
+    max_steps=20,
+    parallel=20,
+    repeat=0.5,
+  )
+  collect.collect(config, progress=False)
+  source = EpisodeSource(tmp_path / 'd', 'train')
+  actions = [source[i]['action']['action'][:-1] for i in range(20)]
+  counts = np.bincount(np.concatenate(actions), minlength=5)
+  assert counts.min() > 0.1 * counts.sum()
+  again = np.concatenate([a[1:] == a[:-1] for a in actions])
+  # Repeated by chance or by whim: 0.5 + 0.5 / 5, of about 380.
+  assert abs(again.mean() - 0.6) < 0.13
+
+
+def test_a_simulator_on_the_host_is_recorded(tmp_path, monkeypatch):
+  env = host.HostEnv(Counter, EnvConfig(max_steps=4))
+  monkeypatch.setattr(collect, 'make_env', lambda config: env)
+  config = collect.CollectConfig(
+    out=str(tmp_path / 'd'), env='counter:x', policy='random', episodes=7,
+    test_episodes=2, max_steps=4, parallel=3,
+  )  # fmt: skip
+  collect.collect(config, progress=False)
+  source = EpisodeSource(tmp_path / 'd', 'train')
+  assert len(source) == 7
+  for i in range(7):
     steps = source[i]
-    ended = (batch.steps.terminal | batch.steps.timeout)[:, i]
-    n = int(np.argmax(ended)) + 1
-    assert len(steps['is_first']) == n + 1
-    np.testing.assert_array_equal(steps['observation'][0], batch.first.frame[i])
+    shown = steps['observation'][:, 0, 0, 0].astype(int)
+    seed, n = shown[0] // 10, len(shown) - 1
+    np.testing.assert_array_equal(shown, 10 * seed + np.arange(n + 1))
+    assert n == min(seed + 2, 4)
+    assert steps['is_terminal'][-1] == (seed + 2 <= 4)
     np.testing.assert_array_equal(
-      steps['observation'][1:], batch.steps.frame[:n, i]
+      steps['reward'], steps['action']['action'] * ~steps['is_last']
     )
-    np.testing.assert_array_equal(
-      steps['action']['action'][:n], batch.actions[:n, i]
-    )
-    np.testing.assert_array_equal(
-      steps['events'][:n], batch.steps.events[:n, i]
-    )
-    np.testing.assert_array_equal(
-      steps['reward'][:n], batch.steps.reward[:n, i]
-    )
-    assert steps['is_terminal'][-1] == batch.steps.terminal[n - 1, i]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'policy': 'checkpoint'}, "CollectConfig.run = ''"),
+    ({'threads': -1}, 'CollectConfig.threads = -1'),
+    ({'idle': 2.0}, 'CollectConfig.idle = 2.0'),
+  ],
+)
+def test_wrong_ways_to_play_are_named(config, changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(config, **changes)
+
+
+def test_an_environment_without_a_script_is_named(tmp_path, monkeypatch):
+  env = host.HostEnv(Counter, EnvConfig(max_steps=4))
+  monkeypatch.setattr(collect, 'make_env', lambda config: env)
+  config = collect.CollectConfig(out=str(tmp_path / 'd'), env='counter:x')
+  with pytest.raises(ValueError, match="no scripted player for 'counter:x'"):
+    collect.collect(config, progress=False)
 
 
 @pytest.mark.parametrize('split', ['train', 'test'])
@@ -93,7 +224,7 @@ def test_the_report_counts(path, report):
   goals = (source.index.event_task == 2).sum()
   assert report['train']['success_rate'] == pytest.approx(goals / 24)
   assert report['train']['event_rate']['goal'] == pytest.approx(goals / 24)
-  assert report['train']['success_rate_by_noise']['0'] == 1.0
+  assert report['train']['event_rate_by_noise']['0']['goal'] == 1.0
 
 
 def test_splits_differ(path):

@@ -1,0 +1,1 @@
+"""Programs that print figures; see README.md in this directory."""

@@ -1,0 +1,458 @@
+"""A scripted player for Craftax-Classic, through the whole technology tree.
+
+It reads the symbolic state, so it knows the map, but it plays by the rules: it
+walks, digs, fights, drinks, eats, digs itself in to sleep, and makes tools up
+to the iron pickaxe and the diamond, and then the rest of the 22 achievements.
+
+Three dials make it as uneven as people are: `noise`, the share of random
+actions, which tend to be repeated; `restless`, how often it drops what it does
+and walks somewhere else; `idle`, how often it stands around for a while.
+
+The way to a goal is found by value iteration over the 31x31 cells around the
+player: the fewest steps to go from every cell, when digging through stone and
+bridging water cost their own steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from craftax.craftax_classic.constants import Achievement, Action, BlockType
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer4_jax.types import Array, PyTree
+
+RADIUS = 15
+_SIDE = 2 * RADIUS + 1
+_FAR = 10_000
+"""Steps to go from where a goal cannot be reached."""
+_MOVES = np.array([(0, -1), (0, 1), (-1, 0), (1, 0)])
+"""Row and column step of LEFT, RIGHT, UP and DOWN, the actions 1 to 4."""
+_AROUND = np.array(
+  [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
+)
+_B = {b.name: b.value for b in BlockType}
+_A = {a.name: a.value for a in Action}
+_DONE = {a.name: a.value for a in Achievement}
+_FREE = (_B['GRASS'], _B['SAND'], _B['PATH'])
+_NEAR = 20
+"""A table farther away than this, in steps, is none."""
+
+
+@struct.dataclass
+class Player:
+  """State of a player in one episode (add `B` in front for a batch).
+
+  Attributes:
+    noise: `[]` float32, share of random actions.
+    restless: `[]` float32, chance to begin to wander, at each step.
+    idle: `[]` float32, chance to begin to stand around, at each step.
+    whim: `[]` int32, the last random action; -1 before the first.
+    wander: `[]` int32, steps left to wander.
+    rest: `[]` int32, steps left to stand around.
+    aim: `[2]` int32, where it wanders to.
+    thirsty: `[]` bool, until it has drunk enough.
+    hungry: `[]` bool, until it has eaten enough.
+    tired: `[]` bool, until it has slept enough.
+  """
+
+  noise: Array
+  restless: Array
+  idle: Array
+  whim: Array
+  wander: Array
+  rest: Array
+  aim: Array
+  thirsty: Array
+  hungry: Array
+  tired: Array
+
+
+def start(noise: Array, restless: Array, idle: Array) -> Player:
+  """Returns a player at the start of an episode; the dials are scalars."""
+  zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+  return Player(
+    noise=jnp.asarray(noise, jnp.float32),
+    restless=jnp.asarray(restless, jnp.float32),
+    idle=jnp.asarray(idle, jnp.float32),
+    whim=zero - 1,
+    wander=zero,
+    rest=zero,
+    aim=jnp.zeros((2,), jnp.int32),
+    thirsty=no,
+    hungry=no,
+    tired=no,
+  )
+
+
+def act(
+  player: Player, game: PyTree, key: Array, *, repeat: float = 0.5
+) -> tuple[Player, Array]:
+  """Chooses an action for one episode; `jax.vmap` it over a batch.
+
+  Args:
+    player: its memory.
+    game: Craftax-Classic's state of this episode.
+    key: all randomness.
+    repeat: probability that a random action is the last one again.
+
+  Returns:
+    The new memory, and the action, `[]` int32.
+  """
+  keys = jax.random.split(key, 8)
+  player = _feel(player, game, keys[0])
+  planned = _plan(player, game, keys[1])
+  again = (jax.random.uniform(keys[2]) < repeat) & (player.whim >= 0)
+  # Mostly steps and what the hands do; rarely any of the 17.
+  usual = jax.random.randint(keys[3], (), _A['LEFT'], _A['DO'] + 1)
+  any_action = jax.random.randint(keys[4], (), 0, len(Action))
+  fresh = jnp.where(jax.random.uniform(keys[5]) < 0.9, usual, any_action)
+  whim = jnp.where(again, player.whim, fresh)
+  random = jax.random.uniform(keys[6]) < player.noise
+  action = jnp.where(player.rest > 0, _A['NOOP'], planned)
+  action = jnp.where(random, whim, action)
+  # Nobody walks into lava, not even by whim.
+  step = jnp.asarray(np.concatenate([[(0, 0)], _MOVES]))
+  moves = (action >= _A['LEFT']) & (action <= _A['DOWN'])
+  target = game.player_position + step[jnp.where(moves, action, 0)]
+  burns = moves & (_block(game.map, target) == _B['LAVA'])
+  action = jnp.where(burns, _A['NOOP'], action)
+  player = player.replace(
+    whim=jnp.where(random, whim, player.whim),
+    wander=jnp.maximum(player.wander - 1, 0),
+    rest=jnp.maximum(player.rest - 1, 0),
+  )
+  return player, action.astype(jnp.int32)
+
+
+def _feel(player: Player, game: PyTree, key: Array) -> Player:
+  """Updates needs and moods."""
+  keys = jax.random.split(key, 5)
+  wanders = jax.random.uniform(keys[0]) < player.restless
+  rests = jax.random.uniform(keys[1]) < player.idle
+  size = jnp.asarray(game.map.shape)
+  aim = (jax.random.uniform(keys[2], (2,)) * size).astype(jnp.int32)
+  long = jax.random.randint(keys[3], (), 20, 80)
+  short = jax.random.randint(keys[4], (), 5, 30)
+
+  def needs(now: Array, level: Array, low: int, enough: int) -> Array:
+    return (level <= low) | (now & (level < enough))
+
+  return player.replace(
+    thirsty=needs(player.thirsty, game.player_drink, 3, 9),
+    hungry=needs(player.hungry, game.player_food, 4, 8),
+    tired=needs(player.tired, game.player_energy, 3, 9),
+    aim=jnp.where(wanders, aim, player.aim),
+    wander=jnp.where(wanders, long, player.wander),
+    rest=jnp.where(rests, short, player.rest),
+  )
+
+
+def _plan(player: Player, game: PyTree, key: Array) -> Array:
+  """Returns the action that a careful player would take."""
+  bag, done = game.inventory, game.achievements
+  position, blocks = game.player_position, game.map
+  facing = jnp.asarray(_MOVES)[jnp.clip(game.player_direction - 1, 0, 3)]
+  ahead = position + facing
+  front = _block(blocks, ahead)
+  around = jax.vmap(lambda d: _block(blocks, position + d))
+  beside = around(jnp.asarray(_MOVES))
+  near = around(jnp.asarray(_AROUND))
+  near_table = (near == _B['CRAFTING_TABLE']).any()
+  near_furnace = (near == _B['FURNACE']).any()
+  room = _is(front, _FREE) & ~game.mob_map[ahead[0], ahead[1]]
+  has = lambda **least: _all(getattr(bag, k) >= n for k, n in least.items())
+  at = lambda name: blocks == _B[name]
+  table_near = (_distances(blocks.shape, position) <= _NEAR) & at(
+    'CRAFTING_TABLE'
+  )
+  table_near = table_near.any()
+
+  # What is done on the spot, the first that holds.
+  enemy_at = _enemies(game)
+  enemy = (
+    ((position + jnp.asarray(_MOVES))[:, None] == enemy_at[None]).all(-1).any(1)
+  )
+  faces_enemy = (enemy_at == ahead).all(-1).any()
+  fight = jnp.where(faces_enemy, _A['DO'], 1 + jnp.argmax(enemy))
+  pickaxe = bag.wood_pickaxe > 0
+  walled, seal = _shelter(game, beside)
+  sleepy = player.tired & (walled | (game.player_energy <= 1))
+  iron_kit = has(wood=1, stone=1, coal=1, iron=1)
+  wants_furnace = has(stone=1) & (
+    ~done[_DONE['PLACE_FURNACE']] | (iron_kit & has(stone=2))
+  )
+  next_tool = (
+    ~pickaxe
+    | ((bag.stone_pickaxe == 0) & has(wood=3, stone=1))
+    | ((bag.iron_pickaxe == 0) & iron_kit & has(wood=3))
+    | ((bag.iron_sword == 0) & (bag.iron_pickaxe > 0) & iron_kit & has(wood=3))
+  )
+  make = near_table & near_furnace
+  spot = [
+    (game.is_sleeping, _A['NOOP']),
+    (enemy.any(), fight),
+    (sleepy, _A['SLEEP']),
+    (player.tired & pickaxe & (seal >= 0) & (bag.stone > 0),
+     jnp.where(room, _A['PLACE_STONE'], 1 + seal)),
+    (near_table & ~pickaxe & has(wood=1), _A['MAKE_WOOD_PICKAXE']),
+    (near_table & (bag.stone_pickaxe == 0) & has(wood=1, stone=1),
+     _A['MAKE_STONE_PICKAXE']),
+    (make & (bag.iron_pickaxe == 0) & iron_kit, _A['MAKE_IRON_PICKAXE']),
+    (make & (bag.iron_pickaxe > 0) & (bag.iron_sword == 0) & iron_kit,
+     _A['MAKE_IRON_SWORD']),
+    (near_table & (bag.wood_sword == 0) & has(wood=1) & pickaxe,
+     _A['MAKE_WOOD_SWORD']),
+    (near_table & (bag.stone_sword == 0) & has(wood=1, stone=1)
+     & (bag.stone_pickaxe > 0), _A['MAKE_STONE_SWORD']),
+    (near_table & ~near_furnace & wants_furnace & room, _A['PLACE_FURNACE']),
+    (~table_near & next_tool & has(wood=2) & room
+     & (pickaxe | has(wood=4)), _A['PLACE_TABLE']),
+    (has(stone=2) & ~done[_DONE['PLACE_STONE']] & room, _A['PLACE_STONE']),
+    (has(sapling=1) & ~done[_DONE['PLACE_PLANT']] & (front == _B['GRASS'])
+     & room, _A['PLACE_PLANT']),
+  ]  # fmt: skip
+
+  # What is walked to, the first that holds.
+  cow_at = _marked(blocks.shape, game.cows.position, game.cows.mask)
+  foe_at = _marked(
+    blocks.shape, game.skeletons.position, game.skeletons.mask
+  ) | _marked(blocks.shape, game.zombies.position, game.zombies.mask)
+  aim_at = _marked(blocks.shape, player.aim[None], jnp.ones((1,), bool))
+  hungry = player.hungry & (cow_at | at('RIPE_PLANT')).any()
+  wood_first = ~pickaxe & ~has(wood=4) & ~(table_near & has(wood=1))
+  stone_tool = bag.stone_pickaxe == 0
+  iron_tool = bag.iron_pickaxe == 0
+  sword = bag.iron_sword == 0
+  gather = stone_tool | iron_tool | sword
+  more_iron = bag.iron == 0
+  goals = [
+    (player.thirsty, at('WATER')),
+    (hungry, cow_at | at('RIPE_PLANT')),
+    (player.tired & pickaxe, _deep_rock(blocks)),
+    (player.wander > 0, aim_at),
+    (~done[_DONE['PLACE_PLANT']] & (bag.wood_pickaxe == 0), at('GRASS')),
+    (wood_first, at('TREE')),
+    (~pickaxe, at('CRAFTING_TABLE') | (at('GRASS') & ~table_near)),
+    (gather & ~has(wood=4) & stone_tool, at('TREE')),
+    (gather & ~has(stone=2), at('STONE')),
+    (stone_tool, at('CRAFTING_TABLE') | (_walkable(blocks) & ~table_near)),
+    (gather & ~has(wood=4) & more_iron, at('TREE')),
+    (gather & ~has(coal=1), at('COAL')),
+    (gather & ~has(stone=4), at('STONE')),
+    (iron_tool & more_iron, at('IRON')),
+    (iron_tool, at('CRAFTING_TABLE') | (_walkable(blocks) & ~table_near)),
+    (~done[_DONE['COLLECT_DIAMOND']], at('DIAMOND')),
+    (~done[_DONE['EAT_COW']], cow_at),
+    (~done[_DONE['EAT_PLANT']] & at('RIPE_PLANT').any(), at('RIPE_PLANT')),
+    (sword & more_iron & at('IRON').any(), at('IRON')),
+    (sword & ~more_iron,
+     at('CRAFTING_TABLE') | (_walkable(blocks) & ~table_near)),
+    (~done[_DONE['DEFEAT_SKELETON']] | ~done[_DONE['DEFEAT_ZOMBIE']], foe_at),
+    (~done[_DONE['COLLECT_SAPLING']], at('GRASS')),
+  ]  # fmt: skip
+  target = at('DIAMOND')
+  for holds, where in reversed(goals):
+    target = jnp.where(holds, where, target)
+  action = _approach(game, target, ahead, front, key)
+  for holds, what in reversed(spot):
+    action = jnp.where(holds, what, action)
+  return action
+
+
+def _approach(
+  game: PyTree, target: Array, ahead: Array, front: Array, key: Array
+) -> Array:
+  """Returns the next action on the way to the nearest of `target [H, W]`."""
+  position = game.player_position
+  target = target.at[position[0], position[1]].set(False)
+  steps = _steps_to_go(game, target)
+  inside = RADIUS + jnp.asarray(_MOVES)
+  cost = _enter_cost(game)
+  ways = jax.vmap(
+    lambda d: jnp.where(
+      _window(target, position, False)[d[0], d[1]],
+      1,
+      cost[d[0], d[1]] + steps[d[0], d[1]],
+    )
+  )(inside)
+  # Ties are broken at random, so that nobody gets stuck in a corner.
+  jitter = jax.random.uniform(key, (4,))
+  best = jnp.argmin(ways.astype(jnp.float32) + 0.5 * jitter)
+  direction = 1 + best
+  cell = position + jnp.asarray(_MOVES)[best]
+  block = _block(game.map, cell)
+  occupied = game.mob_map[cell[0], cell[1]]
+  aimed = (ahead == cell).all()
+  wanted = target[cell[0], cell[1]] & ~_is(block, (_B['CRAFTING_TABLE'],))
+  wet = _is(block, (_B['WATER'], _B['LAVA'])) & ~wanted
+  use = jnp.where(wet, _A['PLACE_STONE'], _A['DO'])
+  walk = _is(block, _FREE) & ~occupied & ~(wanted & (block == _B['GRASS']))
+  stuck = ways[best] >= _FAR
+  lost = jax.random.randint(key, (), 1, 5)
+  action = jnp.where(walk | ~aimed, direction, use)
+  # Grass cannot be faced without stepping on it; what is in front will do.
+  grass = target[ahead[0], ahead[1]] & (front == _B['GRASS'])
+  action = jnp.where(grass, _A['DO'], action)
+  return jnp.where(stuck & ~grass, lost, action)
+
+
+def _steps_to_go(game: PyTree, target: Array) -> Array:
+  """Value iteration in the window.
+
+  Returns:
+    `[31, 31]` int32 fewest steps from every cell until the target is done.
+  """
+  position = game.player_position
+  goal = _window(target, position, False)
+  cost = _enter_cost(game)
+  # A goal beyond the window is sought across its edge, as the crow flies.
+  distance = _distances(target.shape, position)
+  nearest = jnp.argmin(jnp.where(target, distance, _FAR))
+  row, col = nearest // target.shape[1], nearest % target.shape[1]
+  rows, cols = (jnp.asarray(x) for x in np.indices((_SIDE, _SIDE)))
+  away = jnp.abs(rows - RADIUS + position[0] - row) + jnp.abs(
+    cols - RADIUS + position[1] - col
+  )
+  edge = (rows % (_SIDE - 1) == 0) | (cols % (_SIDE - 1) == 0)
+  outside = edge & target.any() & ~goal.any()
+  value = jnp.where(goal, 0, jnp.where(outside, 2 * away, _FAR))
+  value = value.astype(jnp.int32)
+  enter = jnp.where(goal, 1, cost)
+
+  def sweep(value: Array) -> Array:
+    through = jnp.pad(value + enter, 1, constant_values=_FAR)
+    best = jnp.minimum(
+      jnp.minimum(through[:-2, 1:-1], through[2:, 1:-1]),
+      jnp.minimum(through[1:-1, :-2], through[1:-1, 2:]),
+    )
+    return jnp.minimum(value, best)
+
+  def body(carry):
+    value, _, count = carry
+    new = sweep(value)
+    return new, (new != value).any(), count + 1
+
+  return jax.lax.while_loop(
+    lambda carry: carry[1] & (carry[2] < 3 * _SIDE),
+    body,
+    (value, jnp.asarray(True), 0),
+  )[0]
+
+
+def _enter_cost(game: PyTree) -> Array:
+  """Returns `[31, 31]` int32 steps that entering a cell of the window costs."""
+  bag, position = game.inventory, game.player_position
+  blocks = _window(game.map, position, _B['OUT_OF_BOUNDS'])
+  wood, stone, iron = (
+    bag.wood_pickaxe > 0, bag.stone_pickaxe > 0, bag.iron_pickaxe > 0
+  )  # fmt: skip
+  bridge = wood & (bag.stone > 0)
+  costs = jnp.full((len(BlockType),), _FAR, jnp.int32)
+  for name in ('GRASS', 'SAND', 'PATH'):
+    costs = costs.at[_B[name]].set(1)
+  for name, possible, steps in (
+    ('TREE', True, 2), ('STONE', wood, 2), ('COAL', wood, 2),
+    ('IRON', stone, 2), ('DIAMOND', iron, 2), ('WATER', bridge, 3),
+    ('LAVA', bridge, 8),
+  ):  # fmt: skip
+    costs = costs.at[_B[name]].set(jnp.where(possible, steps, _FAR))
+  crowded = _window(game.mob_map, position, False)
+  return costs[blocks] + 3 * crowded
+
+
+def _shelter(game: PyTree, beside: Array) -> tuple[Array, Array]:
+  """Tells whether it is safe to sleep here, and else which side to close.
+
+  Returns:
+    Whether every side is closed, but for one dead end perhaps; and the number
+    of the direction whose closing would make it so, -1 if there is none.
+  """
+  position = game.player_position
+  moves = jnp.asarray(_MOVES)
+  open_side = _is(beside, (*_FREE, _B['LAVA']))
+
+  def dead_end(direction: Array) -> Array:
+    """Whether all other sides of the cell in a direction are closed."""
+    cell = position + direction
+    sides = jax.vmap(lambda d: _block(game.map, cell + d))(moves)
+    back = (moves == -direction).all(-1)
+    return (~_is(sides, (*_FREE, _B['LAVA'])) | back).all()
+
+  harmless = ~open_side | jax.vmap(dead_end)(moves)
+  count = (~harmless).sum()
+  walled = (count == 0) & (open_side.sum() <= 1)
+  # Closing one side leaves at most one open side, a dead end.
+  other = open_side.sum() - 1
+  can = (count == 1) & (other <= 1)
+  both_dead = (count == 0) & (open_side.sum() == 2)
+  seal = jnp.where(can, jnp.argmax(~harmless), -1)
+  seal = jnp.where(both_dead, jnp.argmax(open_side), seal)
+  inside = (beside == _B['STONE']).sum() >= 2
+  return walled, jnp.where(inside, seal, -1)
+
+
+def _deep_rock(blocks: Array) -> Array:
+  """Returns `[H, W]` bool, stone with nothing but rock around it."""
+  rock = _is(
+    blocks,
+    (_B['STONE'], _B['COAL'], _B['IRON'], _B['DIAMOND'], _B['TREE']),
+  )
+  padded = jnp.pad(rock, 1)
+  rows, cols = blocks.shape
+  all_rock = rock
+  for r, c in _AROUND:
+    all_rock &= padded[1 + r : 1 + r + rows, 1 + c : 1 + c + cols]
+  deep = all_rock & (blocks == _B['STONE'])
+  return jnp.where(deep.any(), deep, blocks == _B['STONE'])
+
+
+def _enemies(game: PyTree) -> Array:
+  """Returns `[n, 2]` positions of zombies and skeletons; far away if none."""
+  positions = jnp.concatenate([game.zombies.position, game.skeletons.position])
+  alive = jnp.concatenate([game.zombies.mask, game.skeletons.mask])
+  return jnp.where(alive[:, None], positions, -99)
+
+
+def _marked(shape: Sequence[int], positions: Array, mask: Array) -> Array:
+  """Returns `[H, W]` bool, true at those positions that are in the mask."""
+  empty = jnp.zeros(tuple(shape), bool)
+  return empty.at[positions[:, 0], positions[:, 1]].max(mask)
+
+
+def _walkable(blocks: Array) -> Array:
+  return _is(blocks, _FREE)
+
+
+def _is(block: Array, kinds: Sequence[int]) -> Array:
+  return (block[..., None] == jnp.asarray(kinds)).any(-1)
+
+
+def _block(blocks: Array, position: Array) -> Array:
+  """Returns the block at a position; out of bounds where there is none."""
+  size = jnp.asarray(blocks.shape)
+  inside = ((position >= 0) & (position < size)).all()
+  row, col = jnp.clip(position, 0, size - 1)
+  return jnp.where(inside, blocks[row, col], _B['OUT_OF_BOUNDS'])
+
+
+def _window(x: Array, position: Array, outside: int | bool) -> Array:
+  """Cuts the 31x31 cells around a position out of `[H, W]`."""
+  padded = jnp.pad(x, RADIUS, constant_values=outside)
+  return jax.lax.dynamic_slice(padded, position, (_SIDE, _SIDE))
+
+
+def _distances(shape: Sequence[int], position: Array) -> Array:
+  """Returns `[H, W]` steps from a position, as the crow flies."""
+  rows, cols = (jnp.asarray(x) for x in np.indices(tuple(shape)))
+  return jnp.abs(rows - position[0]) + jnp.abs(cols - position[1])
+
+
+def _all(conditions) -> Array:
+  result = jnp.asarray(True)
+  for condition in conditions:
+    result &= condition
+  return result

@@ -1,0 +1,249 @@
+"""Converts Minari datasets whose observations hold an image.
+
+python -m data_pipelines.minari_datasets --dataset DIR --out DIR
+
+`DIR` is a dataset's directory, the one that holds `data`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import gymnasium
+import minari
+import numpy as np
+from PIL import Image
+
+from data_pipelines import convert, writer
+from dreamer4_jax.data import format as fmt
+from dreamer4_jax.envs.gymnasium_env import action_components
+
+_INPUT_EPISODES = 64
+"""Episodes that are converted together."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MinariConfig(convert.Output):
+  """Which dataset, and which part of its observations."""
+
+  dataset: str
+  """Directory of the dataset."""
+  image: str = ''
+  """Key of the image, where observations are dictionaries; with slashes, where
+  these are nested."""
+  size: tuple[int, int] | None = None
+  """Height and width of frames; none keeps them."""
+  frame_rate: float = 0.0
+  """Frames per second, where it is known."""
+  eval_share: float = 0.1
+  """Share of episodes in the split 'test'."""
+
+
+@functools.cache
+def open_dataset(path: str) -> minari.MinariDataset:
+  """Opens a dataset.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it cannot be read.
+  """
+  data = pathlib.Path(path).expanduser() / 'data'
+  if not data.is_dir():
+    raise FileNotFoundError(
+      f'dataset = {path!r}: no Minari dataset there (no directory data)'
+    )
+  try:
+    return minari.MinariDataset(data)
+  except Exception as error:
+    reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+    raise ValueError(
+      f'dataset = {path!r}: cannot be read ({reason})'
+    ) from error
+
+
+def image_of(observations: Any, key: str) -> np.ndarray:
+  """Returns the image of observations `[T + 1, H, W, 3]` uint8.
+
+  Raises:
+    EpisodeError: there is none under this key.
+  """
+  value = observations
+  for name in filter(None, key.split('/')):
+    if not isinstance(value, Mapping) or name not in value:
+      raise writer.EpisodeError(f'image = {key!r}: no such observation')
+    value = value[name]
+  if isinstance(value, Mapping):
+    raise writer.EpisodeError(
+      f'image = {key!r}: is a dictionary of {sorted(value)}; name one of them'
+    )
+  image = np.asarray(value)
+  if (
+    image.ndim != 4 or image.shape[-1] not in (1, 3) or image.dtype != np.uint8
+  ):
+    raise writer.EpisodeError(
+      f'image = {key!r}: found {image.dtype} of shape {image.shape}, expected '
+      'uint8 (steps, height, width, 3)'
+    )
+  return image.repeat(3, -1) if image.shape[-1] == 1 else image
+
+
+def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """Brings frames `[T, H, W, 3]` to a height and width by averaging."""
+  if frames.shape[1:3] == size:
+    return frames
+  wide = (size[1], size[0])
+  box = Image.Resampling.BOX
+  return np.stack(
+    [np.asarray(Image.fromarray(f).resize(wide, box)) for f in frames]
+  )
+
+
+def to_components(
+  actions: np.ndarray, space: gymnasium.Space
+) -> dict[str, np.ndarray]:
+  """Turns actions `[T, ...]` into components; see `action_components`."""
+  spaces = gymnasium.spaces
+  actions = np.asarray(actions)
+  if isinstance(space, spaces.Discrete):
+    return {'action': actions.reshape(len(actions)) - int(space.start)}
+  if isinstance(space, spaces.MultiDiscrete):
+    shifted = actions - space.start
+    return {f'action{i}': shifted[:, i] for i in range(shifted.shape[1])}
+  flat = actions.reshape(len(actions), -1)
+  if isinstance(space, spaces.Box):
+    low, high = space.low.ravel(), space.high.ravel()
+    scaled = 2 * (flat - low) / np.where(high > low, high - low, 1) - 1
+    return {'action': np.clip(scaled, -1, 1).astype(np.float32)}
+  return {'action': flat}
+
+
+def convert_episodes(
+  item: convert.Input,
+  shard: writer.Shard,
+  *,
+  path: str,
+  image: str,
+  size: tuple[int, int],
+) -> dict[str, int]:
+  """Writes some episodes; bad ones are counted by their reason."""
+  dataset = open_dataset(path)
+  before, notes = len(shard.index.lengths), {}
+  for number in item.what:
+    try:
+      shard.add(_episode(dataset, number, image, size))
+    except writer.EpisodeError as error:
+      reason = f'episode skipped: {error}'
+    except Exception as error:
+      shard.abandon()
+      first = (str(error).splitlines() or [''])[0][:150]
+      reason = f'episode skipped: unreadable ({type(error).__name__}: {first})'
+    else:
+      continue
+    notes[reason] = notes.get(reason, 0) + 1
+  if len(shard.index.lengths) == before and notes:
+    raise convert.SkipError(next(iter(notes)))
+  return notes
+
+
+def _episode(
+  dataset: minari.MinariDataset, number: int, image: str, size: tuple[int, int]
+) -> writer.Episode:
+  (data,) = dataset.iterate_episodes([number])
+  frames = image_of(data.observations, image)
+  count = len(data.rewards)
+  if len(frames) != count + 1:
+    raise writer.EpisodeError(
+      f'observation: found {len(frames)} of them for {count} actions, expected '
+      'one more'
+    )
+  last = lambda x: np.concatenate([x, np.zeros_like(x[:1])])
+  actions = to_components(data.actions, dataset.action_space)
+  return writer.Episode(
+    steps={
+      'observation': resize(frames, size),
+      'action': {k: last(v) for k, v in actions.items()},
+      'action_known': np.arange(count + 1) < count,
+      'reward': last(np.asarray(data.rewards, np.float32).reshape(count)),
+      'events': np.zeros((count + 1, 1), np.uint8),
+    },
+    terminal=bool(np.asarray(data.terminations)[-1]),
+    attributes={'number': int(number)},
+  )
+
+
+def convert_minari(
+  config: MinariConfig, *, progress: bool = True
+) -> dict[str, Any]:
+  """Converts a dataset; returns the report of `convert.run`.
+
+  Raises:
+    FileNotFoundError: there is no dataset.
+    FileExistsError: there is something at `config.out`.
+    ValueError: its actions are of another kind, or nothing could be read.
+  """
+  dataset = open_dataset(config.dataset)
+  actions = action_components(dataset.action_space, config.dataset)
+  numbers = [int(n) for n in dataset.episode_indices]
+  if not numbers:
+    raise ValueError(f'dataset = {config.dataset!r}: has no episode')
+  size = config.size or _size(dataset, numbers, config)
+  inputs = []
+  for split in ('train', 'test'):
+    own = [
+      n for n in numbers if convert.split_of(str(n), config.eval_share) == split
+    ]
+    inputs += [
+      convert.Input(
+        name=f'episodes {part[0]} to {part[-1]} ({split})',
+        split=split,
+        what=part,
+      )
+      for part in (
+        own[i : i + _INPUT_EPISODES]
+        for i in range(0, len(own), _INPUT_EPISODES)
+      )
+    ]
+  known = dataset.spec
+  return convert.run(
+    config,
+    fmt.Description(
+      actions=actions,
+      tasks=fmt.REWARD_ONLY,
+      frame_shape=(*size, 3),
+      chunk_length=config.chunk_length,
+      frame_rate=config.frame_rate,
+      source={'converter': 'minari', 'dataset_id': str(known.dataset_id)},
+    ),
+    inputs,
+    functools.partial(
+      convert_episodes, path=config.dataset, image=config.image, size=size
+    ),
+    settings=[config.image, size],
+    progress=progress,
+  )
+
+
+def _size(
+  dataset: minari.MinariDataset, numbers: list[int], config: MinariConfig
+) -> tuple[int, int]:
+  """Returns the height and width of the first episode that can be read."""
+  problem = ''
+  for number in numbers:
+    try:
+      (data,) = dataset.iterate_episodes([number])
+      return image_of(data.observations, config.image).shape[1:3]
+    except writer.EpisodeError as error:
+      raise ValueError(f'dataset = {config.dataset!r}: {error}') from error
+    except Exception as error:
+      problem = f'{type(error).__name__}: {error}'.splitlines()[0]
+  raise ValueError(
+    f'dataset = {config.dataset!r}: no episode can be read ({problem})'
+  )
+
+
+if __name__ == '__main__':
+  convert.main_of(MinariConfig, convert_minari)

@@ -1,0 +1,204 @@
+"""Who plays while a dataset is recorded: random, scripted, trained players."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import functools
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from dreamer4_jax.config import Config
+from dreamer4_jax.envs import Environment
+from dreamer4_jax.models import World
+from dreamer4_jax.rollout import act, advance, init_actor, init_prompt
+from dreamer4_jax.training.phases import load_rooms
+from dreamer4_jax.types import Actions, Array, PyTree
+
+
+@struct.dataclass
+class Dials:
+  """How a scripted player plays in each of B episodes.
+
+  Attributes:
+    noise: `[B]` share of random actions.
+    restless: `[B]` chance per step to leave off and walk somewhere.
+    idle: `[B]` chance per step to stand around for a while.
+  """
+
+  noise: Array
+  restless: Array
+  idle: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Player:
+  """A player of B episodes at once; its functions can be jitted.
+
+  Attributes:
+    start: `(environment state, dials) -> memory`, before the first frame.
+    act: `(params, memory, environment state, step, is_first [B], keys [B]) ->
+      (memory, actions)`.
+    restart: `(memory, fresh memory, restarted [B]) -> memory`.
+    params: handed to `act`, so that they are no constants of the program.
+  """
+
+  start: Callable[[PyTree, Dials], PyTree]
+  act: Callable[..., tuple[PyTree, Actions]]
+  restart: Callable[[PyTree, PyTree, Array], PyTree]
+  params: PyTree = None
+
+
+def make_player(
+  kind: str, env: Environment, name: str, *, repeat: float, run: str, batch: int
+) -> Player:
+  """Makes a player.
+
+  Args:
+    kind: 'random', 'scripted' or 'checkpoint'.
+    env: the environment.
+    name: its name, `adapter:level`.
+    repeat: probability that a random action is repeated.
+    run: run directory of the checkpoint.
+    batch: episodes at once.
+
+  Raises:
+    ValueError: there is no scripted player for this environment, or the
+      checkpoint was trained for another one.
+    FileNotFoundError: the run has not been trained.
+  """
+  if kind == 'random':
+    return _random(env, repeat, batch)
+  if kind == 'checkpoint':
+    return _trained(env, run, batch)
+  if name.startswith('navix:Navix-DoorKey'):
+    from data_pipelines import doorkey_player as script
+
+    return Player(
+      start=lambda state, dials: jax.vmap(script.start)(
+        state.timestep.state, dials.noise
+      ),
+      act=_scripted(script.act, lambda s: s.timestep.state, repeat),
+      restart=where_batch,
+    )
+  if name.startswith('craftax:Craftax-Classic'):
+    from data_pipelines import craftax_player as script
+
+    return Player(
+      start=lambda _, dials: jax.vmap(script.start)(
+        dials.noise, dials.restless, dials.idle
+      ),
+      act=_scripted(script.act, lambda s: s.game, repeat),
+      restart=where_batch,
+    )
+  raise ValueError(
+    f'CollectConfig.policy = {kind!r}: there is no scripted player for '
+    f'{name!r}; use random or checkpoint'
+  )
+
+
+def where_batch(old: PyTree, new: PyTree, restarted: Array) -> PyTree:
+  """Takes the new values of the episodes `[B]` that were restarted."""
+
+  def choose(a: Array, b: Array) -> Array:
+    mask = jnp.expand_dims(restarted, tuple(range(1, a.ndim)))
+    return jnp.where(mask, b, a)
+
+  return jax.tree.map(choose, old, new)
+
+
+def _scripted(
+  script: Callable[..., tuple[PyTree, Array]],
+  game_of: Callable[[PyTree], PyTree],
+  repeat: float,
+) -> Callable[..., tuple[PyTree, Actions]]:
+  def play(params, memory, state, step, is_first, keys):
+    del params, step, is_first
+    each = jax.vmap(functools.partial(script, repeat=repeat))
+    memory, action = each(memory, game_of(state), keys)
+    return memory, {'action': action}
+
+  return play
+
+
+def _random(env: Environment, repeat: float, batch: int) -> Player:
+  def draw(key: Array) -> Actions:
+    actions = {}
+    for i, part in enumerate(env.spec.actions):
+      own = jax.random.fold_in(key, i)
+      if part.kind == 'categorical':
+        actions[part.name] = jax.random.randint(own, (), 0, part.size)
+      elif part.kind == 'binary':
+        bits = jax.random.bernoulli(own, 0.5, (part.size,))
+        actions[part.name] = bits.astype(jnp.int32)
+      else:
+        actions[part.name] = jax.random.uniform(
+          own, (part.size,), minval=part.low, maxval=part.high
+        )
+    return actions
+
+  def play(params, memory, state, step, is_first, keys):
+    del params, state, step
+    split = jax.vmap(jax.random.split)(keys)
+    again = jax.vmap(jax.random.uniform)(split[:, 0]) < repeat
+    fresh = jax.vmap(draw)(split[:, 1])
+    actions = where_batch(fresh, memory, again & ~is_first)
+    return actions, actions
+
+  def start(state, dials):
+    del state, dials
+    return jax.vmap(draw)(jax.random.split(jax.random.key(0), batch))
+
+  return Player(start=start, act=play, restart=lambda old, new, which: old)
+
+
+def _trained(env: Environment, run: str, batch: int) -> Player:
+  rooms, config = load_rooms(run, 'imagination')
+  rooms.pop('prior')
+  _check_space(env, config, run)
+  world = World.from_config(config)
+  stages = [(task, 1) for task in range(config.agent.num_tasks)]
+
+  def start(state, dials):
+    del state, dials
+    return init_actor(world, batch), init_prompt(stages, batch)
+
+  def play(params, memory, state, step, is_first, keys):
+    del state
+    actor, prompt = memory
+    prompt = prompt.replace(
+      stage=jnp.where(is_first, 0, prompt.stage),
+      done=jnp.where(is_first, 0, prompt.done),
+    )
+    prompt = advance(prompt, step.events * ~is_first[:, None])
+    actions, _, actor = act(
+      world, params, actor, step.frame, is_first, prompt.task(), keys[0]
+    )
+    return (actor, prompt), actions
+
+  # `act` forgets the past of a stream where an episode starts.
+  return Player(
+    start=start,
+    act=play,
+    restart=lambda old, new, which: old,
+    params=jax.tree.map(jnp.asarray, rooms),
+  )
+
+
+def _check_space(env: Environment, config: Config, run: str) -> None:
+  t = config.tokenizer
+  for field, found, expected in (
+    ('actions', config.actions, env.spec.actions),
+    ('tasks', config.tasks, env.spec.tasks),
+    (
+      'frame_shape',
+      (t.image_height, t.image_width, t.channels),
+      env.spec.frame_shape,
+    ),
+  ):
+    if tuple(found) != tuple(expected):
+      raise ValueError(
+        f'{run}: {field}: trained for {found}, the environment has {expected}'
+      )

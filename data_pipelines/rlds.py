@@ -1,0 +1,442 @@
+"""Converts RLDS datasets, such as those of Open X-Embodiment and SOAR.
+
+python -m data_pipelines.rlds --dataset DIR --out DIR \
+  --image observation/image_0 --actions action=action --size 256 256
+
+`DIR` is a TFDS directory with `dataset_info.json`, `features.json` and shards
+in tfrecord or array_record; TensorFlow is not needed. A mapping says which
+fields of a step are the image and the action components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import itertools
+import pathlib
+import struct
+from typing import Any, Literal
+
+from array_record.python.array_record_module import ArrayRecordReader
+import numpy as np
+from PIL import Image
+import tensorflow_datasets as tfds
+
+from data_pipelines import convert, writer
+from dreamer4_jax.config import ActionComponent, require
+from dreamer4_jax.data import format as fmt
+
+LOST_REWARD = (
+  'rewards on last steps left out, since their actions lead nowhere; if they '
+  'stand on the frame they were reached with, say --reward-at arrival'
+)
+_MAX_RECORD = 1 << 33
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RldsConfig(convert.Output):
+  """Which dataset, and what its fields mean."""
+
+  dataset: str
+  """TFDS directory, with the version's number at the end of its path."""
+  image: str = 'observation/image'
+  """Field of a step that holds the image."""
+  actions: tuple[str, ...] = ('action=action',)
+  """Components, each NAME=FIELD or NAME=FIELD:CLASSES. Numbers with a point are
+  continuous; whole numbers need their number of classes, true and false not."""
+  reward: str = 'reward'
+  """Field of the reward; empty for none."""
+  reward_at: Literal['action', 'arrival'] = 'action'
+  """Whether a step holds the reward of its action, as in RLDS, or the one with
+  which its frame was reached."""
+  instruction: str = ''
+  """Field of a text to be kept as the attribute `instruction`, for example
+  language_instruction."""
+  size: tuple[int, int] | None = None
+  """Height and width of frames; none keeps them."""
+  frame_rate: float = 0.0
+  """Frames per second, where it is known."""
+  splits: tuple[str, ...] = ()
+  """Splits to convert, as NAME or NAME=NEW; all if empty. Training reads
+  'train', evaluation 'test'."""
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(
+      len(self.actions) > 0 and all('=' in a for a in self.actions),
+      'actions',
+      self.actions,
+      'needs at least one, each NAME=FIELD',
+    )
+    require(
+      self.frame_rate >= 0,
+      'frame_rate',
+      self.frame_rate,
+      'must not be negative',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+  """What the fields of a step mean; see `RldsConfig`.
+
+  Attributes:
+    image: field of the image.
+    actions: field of each action component, by name.
+    low: least value of each continuous component, `[n]`.
+    high: greatest value; values are stretched to [-1, 1].
+    size: height and width of frames.
+    reward: field of the reward.
+    reward_at: 'action' or 'arrival'.
+    instruction: field of the text.
+    parts: the action space.
+  """
+
+  image: str
+  actions: Mapping[str, str]
+  low: Mapping[str, list[float]]
+  high: Mapping[str, list[float]]
+  size: tuple[int, int]
+  reward: str
+  reward_at: str
+  instruction: str
+  parts: tuple[ActionComponent, ...]
+
+
+def read_records(path: str | pathlib.Path) -> Iterator[bytes]:
+  """Yields the records of an array_record or tfrecord file.
+
+  Raises:
+    SkipError: the file is damaged; what came before is good.
+  """
+  if '.array_record' in pathlib.Path(path).name:
+    try:
+      reader = ArrayRecordReader(str(path))
+      for begin in range(0, reader.num_records(), 16):
+        end = min(begin + 16, reader.num_records())
+        yield from reader.read(begin, end)
+      if not reader.ok():
+        raise OSError('no array_record file')
+    except Exception as error:
+      raise convert.SkipError('damaged array_record file') from error
+    return
+  with open(path, 'rb') as file:
+    while head := file.read(12):
+      if len(head) < 12:
+        raise convert.SkipError('truncated tfrecord file')
+      (length,) = struct.unpack('<Q', head[:8])
+      # The length has its own checksum; here its size and the file's end tell.
+      record = file.read(length + 4) if length < _MAX_RECORD else b''
+      if len(record) < length + 4:
+        raise convert.SkipError('truncated tfrecord file')
+      yield record[:-4]
+
+
+def get(step: Mapping[str, Any], field: str) -> Any:
+  """Returns a field by its path, such as observation/image."""
+  value: Any = step
+  for name in field.split('/'):
+    if not isinstance(value, Mapping) or name not in value:
+      raise writer.EpisodeError(
+        f'{field}: no such field; a step has {sorted(fmt.flatten(step))}'
+      )
+    value = value[name]
+  return value
+
+
+def parse(
+  record: bytes, features: Any, skip: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+  """Returns the steps of an episode.
+
+  Args:
+    record: as `read_records` yields it.
+    features: of the dataset, with the dataset `steps`.
+    skip: fields of a step, such as images, that are not decoded.
+
+  Raises:
+    EpisodeError: the record is damaged.
+  """
+  decoders: dict[str, Any] = {}
+  for field in skip:
+    *groups, last = ['steps', *field.split('/')]
+    node = decoders
+    for group in groups:
+      node = node.setdefault(group, {})
+    node[last] = tfds.decode.SkipDecoding()
+  try:
+    example = features.deserialize_example_np(record, decoders=decoders or None)
+    return list(example['steps'])
+  except Exception as error:
+    reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+    raise writer.EpisodeError(f'damaged record ({reason})'[:200]) from error
+
+
+def to_episode(
+  steps: Sequence[Mapping[str, Any]], fields: Fields, name: str
+) -> writer.Episode:
+  """Turns the steps of an RLDS episode into ours.
+
+  Raises:
+    EpisodeError: a field is missing or not as it must be.
+  """
+  if not steps:
+    raise writer.EpisodeError('steps: found none')
+  count = len(steps)
+  stacked = lambda field: _stack(field, [get(s, field) for s in steps])
+  frames = [_resized(get(s, fields.image), fields) for s in steps]
+  actions = {}
+  for part in fields.parts:
+    value = stacked(fields.actions[part.name])
+    value = value.reshape(count, -1) if part.kind != 'categorical' else value
+    if part.kind == 'continuous':
+      value = _scaled(value, fields.low[part.name], fields.high[part.name])
+    actions[part.name] = value
+  # By RLDS, the action of the last step means nothing.
+  known = np.arange(count) < count - 1
+  actions = {k: np.where(_over(known, v), v, 0) for k, v in actions.items()}
+  reward = np.zeros(count, np.float32)
+  if fields.reward:
+    found = np.asarray(stacked(fields.reward), np.float32).reshape(count)
+    if fields.reward_at == 'arrival':
+      reward[:-1] = found[1:]
+    else:
+      reward[:-1] = found[:-1]
+  attributes = {'file': convert.printable(name)}
+  if fields.instruction:
+    text = get(steps[0], fields.instruction)
+    if isinstance(text, bytes):
+      text = text.decode('utf-8', 'backslashreplace')
+    attributes['instruction'] = str(text)
+  terminal = steps[-1].get('is_terminal', False)
+  return writer.Episode(
+    steps={
+      'observation': np.stack(frames),
+      'action': actions,
+      'action_known': known,
+      'reward': reward,
+      'events': np.zeros((count, 1), np.uint8),
+    },
+    terminal=bool(terminal),
+    attributes=attributes,
+  )
+
+
+def _stack(field: str, values: list[Any]) -> np.ndarray:
+  try:
+    return np.stack([np.asarray(v) for v in values])
+  except ValueError as error:
+    raise writer.EpisodeError(f'{field}: {error}') from error
+
+
+def _over(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
+  return mask.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _resized(image: Any, fields: Fields) -> np.ndarray:
+  image = np.asarray(image)
+  if (
+    image.ndim != 3 or image.shape[-1] not in (1, 3) or image.dtype != np.uint8
+  ):
+    raise writer.EpisodeError(
+      f'{fields.image}: found {image.dtype} of shape {image.shape}, expected '
+      'uint8 (height, width, 3)'
+    )
+  image = image.repeat(3, -1) if image.shape[-1] == 1 else image
+  if image.shape[:2] == fields.size:
+    return image
+  height, width = fields.size
+  picture = Image.fromarray(image)
+  return np.asarray(picture.resize((width, height), Image.Resampling.BOX))
+
+
+def _scaled(
+  value: np.ndarray, low: Sequence[float], high: Sequence[float]
+) -> np.ndarray:
+  """Stretches values from their bounds to [-1, 1]."""
+  low, high = np.asarray(low), np.asarray(high)
+  width = np.where(high > low, high - low, 1.0)
+  # Rounding may leave the interval by a hair.
+  return np.clip(2 * (value - low) / width - 1, -1, 1).astype(np.float32)
+
+
+def convert_file(
+  item: convert.Input, shard: writer.Shard, *, fields: Fields, root: str
+) -> dict[str, int]:
+  """Writes all episodes of a file; bad ones are counted by their reason."""
+  notes: dict[str, int] = {}
+  before = len(shard.index.lengths)
+  features = features_of(root)
+  records = read_records(item.what)
+  for number in itertools.count():
+    try:
+      record = next(records, None)
+      if record is None:
+        break
+      steps = parse(record, features)
+      shard.add(to_episode(steps, fields, f'{item.name}#{number}'))
+      if fields.reward and fields.reward_at == 'action':
+        lost = np.any(get(steps[-1], fields.reward))
+        notes[LOST_REWARD] = notes.get(LOST_REWARD, 0) + int(lost)
+    except convert.SkipError as error:
+      notes[f'{error}: episodes before the damage are kept'] = 1
+      break
+    except writer.EpisodeError as error:
+      reason = f'episode skipped: {error}'
+      notes[reason] = notes.get(reason, 0) + 1
+  if len(shard.index.lengths) == before and notes:
+    raise convert.SkipError(next(iter(notes)))
+  return notes
+
+
+@functools.cache
+def features_of(root: str) -> Any:
+  """Returns the features of a TFDS directory."""
+  return tfds.builder_from_directory(root).info.features
+
+
+def convert_rlds(
+  config: RldsConfig, *, progress: bool = True
+) -> dict[str, Any]:
+  """Converts all splits; returns the report of `convert.run`.
+
+  Raises:
+    FileNotFoundError: there is no dataset.
+    FileExistsError: there is something at `config.out`.
+    ValueError: it is no RLDS dataset, or nothing in it could be read.
+  """
+  root = pathlib.Path(config.dataset).expanduser()
+  if not (root / 'dataset_info.json').exists():
+    raise FileNotFoundError(
+      f'dataset = {config.dataset!r}: no dataset_info.json there; name the '
+      'directory with the version, such as soar_dataset/train/1.0.0'
+    )
+  try:
+    builder = tfds.builder_from_directory(root)
+  except Exception as error:
+    reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+    raise ValueError(
+      f'dataset = {config.dataset!r}: cannot be read ({reason})'
+    ) from error
+  if 'steps' not in builder.info.features:
+    raise ValueError(
+      f'dataset = {config.dataset!r}: has no field `steps`, so it is no RLDS '
+      f'dataset; it has {sorted(builder.info.features)}'
+    )
+  inputs = _inputs(builder, config)
+  fields, notes = _look(config, str(root), inputs)
+  report = convert.run(
+    config,
+    fmt.Description(
+      actions=fields.parts,
+      tasks=fmt.REWARD_ONLY,
+      frame_shape=(*fields.size, 3),
+      chunk_length=config.chunk_length,
+      frame_rate=config.frame_rate,
+      source={'converter': 'rlds', **notes},
+    ),
+    inputs,
+    functools.partial(convert_file, fields=fields, root=str(root)),
+    settings=fields,
+    progress=progress,
+  )
+  return report
+
+
+def _inputs(builder: Any, config: RldsConfig) -> list[convert.Input]:
+  available = list(builder.info.splits)
+  wanted = dict(
+    (s.partition('=')[0], s.partition('=')[2] or s.partition('=')[0])
+    for s in config.splits or available
+  )
+  for name in wanted:
+    if name not in available:
+      raise ValueError(
+        f'splits = {config.splits}: no split {name!r}; there are {available}'
+      )
+  return [
+    convert.Input(name=pathlib.Path(path).name, split=new, what=str(path))
+    for old, new in wanted.items()
+    for path in builder.info.splits[old].filepaths
+  ]
+
+
+def _all_records(inputs: Sequence[convert.Input]) -> Iterator[bytes]:
+  """Yields the records of every file, as far as it is good."""
+  for item in inputs:
+    try:
+      yield from read_records(item.what)
+    except convert.SkipError:
+      continue
+
+
+def _look(
+  config: RldsConfig, root: str, inputs: Sequence[convert.Input]
+) -> tuple[Fields, dict[str, Any]]:
+  """Reads all actions once, for their kinds and bounds."""
+  named = {}
+  for text in config.actions:
+    name, _, field = text.partition('=')
+    field, _, classes = field.partition(':')
+    named[name] = (field, classes)
+  features = features_of(root)
+  size = config.size
+  bounds: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+  kinds: dict[str, np.dtype] = {}
+  problem = 'there is no episode'
+  for record in _all_records(inputs):
+    try:
+      steps = parse(record, features, skip=[config.image])
+      for name, (field, _) in named.items():
+        value = _stack(field, [get(s, field) for s in steps[:-1]])
+        flat = value.reshape(len(value), -1)
+        if len(flat) and np.isfinite(flat.astype(np.float64)).all():
+          kinds.setdefault(name, value.dtype)
+          low, high = bounds.get(name, (flat.min(0), flat.max(0)))
+          bounds[name] = (
+            np.minimum(low, flat.min(0)), np.maximum(high, flat.max(0))
+          )  # fmt: skip
+      if size is None:
+        first = parse(record, features)[0]
+        size = np.asarray(get(first, config.image)).shape[:2]
+    except (writer.EpisodeError, TypeError, ValueError) as error:
+      problem = str(error)
+  if size is None or set(bounds) != set(named):
+    raise ValueError(
+      f'dataset = {config.dataset!r}: no episode has the fields {config.image} '
+      f'and {[f for f, _ in named.values()]} ({problem})'
+    )
+  parts, low, high = [], {}, {}
+  for name, (_, classes) in named.items():
+    dims = len(bounds[name][0])
+    if kinds[name].kind == 'f':
+      parts.append(ActionComponent(name=name, kind='continuous', size=dims))
+      low[name], high[name] = (b.astype(float).tolist() for b in bounds[name])
+    elif kinds[name].kind == 'b':
+      parts.append(ActionComponent(name=name, kind='binary', size=dims))
+    elif classes:
+      parts.append(
+        ActionComponent(name=name, kind='categorical', size=int(classes))
+      )
+    else:
+      raise ValueError(
+        f'actions = {config.actions}: {name} holds whole numbers; write '
+        f'{name}=FIELD:CLASSES with their number of classes'
+      )
+  found = Fields(
+    image=config.image,
+    actions={name: field for name, (field, _) in named.items()},
+    low=low,
+    high=high,
+    size=tuple(size),
+    reward=config.reward,
+    reward_at=config.reward_at,
+    instruction=config.instruction,
+    parts=tuple(parts),
+  )
+  return found, {'action_low': low, 'action_high': high}
+
+
+if __name__ == '__main__':
+  convert.main_of(RldsConfig, convert_rlds)

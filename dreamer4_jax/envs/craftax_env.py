@@ -1,0 +1,165 @@
+"""Craftax and Craftax-Classic, vectorised on the accelerator.
+
+Source: Matthews et al., "Craftax" (arXiv 2402.16801); the package craftax.
+Every achievement is a task; its event is the step on which it is first reached.
+
+The package says `discount` 0 at the time limit too; here a time-out is not
+terminal.
+"""
+
+from __future__ import annotations
+
+from craftax.craftax.constants import Achievement, Action
+from craftax.craftax_classic.constants import Achievement as ClassicAchievement
+from craftax.craftax_classic.constants import Action as ClassicAction
+from craftax.craftax_env import make_craftax_env_from_name
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from dreamer4_jax.config import ActionComponent, EnvConfig, require
+from dreamer4_jax.envs.protocol import EnvSpec
+from dreamer4_jax.types import Actions, Array, EnvStep, PyTree
+
+ACTION = 'action'
+"""Name of the only action component."""
+LEVELS = {
+  'Craftax-Classic-Pixels-v1': (ClassicAction, ClassicAchievement),
+  'Craftax-Pixels-v1': (Action, Achievement),
+}
+_NEVER = 1 << 30
+
+
+@struct.dataclass
+class CraftaxState:
+  """State of a batch of episodes.
+
+  Attributes:
+    game: Craftax's own state, batched over `B`.
+    key: `[B]` typed keys of what is to come.
+    terminal: `[B]` bool, the player died.
+    timeout: `[B]` bool, the episode was cut by its time limit.
+  """
+
+  game: PyTree
+  key: Array
+  terminal: Array
+  timeout: Array
+
+
+class Craftax:
+  """Mine, craft and survive; 22 achievements in Classic, 67 in Craftax."""
+
+  def __init__(self, level: str, config: EnvConfig):
+    """Makes the engine; the first time on a machine it draws its textures.
+
+    Args:
+      level: one of `LEVELS`.
+      config: time limit; `tile` has no meaning here.
+
+    Raises:
+      ValueError: the level is unknown, or the time limit is not positive.
+    """
+    require(
+      level in LEVELS,
+      'EnvConfig.name',
+      config.name,
+      f'the adapter craftax knows no level {level!r}; it offers '
+      f'{sorted(LEVELS)}',
+    )
+    require(
+      config.max_steps >= 1,
+      'EnvConfig.max_steps',
+      config.max_steps,
+      'must be at least 1',
+    )
+    self._env = make_craftax_env_from_name(level, auto_reset=False)
+    params = self._env.default_params
+    self.params = params.replace(max_timesteps=_NEVER)
+    actions, achievements = LEVELS[level]
+    height, width, channels = self._env.observation_space(params).shape
+    self._spec = EnvSpec(
+      height=height,
+      width=width,
+      channels=channels,
+      actions=(
+        ActionComponent(name=ACTION, kind='categorical', size=len(actions)),
+      ),
+      tasks=tuple(a.name.lower() for a in achievements),
+      max_steps=config.max_steps,
+      labels={ACTION: [a.name.lower() for a in actions]},
+    )
+
+  @property
+  def spec(self) -> EnvSpec:
+    """Sizes, actions and tasks."""
+    return self._spec
+
+  def reset(self, keys: Array) -> tuple[CraftaxState, EnvStep]:
+    """Starts one episode per key; see `Environment.reset`."""
+    split = jax.vmap(jax.random.split)(keys)
+    with jax.numpy_rank_promotion('allow'):
+      image, game = jax.vmap(self._env.reset, in_axes=(0, None))(
+        split[:, 0], self.params
+      )
+    batch = keys.shape[0]
+    never = jnp.zeros((batch,), bool)
+    state = CraftaxState(
+      game=jax.tree.map(_strong, game),
+      key=split[:, 1],
+      terminal=never,
+      timeout=never,
+    )
+    return state, EnvStep(
+      frame=_to_uint8(image),
+      reward=jnp.zeros((batch,), jnp.float32),
+      events=jnp.zeros((batch, len(self._spec.tasks)), jnp.float32),
+      terminal=never,
+      timeout=never,
+    )
+
+  def step(
+    self, state: CraftaxState, actions: Actions
+  ) -> tuple[CraftaxState, EnvStep]:
+    """Acts once in every episode; see `Environment.step`."""
+    split = jax.vmap(jax.random.split)(state.key)
+    over = state.terminal | state.timeout
+    with jax.numpy_rank_promotion('allow'):
+      # The picture that `step` returns is not used, and so never drawn.
+      _, game, reward, died, _ = jax.vmap(
+        self._env.step, in_axes=(0, 0, 0, None)
+      )(split[:, 0], state.game, actions[ACTION], self.params)
+      game = jax.tree.map(
+        lambda new, old: _where(over, old, new), game, state.game
+      )
+      image = jax.vmap(self._env.get_obs)(game)
+    fresh = game.achievements & ~state.game.achievements
+    late = ~died & (game.timestep >= self._spec.max_steps)
+    new = CraftaxState(
+      game=game,
+      key=split[:, 1],
+      terminal=jnp.where(over, state.terminal, died),
+      timeout=jnp.where(over, state.timeout, late),
+    )
+    return new, EnvStep(
+      frame=_to_uint8(image),
+      reward=jnp.where(over, 0.0, reward).astype(jnp.float32),
+      events=fresh.astype(jnp.float32),
+      terminal=new.terminal,
+      timeout=new.timeout,
+    )
+
+
+def _to_uint8(image: Array) -> Array:
+  return jnp.round(image * 255).astype(jnp.uint8)
+
+
+def _strong(x: Array) -> Array:
+  """Drops a weak type, under which `step` would compile twice."""
+  x = jnp.asarray(x)
+  return jax.lax.convert_element_type(x, x.dtype)
+
+
+def _where(over: Array, old: Array, new: Array) -> Array:
+  """Keeps what it was in episodes `[B]` that are over."""
+  return jnp.where(over.reshape(-1, *(1,) * (new.ndim - 1)), old, new)

@@ -1,0 +1,127 @@
+"""Gymnasium environments from pixels, Atari through ale-py among them.
+
+The frame is the observation where that is an image, else what `render` draws.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from dreamer4_jax.config import ActionComponent, EnvConfig
+from dreamer4_jax.envs.host import HostEnv, Outcome, to_bounds
+
+ACTION = 'action'
+"""Name of the action component; those of several are numbered."""
+
+
+class GymnasiumSimulator:
+  """One Gymnasium environment."""
+
+  def __init__(self, level: str):
+    """Makes it.
+
+    Raises:
+      ValueError: it is unknown, has no pixels, or another kind of actions than
+        `Discrete`, `MultiDiscrete`, `MultiBinary` or a bounded `Box`.
+    """
+    _register_atari()
+    try:
+      self._env = gymnasium.make(level, render_mode='rgb_array')
+    except gymnasium.error.Error as error:
+      raise ValueError(
+        f"EnvConfig.name = 'gymnasium:{level}': {error}"
+      ) from error
+    space = self._env.observation_space
+    shape = getattr(space, 'shape', None) or ()
+    self._sees_pixels = (
+      len(shape) == 3 and shape[-1] in (1, 3) and space.dtype == np.uint8
+    )
+    self.actions = action_components(self._env.action_space, level)
+
+  def reset(self, seed: int) -> np.ndarray:
+    """Starts an episode; returns the first frame."""
+    observation, _ = self._env.reset(seed=seed)
+    return self._frame(observation)
+
+  def step(self, action: dict[str, np.ndarray]) -> Outcome:
+    """Acts once."""
+    observation, reward, terminal, timeout, _ = self._env.step(
+      to_gymnasium(self._env.action_space, action)
+    )
+    return Outcome(
+      self._frame(observation), float(reward), bool(terminal), bool(timeout)
+    )
+
+  def close(self) -> None:
+    """Closes the environment."""
+    self._env.close()
+
+  def _frame(self, observation: Any) -> np.ndarray:
+    return np.asarray(observation if self._sees_pixels else self._env.render())
+
+
+def make(level: str, config: EnvConfig) -> HostEnv:
+  """Makes the adapter for a level such as 'ALE/Pong-v5' or 'CarRacing-v3'."""
+  return HostEnv(
+    lambda: GymnasiumSimulator(level), config, labels=_labels(level)
+  )
+
+
+def action_components(
+  space: gymnasium.Space, level: str
+) -> tuple[ActionComponent, ...]:
+  """Describes an action space; bounded boxes are scaled to [-1, 1]."""
+  spaces = gymnasium.spaces
+  if isinstance(space, spaces.Discrete):
+    return (
+      ActionComponent(name=ACTION, kind='categorical', size=int(space.n)),
+    )
+  if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
+    return tuple(
+      ActionComponent(name=f'{ACTION}{i}', kind='categorical', size=int(n))
+      for i, n in enumerate(space.nvec)
+    )
+  size = int(np.prod(space.shape or ()))
+  if isinstance(space, spaces.MultiBinary):
+    return (ActionComponent(name=ACTION, kind='binary', size=size),)
+  if isinstance(space, spaces.Box) and space.is_bounded():
+    return (ActionComponent(name=ACTION, kind='continuous', size=size),)
+  raise ValueError(
+    f"EnvConfig.name = 'gymnasium:{level}': its actions are {space}; Discrete, "
+    'MultiDiscrete, MultiBinary and bounded Box spaces are supported'
+  )
+
+
+def to_gymnasium(space: gymnasium.Space, action: dict[str, np.ndarray]) -> Any:
+  """Turns components into what the environment takes."""
+  spaces = gymnasium.spaces
+  if isinstance(space, spaces.Discrete):
+    return int(action[ACTION]) + int(space.start)
+  if isinstance(space, spaces.MultiDiscrete):
+    chosen = [action[f'{ACTION}{i}'] for i in range(len(space.nvec))]
+    return np.asarray(chosen, space.dtype) + space.start
+  value = action[ACTION].reshape(space.shape)
+  if isinstance(space, spaces.Box):
+    value = to_bounds(value, space.low, space.high)
+  return value.astype(space.dtype)
+
+
+def _register_atari() -> None:
+  try:
+    import ale_py
+  except ModuleNotFoundError:
+    return
+  gymnasium.register_envs(ale_py)
+
+
+def _labels(level: str) -> dict[str, list[str]]:
+  """Names of Atari's actions."""
+  if not level.startswith('ALE/'):
+    return {}
+  env = gymnasium.make(level)
+  names = [str(name).lower() for name in env.unwrapped.get_action_meanings()]
+  env.close()
+  return {ACTION: names}

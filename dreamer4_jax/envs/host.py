@@ -1,0 +1,170 @@
+"""Environments that live on the host: Gymnasium and dm_control.
+
+Their state is inside the simulators, so it cannot be copied or gone back to,
+and their `step` cannot be jitted: `EnvSpec.on_host` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Protocol
+
+import jax
+import numpy as np
+from PIL import Image
+
+from dreamer4_jax.config import ActionComponent, EnvConfig, require
+from dreamer4_jax.envs.protocol import EnvSpec
+from dreamer4_jax.types import Actions, Array, EnvStep
+
+TASKS = ('reward',)
+"""These environments have no events; their reward is the task."""
+
+
+class Simulator(Protocol):
+  """One episode at a time, on the host."""
+
+  @property
+  def actions(self) -> tuple[ActionComponent, ...]:
+    """The action space."""
+
+  def reset(self, seed: int) -> np.ndarray:
+    """Starts an episode; returns the first frame `[H, W, 3]` uint8."""
+
+  def step(self, action: dict[str, np.ndarray]) -> Outcome:
+    """Acts once."""
+
+  def close(self) -> None:
+    """Frees what it holds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What a step of one simulator shows.
+
+  Attributes:
+    frame: `[H, W, 3]` uint8.
+    reward: the environment's reward.
+    terminal: the episode ended for good.
+    timeout: the simulator cut it.
+  """
+
+  frame: np.ndarray
+  reward: float
+  terminal: bool
+  timeout: bool
+
+
+@dataclasses.dataclass
+class HostState:
+  """The simulators of a batch, and how far they are; changed by `step`."""
+
+  simulators: list[Simulator]
+  frames: np.ndarray
+  terminal: np.ndarray
+  timeout: np.ndarray
+  steps: int = 0
+
+
+class HostEnv:
+  """A batch of simulators behind the protocol of `Environment`."""
+
+  def __init__(
+    self,
+    make: Callable[[], Simulator],
+    config: EnvConfig,
+    labels: dict[str, Sequence[str]] | None = None,
+  ):
+    """Makes one simulator to look at, and more as episodes are wanted.
+
+    Args:
+      make: makes a simulator.
+      config: size of frames and time limit.
+      labels: names of the classes or bits of action components.
+    """
+    require(
+      config.max_steps >= 1,
+      'EnvConfig.max_steps',
+      config.max_steps,
+      'must be at least 1',
+    )
+    self._make = make
+    self._size = config.image_size
+    probe = make()
+    height, width, channels = self._fit(probe.reset(0)).shape
+    self._spec = EnvSpec(
+      height=height,
+      width=width,
+      channels=channels,
+      actions=probe.actions,
+      tasks=TASKS,
+      max_steps=config.max_steps,
+      labels=labels or {},
+      on_host=True,
+    )
+    self._idle = [probe]
+
+  @property
+  def spec(self) -> EnvSpec:
+    """Sizes, actions and tasks."""
+    return self._spec
+
+  def reset(self, keys: Array) -> tuple[HostState, EnvStep]:
+    """Starts one episode per key; earlier states are of no use any more."""
+    seeds = np.asarray(jax.vmap(jax.random.bits)(keys)) >> 1
+    while len(self._idle) < len(seeds):
+      self._idle.append(self._make())
+    simulators = self._idle[: len(seeds)]
+    frames = [
+      self._fit(simulator.reset(int(seed)))
+      for simulator, seed in zip(simulators, seeds, strict=True)
+    ]
+    never = np.zeros(len(seeds), bool)
+    state = HostState(simulators, np.stack(frames), never, never.copy())
+    return state, self._show(state, np.zeros(len(seeds), np.float32))
+
+  def step(
+    self, state: HostState, actions: Actions
+  ) -> tuple[HostState, EnvStep]:
+    """Acts once in every episode; see `Environment.step`."""
+    actions = {k: np.asarray(v) for k, v in actions.items()}
+    reward = np.zeros(len(state.simulators), np.float32)
+    state.steps += 1
+    for i, simulator in enumerate(state.simulators):
+      if state.terminal[i] or state.timeout[i]:
+        continue
+      outcome = simulator.step({k: v[i] for k, v in actions.items()})
+      state.frames[i] = self._fit(outcome.frame)
+      reward[i] = outcome.reward
+      state.terminal[i] = outcome.terminal
+      late = outcome.timeout or state.steps >= self._spec.max_steps
+      state.timeout[i] = late and not outcome.terminal
+    return state, self._show(state, reward)
+
+  def _show(self, state: HostState, reward: np.ndarray) -> EnvStep:
+    return EnvStep(
+      frame=state.frames.copy(),
+      reward=reward,
+      events=np.zeros((len(reward), len(TASKS)), np.float32),
+      terminal=state.terminal.copy(),
+      timeout=state.timeout.copy(),
+    )
+
+  def _fit(self, frame: np.ndarray) -> np.ndarray:
+    """Brings a frame to size, averaging over pixels."""
+    if frame.ndim == 2:
+      frame = frame[..., None].repeat(3, axis=-1)
+    if self._size is None or frame.shape[:2] == self._size:
+      return np.asarray(frame, np.uint8)
+    height, width = self._size
+    image = Image.fromarray(np.asarray(frame, np.uint8))
+    return np.asarray(image.resize((width, height), Image.Resampling.BOX))
+
+
+def to_bounds(
+  value: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> np.ndarray:
+  """Stretches values in [-1, 1] to bounds."""
+  low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+  return low + (np.clip(value, -1, 1) + 1) / 2 * (high - low)

@@ -1,0 +1,119 @@
+"""Minari datasets, made with Minari itself."""
+
+import numpy as np
+import pytest
+
+gymnasium = pytest.importorskip('gymnasium')
+minari = pytest.importorskip('minari')
+pytest.importorskip('h5py')
+
+from data_pipelines import minari_datasets as lib  # noqa: E402
+from dreamer4_jax.data import EpisodeSource  # noqa: E402
+
+LENGTHS = (5, 8, 2)
+
+
+class Game(gymnasium.Env):
+  """Shows its episode and step; ends or is cut after some steps."""
+
+  def __init__(self, kind):
+    spaces = gymnasium.spaces
+    image = spaces.Box(0, 255, (6, 8, 3), np.uint8)
+    self.observation_space = (
+      spaces.Dict({'camera': image}) if kind == 'dict' else image
+    )
+    self.action_space = (
+      spaces.Box(np.float32([-2, 0]), np.float32([2, 10]))
+      if kind == 'box'
+      else spaces.Discrete(4, start=1)
+    )
+    self.kind, self.episode = kind, -1
+
+  def reset(self, *, seed=None, options=None):
+    self.t, self.episode = 0, self.episode + 1
+    return self._see(), {}
+
+  def step(self, action):
+    self.t += 1
+    over = self.t >= LENGTHS[self.episode]
+    terminal = over and self.episode == 1
+    return self._see(), float(self.t), terminal, over and not terminal, {}
+
+  def _see(self):
+    image = np.full((6, 8, 3), 20 * self.episode + self.t, np.uint8)
+    return {'camera': image} if self.kind == 'dict' else image
+
+
+def make(directory, kind, monkeypatch):
+  """Records three episodes; returns the dataset's directory and actions."""
+  monkeypatch.setenv('MINARI_DATASETS_PATH', str(directory))
+  env = minari.DataCollector(Game(kind))
+  env.action_space.seed(0)
+  actions = []
+  for length in LENGTHS:
+    env.reset()
+    actions.append([env.action_space.sample() for _ in range(length)])
+    for action in actions[-1]:
+      env.step(action)
+  env.create_dataset(dataset_id=f'game/{kind}-v0')
+  env.close()
+  return directory / 'game' / f'{kind}-v0', actions
+
+
+def run(dataset, out, **kwargs):
+  config = lib.MinariConfig(
+    **{
+      'dataset': str(dataset),
+      'out': str(out),
+      'workers': 1,
+      'eval_share': 0.0,
+      **kwargs,
+    }
+  )
+  return lib.convert_minari(config, progress=False)
+
+
+@pytest.mark.parametrize('kind', ['image', 'dict', 'box'])
+def test_episodes_come_back(tmp_path, monkeypatch, kind):
+  dataset, actions = make(tmp_path / 'in', kind, monkeypatch)
+  image = 'camera' if kind == 'dict' else ''
+  report = run(dataset, tmp_path / 'd', image=image)
+  assert report['splits']['train']['episodes'] == 3
+  source = EpisodeSource(tmp_path / 'd', 'train')
+  for i, length in enumerate(LENGTHS):
+    found = source[i]
+    t = np.arange(length + 1)
+    np.testing.assert_array_equal(found['observation'][:, 0, 0, 0], 20 * i + t)
+    given = np.array(actions[i])
+    if kind == 'box':
+      back = (found['action']['action'][:-1] + 1) / 2 * [4, 10] + [-2, 0]
+      np.testing.assert_allclose(back, given, atol=1e-5)
+    else:
+      np.testing.assert_array_equal(found['action']['action'][:-1], given - 1)
+    np.testing.assert_array_equal(found['action_known'], t < length)
+    np.testing.assert_array_equal(
+      found['reward'], np.where(t < length, t + 1, 0)
+    )
+    assert found['is_terminal'][-1] == (i == 1)
+
+
+def test_frames_are_resized(tmp_path, monkeypatch):
+  dataset, _ = make(tmp_path / 'in', 'image', monkeypatch)
+  run(dataset, tmp_path / 'd', size=(3, 4))
+  found = EpisodeSource(tmp_path / 'd', 'train')[0]['observation']
+  assert found.shape == (6, 3, 4, 3) and found[2].max() == 2
+
+
+def test_mistakes_are_named(tmp_path, monkeypatch):
+  dataset, _ = make(tmp_path / 'in', 'dict', monkeypatch)
+  with pytest.raises(ValueError, match=r"is a dictionary of \['camera'\]"):
+    run(dataset, tmp_path / 'd')
+  with pytest.raises(ValueError, match="image = 'depth': no such observation"):
+    run(dataset, tmp_path / 'd', image='depth')
+  with pytest.raises(FileNotFoundError, match='no Minari dataset there'):
+    run(tmp_path, tmp_path / 'd')
+  data = next(dataset.rglob('*.hdf5'))
+  data.write_bytes(data.read_bytes()[:100])
+  lib.open_dataset.cache_clear()
+  with pytest.raises(ValueError, match=r'game.*dict-v0.*read'):
+    run(dataset, tmp_path / 'd', image='camera')

@@ -1,0 +1,110 @@
+"""The Craftax adapter against the package itself."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip('craftax')
+
+from craftax.craftax_env import make_craftax_env_from_name
+
+from dreamer4_jax.config import EnvConfig
+from dreamer4_jax.envs import make_env
+
+NAME = 'Craftax-Classic-Pixels-v1'
+LEFT, DO, MAKE_WOOD_PICKAXE = 1, 5, 11
+
+
+@functools.cache
+def build(max_steps=20):
+  env = make_env(EnvConfig(name=f'craftax:{NAME}', max_steps=max_steps))
+  return env, jax.jit(env.reset), jax.jit(env.step)
+
+
+def keys(count, seed=0):
+  return jax.random.split(jax.random.key(seed), count)
+
+
+def test_the_spec_names_achievements_and_actions():
+  env = build()[0]
+  assert env.spec.frame_shape == (63, 63, 3)
+  assert len(env.spec.tasks) == 22 and env.spec.tasks[19] == 'collect_diamond'
+  assert env.spec.actions[0].size == 17
+  assert env.spec.labels['action'][DO] == 'do'
+
+
+def test_frames_and_rewards_are_the_packages():
+  _, reset, step = build()
+  state, first = reset(keys(2))
+  assert first.frame.shape == (2, 63, 63, 3) and first.frame.dtype == jnp.uint8
+  engine = make_craftax_env_from_name(NAME, auto_reset=False)
+  params = engine.default_params
+  draw = jax.jit(engine.get_obs)
+  one = lambda i: jax.tree.map(lambda x: x[i], state.game)
+  for i in range(2):
+    expected = np.asarray(draw(one(i))) * 255
+    np.testing.assert_allclose(first.frame[i], expected, atol=0.5)
+  act = jax.jit(engine.step)
+  key = jax.vmap(jax.random.split)(state.key)[0, 0]
+  image, game, reward, _, _ = act(key, one(0), DO, params)
+  new, shown = step(state, {'action': jnp.array([DO, LEFT])})
+  np.testing.assert_allclose(shown.frame[0], image * 255, atol=0.5)
+  np.testing.assert_allclose(shown.reward[0], reward, atol=1e-6)
+  np.testing.assert_array_equal(new.game.map[0], game.map)
+
+
+def test_an_achievement_is_an_event_once():
+  _, reset, step = build()
+  state, _ = reset(keys(1))
+  game = state.game
+  # A table to the left, wood in the bag: the pickaxe can be made.
+  x, y = game.player_position[0]
+  game = game.replace(
+    map=game.map.at[0, x, y - 1].set(11),
+    inventory=game.inventory.replace(wood=jnp.array([3])),
+  )
+  state = state.replace(game=game)
+  made = []
+  for _ in range(2):
+    state, shown = step(state, {'action': jnp.array([MAKE_WOOD_PICKAXE])})
+    made.append(np.flatnonzero(shown.events[0]).tolist())
+  assert made == [[5], []]
+  assert int(state.game.inventory.wood_pickaxe[0]) == 2
+
+
+def test_the_time_limit_is_no_death():
+  _, reset, step = build(3)
+  state, _ = reset(keys(2))
+  for t in range(1, 4):
+    state, shown = step(state, {'action': jnp.zeros(2, jnp.int32)})
+    assert shown.timeout.tolist() == [t == 3] * 2
+    assert not shown.terminal.any()
+
+
+def test_death_is_terminal_and_what_follows_changes_nothing():
+  _, reset, step = build()
+  state, _ = reset(keys(2))
+  state = state.replace(
+    game=state.game.replace(player_health=jnp.array([0, 9]))
+  )
+  state, dead = step(state, {'action': jnp.zeros(2, jnp.int32)})
+  assert dead.terminal.tolist() == [True, False] and not dead.timeout.any()
+  _, after = step(state, {'action': jnp.full(2, LEFT)})
+  np.testing.assert_array_equal(after.frame[0], dead.frame[0])
+  assert after.reward[0] == 0 and not after.events[0].any()
+  assert after.terminal.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+  ('name', 'kwargs', 'message'),
+  [
+    ('craftax:Nether', {}, r"no level 'Nether'; it offers \['Craftax-Classic"),
+    (f'craftax:{NAME}', {'max_steps': 0}, 'max_steps = 0'),
+  ],
+)
+def test_mistakes_are_named(name, kwargs, message):
+  with pytest.raises(ValueError, match=message):
+    make_env(EnvConfig(name=name, **kwargs))
