@@ -37,9 +37,10 @@ _AROUND = np.array(
 _B = {b.name: b.value for b in BlockType}
 _A = {a.name: a.value for a in Action}
 _DONE = {a.name: a.value for a in Achievement}
-_FREE = (_B['GRASS'], _B['SAND'], _B['PATH'])
-_NEAR = 20
-"""A table farther away than this, in steps, is none."""
+_FREE_NAMES = ('GRASS', 'SAND', 'PATH')
+_FREE = tuple(_B[name] for name in _FREE_NAMES)
+_EXTRAS = ('', 'cow', 'foe', 'aim', 'rock')
+"""What else than blocks a player walks to."""
 
 
 @struct.dataclass
@@ -165,11 +166,10 @@ def _plan(player: Player, game: PyTree, key: Array) -> Array:
   near_furnace = (near == _B['FURNACE']).any()
   room = _is(front, _FREE) & ~game.mob_map[ahead[0], ahead[1]]
   has = lambda **least: _all(getattr(bag, k) >= n for k, n in least.items())
-  at = lambda name: blocks == _B[name]
-  table_near = (_distances(blocks.shape, position) <= _NEAR) & at(
-    'CRAFTING_TABLE'
-  )
-  table_near = table_near.any()
+  kinds = _kinds(blocks)
+  seen = _window(kinds, position, 0)
+  sees = lambda *names: ((seen & _mask(names)) != 0).any()
+  table_near = sees('CRAFTING_TABLE')
 
   # What is done on the spot, the first that holds.
   enemy_at = _enemies(game)
@@ -216,99 +216,121 @@ def _plan(player: Player, game: PyTree, key: Array) -> Array:
      & room, _A['PLACE_PLANT']),
   ]  # fmt: skip
 
-  # What is walked to, the first that holds.
-  cow_at = _marked(blocks.shape, game.cows.position, game.cows.mask)
-  foe_at = _marked(
-    blocks.shape, game.skeletons.position, game.skeletons.mask
-  ) | _marked(blocks.shape, game.zombies.position, game.zombies.mask)
-  aim_at = _marked(blocks.shape, player.aim[None], jnp.ones((1,), bool))
-  hungry = player.hungry & (cow_at | at('RIPE_PLANT')).any()
+  # What is walked to, the first that holds: blocks, and animals or places.
+  left = lambda name: ~done[_DONE[name]]
   wood_first = ~pickaxe & ~has(wood=4) & ~(table_near & has(wood=1))
   stone_tool = bag.stone_pickaxe == 0
   iron_tool = bag.iron_pickaxe == 0
   sword = bag.iron_sword == 0
   gather = stone_tool | iron_tool | sword
   more_iron = bag.iron == 0
+  food = sees('RIPE_PLANT') | game.cows.mask.any()
+  bench, anywhere = ('CRAFTING_TABLE',), (*_FREE_NAMES, 'CRAFTING_TABLE')
+  to_table = lambda holds: (
+    (holds & table_near, bench, ''), (holds & ~table_near, anywhere, '')
+  )  # fmt: skip
   goals = [
-    (player.thirsty, at('WATER')),
-    (hungry, cow_at | at('RIPE_PLANT')),
-    (player.tired & pickaxe, _deep_rock(blocks)),
-    (player.wander > 0, aim_at),
-    (~done[_DONE['PLACE_PLANT']] & (bag.wood_pickaxe == 0), at('GRASS')),
-    (wood_first, at('TREE')),
-    (~pickaxe, at('CRAFTING_TABLE') | (at('GRASS') & ~table_near)),
-    (gather & ~has(wood=4) & stone_tool, at('TREE')),
-    (gather & ~has(stone=2), at('STONE')),
-    (stone_tool, at('CRAFTING_TABLE') | (_walkable(blocks) & ~table_near)),
-    (gather & ~has(wood=4) & more_iron, at('TREE')),
-    (gather & ~has(coal=1), at('COAL')),
-    (gather & ~has(stone=4), at('STONE')),
-    (iron_tool & more_iron, at('IRON')),
-    (iron_tool, at('CRAFTING_TABLE') | (_walkable(blocks) & ~table_near)),
-    (~done[_DONE['COLLECT_DIAMOND']], at('DIAMOND')),
-    (~done[_DONE['EAT_COW']], cow_at),
-    (~done[_DONE['EAT_PLANT']] & at('RIPE_PLANT').any(), at('RIPE_PLANT')),
-    (sword & more_iron & at('IRON').any(), at('IRON')),
-    (sword & ~more_iron,
-     at('CRAFTING_TABLE') | (_walkable(blocks) & ~table_near)),
-    (~done[_DONE['DEFEAT_SKELETON']] | ~done[_DONE['DEFEAT_ZOMBIE']], foe_at),
-    (~done[_DONE['COLLECT_SAPLING']], at('GRASS')),
-  ]  # fmt: skip
-  target = at('DIAMOND')
-  for holds, where in reversed(goals):
-    target = jnp.where(holds, where, target)
-  action = _approach(game, target, ahead, front, key)
+    (player.thirsty, ('WATER',), ''),
+    (player.hungry & food, ('RIPE_PLANT',), 'cow'),
+    (player.tired & pickaxe, ('STONE',), 'rock'),
+    (player.wander > 0, (), 'aim'),
+    (left('PLACE_PLANT') & ~pickaxe, ('GRASS',), ''),
+    (wood_first, ('TREE',), ''),
+    *to_table(~pickaxe),
+    (gather & ~has(wood=4) & stone_tool, ('TREE',), ''),
+    (gather & ~has(stone=2), ('STONE',), ''),
+    *to_table(stone_tool),
+    (gather & ~has(wood=4) & more_iron, ('TREE',), ''),
+    (gather & ~has(coal=1), ('COAL',), ''),
+    (gather & ~has(stone=4), ('STONE',), ''),
+    (iron_tool & more_iron, ('IRON',), ''),
+    *to_table(iron_tool),
+    (left('COLLECT_DIAMOND'), ('DIAMOND',), ''),
+    (left('EAT_COW'), (), 'cow'),
+    (left('EAT_PLANT') & sees('RIPE_PLANT'), ('RIPE_PLANT',), ''),
+    (sword & more_iron & sees('IRON'), ('IRON',), ''),
+    *to_table(sword & ~more_iron),
+    (left('DEFEAT_SKELETON') | left('DEFEAT_ZOMBIE'), (), 'foe'),
+    (left('COLLECT_SAPLING'), ('GRASS',), ''),
+    (jnp.asarray(True), ('DIAMOND',), ''),
+  ]
+  goal = jnp.argmax(jnp.stack([holds for holds, _, _ in goals]))
+  wanted = jnp.asarray([_mask(names) for _, names, _ in goals])[goal]
+  extra = jnp.asarray([_EXTRAS.index(name) for _, _, name in goals])[goal]
+  target = (kinds & wanted) != 0
+  target |= _marked(blocks.shape, *_places(player, game, extra))
+  near_target = _window(target, position, False)
+  deep = _deep_rock(seen)
+  near_target = jnp.where(
+    (extra == _EXTRAS.index('rock')) & deep.any(), deep, near_target
+  )
+  action = _approach(game, target, near_target, key)
   for holds, what in reversed(spot):
     action = jnp.where(holds, what, action)
   return action
 
 
-def _approach(
-  game: PyTree, target: Array, ahead: Array, front: Array, key: Array
-) -> Array:
-  """Returns the next action on the way to the nearest of `target [H, W]`."""
+def _places(player: Player, game: PyTree, extra: Array) -> tuple[Array, Array]:
+  """Returns `[n, 2]` positions of all that moves, and which are meant."""
+  groups = [
+    ('cow', game.cows.position, game.cows.mask),
+    ('foe', game.zombies.position, game.zombies.mask),
+    ('foe', game.skeletons.position, game.skeletons.mask),
+    ('aim', player.aim[None], jnp.ones((1,), bool)),
+  ]
+  meant = [mask & (extra == _EXTRAS.index(name)) for name, _, mask in groups]
+  positions = jnp.concatenate([where for _, where, _ in groups])
+  return positions, jnp.concatenate(meant)
+
+
+def _approach(game: PyTree, target: Array, near: Array, key: Array) -> Array:
+  """Returns the next action on the way to the nearest target.
+
+  Args:
+    game: Craftax's state.
+    target: `[H, W]` bool.
+    near: `[31, 31]` bool, the window of `target` or a part of it.
+    key: breaks ties, so that nobody gets stuck in a corner.
+  """
   position = game.player_position
-  target = target.at[position[0], position[1]].set(False)
-  steps = _steps_to_go(game, target)
-  inside = RADIUS + jnp.asarray(_MOVES)
+  near = near.at[RADIUS, RADIUS].set(False)
   cost = _enter_cost(game)
-  ways = jax.vmap(
-    lambda d: jnp.where(
-      _window(target, position, False)[d[0], d[1]],
-      1,
-      cost[d[0], d[1]] + steps[d[0], d[1]],
-    )
-  )(inside)
-  # Ties are broken at random, so that nobody gets stuck in a corner.
+  steps = _steps_to_go(position, target, near, cost)
+  inside = RADIUS + jnp.asarray(_MOVES)
+  rows, cols = inside[:, 0], inside[:, 1]
+  ways = jnp.where(near[rows, cols], 1, cost[rows, cols] + steps[rows, cols])
   jitter = jax.random.uniform(key, (4,))
   best = jnp.argmin(ways.astype(jnp.float32) + 0.5 * jitter)
   direction = 1 + best
   cell = position + jnp.asarray(_MOVES)[best]
   block = _block(game.map, cell)
   occupied = game.mob_map[cell[0], cell[1]]
-  aimed = (ahead == cell).all()
-  wanted = target[cell[0], cell[1]] & ~_is(block, (_B['CRAFTING_TABLE'],))
+  aimed = game.player_direction == direction
+  wanted = near[rows[best], cols[best]] & (block != _B['CRAFTING_TABLE'])
   wet = _is(block, (_B['WATER'], _B['LAVA'])) & ~wanted
   use = jnp.where(wet, _A['PLACE_STONE'], _A['DO'])
   walk = _is(block, _FREE) & ~occupied & ~(wanted & (block == _B['GRASS']))
-  stuck = ways[best] >= _FAR
-  lost = jax.random.randint(key, (), 1, 5)
   action = jnp.where(walk | ~aimed, direction, use)
   # Grass cannot be faced without stepping on it; what is in front will do.
-  grass = target[ahead[0], ahead[1]] & (front == _B['GRASS'])
+  ahead = (
+    RADIUS + jnp.asarray(_MOVES)[jnp.clip(game.player_direction - 1, 0, 3)]
+  )
+  front = _block(game.map, position + ahead - RADIUS)
+  grass = near[ahead[0], ahead[1]] & (front == _B['GRASS'])
   action = jnp.where(grass, _A['DO'], action)
-  return jnp.where(stuck & ~grass, lost, action)
+  lost = jax.random.randint(key, (), 1, 5)
+  return jnp.where((ways[best] >= _FAR) & ~grass, lost, action)
 
 
-def _steps_to_go(game: PyTree, target: Array) -> Array:
-  """Value iteration in the window.
+def _steps_to_go(
+  position: Array, target: Array, near: Array, cost: Array
+) -> Array:
+  """Value iteration in the window, until the player's cell is settled.
 
   Returns:
-    `[31, 31]` int32 fewest steps from every cell until the target is done.
+    `[31, 31]` int16 fewest steps from every cell until the target is done;
+    exact up to the player's own.
   """
-  position = game.player_position
-  goal = _window(target, position, False)
-  cost = _enter_cost(game)
   # A goal beyond the window is sought across its edge, as the crow flies.
   distance = _distances(target.shape, position)
   nearest = jnp.argmin(jnp.where(target, distance, _FAR))
@@ -318,10 +340,10 @@ def _steps_to_go(game: PyTree, target: Array) -> Array:
     cols - RADIUS + position[1] - col
   )
   edge = (rows % (_SIDE - 1) == 0) | (cols % (_SIDE - 1) == 0)
-  outside = edge & target.any() & ~goal.any()
-  value = jnp.where(goal, 0, jnp.where(outside, 2 * away, _FAR))
-  value = value.astype(jnp.int32)
-  enter = jnp.where(goal, 1, cost)
+  outside = edge & target.any() & ~near.any()
+  value = jnp.where(near, 0, jnp.where(outside, 2 * away, _FAR))
+  value = value.astype(jnp.int16)
+  enter = jnp.where(near, 1, cost).astype(jnp.int16)
 
   def sweep(value: Array) -> Array:
     through = jnp.pad(value + enter, 1, constant_values=_FAR)
@@ -333,13 +355,16 @@ def _steps_to_go(game: PyTree, target: Array) -> Array:
 
   def body(carry):
     value, _, count = carry
-    new = sweep(value)
-    return new, (new != value).any(), count + 1
+    new = sweep(sweep(value))
+    return new, (new != value).any(), count + 2
+
+  def unsettled(carry):
+    value, changed, count = carry
+    # After n sweeps every value up to n is final.
+    return changed & (count < value[RADIUS, RADIUS])
 
   return jax.lax.while_loop(
-    lambda carry: carry[1] & (carry[2] < 3 * _SIDE),
-    body,
-    (value, jnp.asarray(True), 0),
+    unsettled, body, (value, jnp.asarray(True), jnp.zeros((), jnp.int16))
   )[0]
 
 
@@ -352,7 +377,7 @@ def _enter_cost(game: PyTree) -> Array:
   )  # fmt: skip
   bridge = wood & (bag.stone > 0)
   costs = jnp.full((len(BlockType),), _FAR, jnp.int32)
-  for name in ('GRASS', 'SAND', 'PATH'):
+  for name in _FREE_NAMES:
     costs = costs.at[_B[name]].set(1)
   for name, possible, steps in (
     ('TREE', True, 2), ('STONE', wood, 2), ('COAL', wood, 2),
@@ -395,19 +420,18 @@ def _shelter(game: PyTree, beside: Array) -> tuple[Array, Array]:
   return walled, jnp.where(inside, seal, -1)
 
 
-def _deep_rock(blocks: Array) -> Array:
-  """Returns `[H, W]` bool, stone with nothing but rock around it."""
-  rock = _is(
-    blocks,
-    (_B['STONE'], _B['COAL'], _B['IRON'], _B['DIAMOND'], _B['TREE']),
-  )
+def _deep_rock(seen: Array) -> Array:
+  """Returns `[31, 31]` bool, stone with nothing but rock around it.
+
+  Args:
+    seen: kinds of blocks in the window, as bits.
+  """
+  rock = (seen & _mask(('STONE', 'COAL', 'IRON', 'DIAMOND', 'TREE'))) != 0
   padded = jnp.pad(rock, 1)
-  rows, cols = blocks.shape
-  all_rock = rock
+  deep = (seen & _mask(('STONE',))) != 0
   for r, c in _AROUND:
-    all_rock &= padded[1 + r : 1 + r + rows, 1 + c : 1 + c + cols]
-  deep = all_rock & (blocks == _B['STONE'])
-  return jnp.where(deep.any(), deep, blocks == _B['STONE'])
+    deep &= padded[1 + r : 1 + r + _SIDE, 1 + c : 1 + c + _SIDE]
+  return deep
 
 
 def _enemies(game: PyTree) -> Array:
@@ -423,8 +447,14 @@ def _marked(shape: Sequence[int], positions: Array, mask: Array) -> Array:
   return empty.at[positions[:, 0], positions[:, 1]].max(mask)
 
 
-def _walkable(blocks: Array) -> Array:
-  return _is(blocks, _FREE)
+def _kinds(blocks: Array) -> Array:
+  """Returns the kind of each block as one bit of an int32."""
+  return jnp.left_shift(1, blocks.astype(jnp.int32))
+
+
+def _mask(names: Sequence[str]) -> int:
+  """Returns the bits of some kinds."""
+  return sum(1 << _B[name] for name in names)
 
 
 def _is(block: Array, kinds: Sequence[int]) -> Array:

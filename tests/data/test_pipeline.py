@@ -1,5 +1,12 @@
 """The loader, on a recorded dataset."""
 
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -206,3 +213,51 @@ def test_a_missing_dataset_is_named(make, tmp_path):
     make(datasets=str(tmp_path / 'nowhere'))
   with pytest.raises(FileNotFoundError, match=r'DataConfig\.path'):
     make(datasets='')
+
+
+DRAW = """
+import hashlib, json, os, sys, time
+import jax
+from dreamer4_jax.data import EpisodeSource, make_loader
+path, log, total = sys.argv[1], sys.argv[2], int(sys.argv[3])
+source = EpisodeSource(path, 'train')
+loader = make_loader(
+  path, 'train', actions=source.description.actions,
+  tasks=source.description.tasks, batch_size=4, length=12, seed=1,
+  relevant_share=0.5, separate_images=0.3, threads=2)
+done = {'seen': [], 'state': None}
+if os.path.exists(log):
+  done = json.load(open(log))
+  loader.set_state(done['state'])
+while len(done['seen']) < total:
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(next(loader)):
+    digest.update(leaf.tobytes())
+  done['seen'].append(digest.hexdigest())
+  done['state'] = loader.get_state()
+  json.dump(done, open(log + '.tmp', 'w'))
+  os.replace(log + '.tmp', log)
+  time.sleep(0.01)
+"""
+
+
+def test_ten_kills_change_nothing(path, tmp_path):
+  """SIGKILL at random moments; what was drawn and the state go together."""
+  total, logs = 120, [str(tmp_path / n) for n in ('whole', 'killed')]
+  command = [sys.executable, '-c', DRAW, path]
+  env = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+  env['PYTHONPATH'] = str(pathlib.Path(__file__).parents[2])
+  subprocess.run([*command, logs[0], str(total)], check=True, env=env)
+  seen = lambda log: json.loads(pathlib.Path(log).read_text())['seen']
+  rng, kills = np.random.default_rng(0), 0
+  while kills < 10:
+    goal = rng.integers(kills * 11, kills * 11 + 11)
+    process = subprocess.Popen([*command, logs[1], str(total)], env=env)
+    while not os.path.exists(logs[1]) or len(seen(logs[1])) <= goal:
+      assert process.poll() is None
+      time.sleep(0.005)
+    process.kill()
+    process.wait()
+    kills += 1
+  subprocess.run([*command, logs[1], str(total)], check=True, env=env)
+  assert seen(logs[1]) == seen(logs[0]) and len(set(seen(logs[0]))) == total
