@@ -174,12 +174,14 @@ def _plan(player: Player, game: PyTree, key: Array) -> Array:
   # What is done on the spot, the first that holds.
   enemy_at = _enemies(game)
   enemy = (
-    ((position + jnp.asarray(_MOVES))[:, None] == enemy_at[None]).all(-1).any(1)
+    ((position[None] + jnp.asarray(_MOVES))[:, None] == enemy_at[None])
+    .all(-1)
+    .any(1)
   )
-  faces_enemy = (enemy_at == ahead).all(-1).any()
+  faces_enemy = (enemy_at == ahead[None]).all(-1).any()
   fight = jnp.where(faces_enemy, _A['DO'], 1 + jnp.argmax(enemy))
   pickaxe = bag.wood_pickaxe > 0
-  walled, seal = _shelter(game, beside)
+  walled, seal = _shelter(game, beside, room)
   sleepy = player.tired & (walled | (game.player_energy <= 1))
   iron_kit = has(wood=1, stone=1, coal=1, iron=1)
   wants_furnace = has(stone=1) & (
@@ -196,8 +198,7 @@ def _plan(player: Player, game: PyTree, key: Array) -> Array:
     (game.is_sleeping, _A['NOOP']),
     (enemy.any(), fight),
     (sleepy, _A['SLEEP']),
-    (player.tired & pickaxe & (seal >= 0) & (bag.stone > 0),
-     jnp.where(room, _A['PLACE_STONE'], 1 + seal)),
+    (player.tired & pickaxe & (seal >= 0) & (bag.stone > 0), seal),
     (near_table & ~pickaxe & has(wood=1), _A['MAKE_WOOD_PICKAXE']),
     (near_table & (bag.stone_pickaxe == 0) & has(wood=1, stone=1),
      _A['MAKE_STONE_PICKAXE']),
@@ -222,7 +223,7 @@ def _plan(player: Player, game: PyTree, key: Array) -> Array:
   stone_tool = bag.stone_pickaxe == 0
   iron_tool = bag.iron_pickaxe == 0
   sword = bag.iron_sword == 0
-  gather = stone_tool | iron_tool | sword
+  gather = stone_tool | iron_tool | (sword & done[_DONE['COLLECT_DIAMOND']])
   more_iron = bag.iron == 0
   food = sees('RIPE_PLANT') | game.cows.mask.any()
   bench, anywhere = ('CRAFTING_TABLE',), (*_FREE_NAMES, 'CRAFTING_TABLE')
@@ -389,35 +390,43 @@ def _enter_cost(game: PyTree) -> Array:
   return costs[blocks] + 3 * crowded
 
 
-def _shelter(game: PyTree, beside: Array) -> tuple[Array, Array]:
-  """Tells whether it is safe to sleep here, and else which side to close.
+def _shelter(game: PyTree, beside: Array, room: Array) -> tuple[Array, Array]:
+  """Tells whether it is safe to sleep here, and else what would make it so.
+
+  A pocket is closed from inside: one steps back into the corridor that was dug,
+  and thereby faces its open end.
+
+  Args:
+    game: Craftax's state.
+    beside: `[4]` blocks at the four sides.
+    room: `[]` bool, whether a stone can be placed in front.
 
   Returns:
-    Whether every side is closed, but for one dead end perhaps; and the number
-    of the direction whose closing would make it so, -1 if there is none.
+    Whether every side is closed, but for one dead end perhaps; and the action
+    that brings this nearer, -1 if there is none.
   """
   position = game.player_position
   moves = jnp.asarray(_MOVES)
-  open_side = _is(beside, (*_FREE, _B['LAVA']))
+  passable = (*_FREE, _B['LAVA'])
+  open_side = _is(beside, passable)
 
-  def dead_end(direction: Array) -> Array:
-    """Whether all other sides of the cell in a direction are closed."""
+  def ways_on(direction: Array) -> Array:
+    """Counts the open sides of the cell in a direction, but the way back."""
     cell = position + direction
     sides = jax.vmap(lambda d: _block(game.map, cell + d))(moves)
-    back = (moves == -direction).all(-1)
-    return (~_is(sides, (*_FREE, _B['LAVA'])) | back).all()
+    back = (moves == -direction[None]).all(-1)
+    return (_is(sides, passable) & ~back).sum()
 
-  harmless = ~open_side | jax.vmap(dead_end)(moves)
-  count = (~harmless).sum()
-  walled = (count == 0) & (open_side.sum() <= 1)
-  # Closing one side leaves at most one open side, a dead end.
-  other = open_side.sum() - 1
-  can = (count == 1) & (other <= 1)
-  both_dead = (count == 0) & (open_side.sum() == 2)
-  seal = jnp.where(can, jnp.argmax(~harmless), -1)
-  seal = jnp.where(both_dead, jnp.argmax(open_side), seal)
-  inside = (beside == _B['STONE']).sum() >= 2
-  return walled, jnp.where(inside, seal, -1)
+  onward = jax.vmap(ways_on)(moves)
+  leads_out = open_side & (onward > 0)
+  dead_ends = (open_side & (onward == 0)).sum()
+  walled = ~leads_out.any() & (dead_ends <= 1)
+  side = jnp.argmax(leads_out)
+  closes = (leads_out.sum() == 1) & (dead_ends <= 1)
+  aimed = room & (game.player_direction == 1 + side)
+  corridor = (onward[side] == 1) & (dead_ends == 0)
+  action = jnp.where(aimed, _A['PLACE_STONE'], 1 + side)
+  return walled, jnp.where(closes & (aimed | corridor), action, -1)
 
 
 def _deep_rock(seen: Array) -> Array:
@@ -458,7 +467,9 @@ def _mask(names: Sequence[str]) -> int:
 
 
 def _is(block: Array, kinds: Sequence[int]) -> Array:
-  return (block[..., None] == jnp.asarray(kinds)).any(-1)
+  block = jnp.asarray(block)
+  each = jnp.asarray(kinds).reshape(*(1,) * block.ndim, -1)
+  return (block[..., None] == each).any(-1)
 
 
 def _block(blocks: Array, position: Array) -> Array:

@@ -19,8 +19,9 @@ LEFT, DO, MAKE_WOOD_PICKAXE = 1, 5, 11
 
 
 @functools.cache
-def build(max_steps=20):
-  env = make_env(EnvConfig(name=f'craftax:{NAME}', max_steps=max_steps))
+def build():
+  # As in test_craftax_player, so that one compiled program serves both.
+  env = make_env(EnvConfig(name=f'craftax:{NAME}', max_steps=100))
   return env, jax.jit(env.reset), jax.jit(env.step)
 
 
@@ -58,29 +59,33 @@ def test_frames_and_rewards_are_the_packages():
 
 def test_an_achievement_is_an_event_once():
   _, reset, step = build()
-  state, _ = reset(keys(1))
+  state, _ = reset(keys(2))
   game = state.game
   # A table to the left, wood in the bag: the pickaxe can be made.
   x, y = game.player_position[0]
   game = game.replace(
     map=game.map.at[0, x, y - 1].set(11),
-    inventory=game.inventory.replace(wood=jnp.array([3])),
+    inventory=game.inventory.replace(wood=jnp.array([3, 0])),
   )
   state = state.replace(game=game)
   made = []
   for _ in range(2):
-    state, shown = step(state, {'action': jnp.array([MAKE_WOOD_PICKAXE])})
+    action = jnp.full(2, MAKE_WOOD_PICKAXE)
+    state, shown = step(state, {'action': action})
+    assert not shown.events[1].any()
     made.append(np.flatnonzero(shown.events[0]).tolist())
   assert made == [[5], []]
   assert int(state.game.inventory.wood_pickaxe[0]) == 2
 
 
 def test_the_time_limit_is_no_death():
-  _, reset, step = build(3)
+  _, reset, step = build()
   state, _ = reset(keys(2))
-  for t in range(1, 4):
+  game = state.game.replace(timestep=jnp.array([97, 50]))
+  state = state.replace(game=game)
+  for t in range(98, 102):
     state, shown = step(state, {'action': jnp.zeros(2, jnp.int32)})
-    assert shown.timeout.tolist() == [t == 3] * 2
+    assert shown.timeout.tolist() == [t >= 100, False]
     assert not shown.terminal.any()
 
 
