@@ -24,7 +24,7 @@ lint: .venv/installed
 	  "name one with make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[navix,craftax,gymnasium,video,minari,lerobot,test]'
+	$(BIN)/python -m pip install --quiet -e '.[navix,craftax,gymnasium,dm_control,video,minari,lerobot,test]'
 	touch $@
 
 # Leaves datasets and runs alone.

@@ -255,8 +255,9 @@ def task_labels(
   for i, segment in enumerate(window.segments):
     frames, tasks = index.of_episode(segment.episode)
     t = np.arange(segment.start, segment.stop)
-    missing = np.setdiff1d(np.arange(num_tasks), tasks)
-    final = missing[:1] if len(missing) else tasks[-1:]
+    missing = np.ones(num_tasks, bool)
+    missing[tasks] = False
+    final = [missing.argmax()] if missing.any() else tasks[-1:]
     following = np.searchsorted(frames, t, side='right')
     label = np.concatenate([tasks, final])[following]
     if not window.switch_tasks:

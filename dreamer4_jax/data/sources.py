@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import pathlib
+import threading
 from typing import Any
 
+from array_record.python.array_record_module import ArrayRecordReader
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.decode import DeserializeMethod
 from tensorflow_datasets.proto import tf_example_pb2
 
 from dreamer4_jax.config import ActionComponent
@@ -18,6 +19,8 @@ from dreamer4_jax.data import format as fmt
 
 CACHE_BYTES = 1 << 30
 """A split of fewer bytes of observations is kept in memory once read."""
+MAX_OPEN = 64
+"""Files that each thread keeps open."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +120,8 @@ class EpisodeSource:
         f'{self.path}: chunks of {split!r}: found {splits[split]}, expected '
         f'at least {needed} by the index'
       )
-    self._records = builder.as_data_source(
-      split=split, deserialize_method=DeserializeMethod.RAW_BYTES
-    )
+    found = builder.info.splits[split]
+    self._records = _Records(found.filepaths, found.shard_lengths)
     shape, dtype = self.description.observation
     step_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     keep = int(self.index.lengths.sum()) * step_bytes < cache_bytes
@@ -192,7 +194,7 @@ class EpisodeSource:
 
   def _read_records(self, numbers: Sequence[int]) -> Sequence[bytes]:
     try:
-      return self._records.__getitems__(numbers)
+      return self._records.read(numbers)
     except Exception as error:
       reason = f'{type(error).__name__}: {error}'.splitlines()[0]
       raise ValueError(
@@ -213,15 +215,53 @@ class EpisodeSource:
       found = feature['start'].int64_list.value[0]
       if found != start:
         raise ValueError(f'found steps {found} ff.')
-      return {
-        name: np.frombuffer(
-          feature[name].bytes_list.value[0], dtype=dtype
-        ).reshape(count, *shape)
-        for name, (shape, dtype) in self.fields.items()
-      }
+      chunk = {}
+      for name, (shape, dtype) in self.fields.items():
+        x = np.frombuffer(feature[name].bytes_list.value[0], dtype)
+        # Reshaping what has its shape already costs as much as decoding it.
+        chunk[name] = x.reshape(count, *shape) if shape else x
+        if len(chunk[name]) != count:
+          raise ValueError(f'found {len(chunk[name])} steps of {name}')
+      return chunk
     except Exception as error:
       reason = f'{type(error).__name__}: {error}'.splitlines()[0]
       raise ValueError(f'{where}: damaged record ({reason})') from error
+
+
+class _Records:
+  """The records of a split by number; each thread has readers of its own."""
+
+  def __init__(self, paths: Sequence[Any], counts: Sequence[int]):
+    """Takes the shards of a split and how many records each has."""
+    self._paths = [str(path) for path in paths]
+    self._ends = np.cumsum(counts)
+    self._begins = self._ends - counts
+    self._local = threading.local()
+
+  def read(self, numbers: Sequence[int]) -> list[bytes]:
+    """Returns records, in the order of their numbers."""
+    wanted = np.asarray(numbers)
+    shards = np.searchsorted(self._ends, wanted, side='right')
+    records: list[bytes] = [b''] * len(wanted)
+    for shard in np.unique(shards).tolist():
+      places = np.flatnonzero(shards == shard)
+      local = (wanted[places] - self._begins[shard]).tolist()
+      read = self._reader(shard).read(local)
+      for place, record in zip(places.tolist(), read, strict=True):
+        records[place] = record
+    return records
+
+  def _reader(self, shard: int) -> ArrayRecordReader:
+    if not hasattr(self._local, 'open'):
+      self._local.open = functools.lru_cache(MAX_OPEN)(self._open)
+    return self._local.open(shard)
+
+  def _open(self, shard: int) -> ArrayRecordReader:
+    # Windows lie anywhere: what follows a record is not wanted.
+    reader = ArrayRecordReader(self._paths[shard], 'readahead_buffer_size:0')
+    if not reader.ok():
+      raise OSError(f'{self._paths[shard]}: no array_record file')
+    return reader
 
 
 def open_builder(path: str | pathlib.Path) -> Any:

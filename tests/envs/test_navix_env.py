@@ -163,7 +163,7 @@ def test_same_key_same_episode(fns):
 @pytest.mark.parametrize(
   ('config', 'message'),
   [
-    (EnvConfig(name='atari:Pong'), r"'atari:Pong'.*\['navix'\]"),
+    (EnvConfig(name='atari:Pong'), r"'atari:Pong'.*'gymnasium', 'navix'\]"),
     (EnvConfig(name='Navix-DoorKey-5x5-v0'), 'must be adapter:level'),
     (EnvConfig(name='navix:Navix-Maze'), 'Navix-DoorKey-Random-6x6-v0'),
     (EnvConfig(name=LEVEL, tile=3), 'EnvConfig.tile = 3: must divide 8'),
