@@ -14,7 +14,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
-_LONGEST = ('test_quickstart.py',)
+_LONGEST = ('test_quickstart.py', 'test_craftax_player.py')
 
 
 def pytest_collection_modifyitems(items):

@@ -65,25 +65,33 @@ def layout(state, i):
   )
 
 
+def play(level, keys, *, noise, max_steps):
+  """Plays an episode for each key to the time limit; `Played [S, B, ...]`."""
+  name = f'navix:{level}'
+  env = make_env(EnvConfig(name=name, max_steps=max_steps))
+  config = collect.CollectConfig(
+    out='unused', env=name, noise=(noise,), block=max_steps
+  )
+  stage = collect.Stage(config, env, len(keys))
+  lane = stage.begin(keys)
+  start = lane.state.timestep.state
+  # A copy: the lane is donated.
+  start = jax.tree.map(jnp.copy, start)
+  _, played = stage.play(None, lane)
+  return start, jax.device_get(played)
+
+
 @pytest.mark.parametrize(
   'level', ['Navix-DoorKey-Random-6x6-v0', 'Navix-DoorKey-Random-8x8-v0']
 )
 def test_without_noise_it_needs_the_fewest_steps(level):
-  env = make_env(EnvConfig(name=f'navix:{level}', max_steps=80))
   keys = jax.random.split(jax.random.key(5), 50)
-  play = jax.jit(
-    functools.partial(collect.rollout, env, noise=jnp.zeros(1), repeat=0.25)
-  )
-  batch = jax.device_get(play(keys))
-  # The same keys, split as `rollout` does, give the same levels.
-  state, _ = jax.jit(env.reset)(
-    jax.vmap(lambda k: jax.random.split(k, 3))(keys)[:, 1]
-  )
+  state, played = play(level, keys, noise=0.0, max_steps=80)
   for i in range(50):
-    assert batch.steps.terminal[-1, i]
-    steps = int(np.argmax(batch.steps.terminal[:, i])) + 1
-    assert steps == fewest_steps(*layout(state.timestep.state, i))
-    assert batch.steps.events[:steps, i].sum(0).tolist() == [1, 1, 1]
+    assert played.step.terminal[-1, i]
+    steps = int(np.argmax(played.step.terminal[:, i])) + 1
+    assert steps == fewest_steps(*layout(state, i))
+    assert played.step.events[:steps, i].sum(0).tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(('noise', 'repeat'), [(0.4, 0.5), (0.2, 0.0)])
@@ -115,12 +123,8 @@ def test_noise_is_the_share_of_random_actions(noise, repeat):
 
 
 def test_pure_noise_uses_every_action_alike():
-  env = make_env(EnvConfig(name='navix:Navix-DoorKey-Random-5x5-v0'))
-  play = jax.jit(
-    functools.partial(collect.rollout, env, noise=jnp.ones(1), repeat=0.25)
-  )
-  batch = play(jax.random.split(jax.random.key(0), 256))
-  share = np.bincount(np.asarray(batch.actions).ravel(), minlength=5) / (
-    256 * 60
-  )
-  assert abs(share - 1 / 5).max() < 0.02
+  keys = jax.random.split(jax.random.key(0), 256)
+  level = 'Navix-DoorKey-Random-5x5-v0'
+  _, played = play(level, keys, noise=1.0, max_steps=60)
+  counts = np.bincount(played.action['action'].ravel(), minlength=5)
+  assert abs(counts / (256 * 60) - 1 / 5).max() < 0.02
