@@ -235,6 +235,10 @@ class Shard:
       raise EpisodeError(f'{counts}: found different numbers of steps')
     for part in self._description.actions:
       _check_action(part, flat[f'action/{part.name}'], flat['action_known'])
+    if 'events' in flat and (flat['events'] > 1).any():
+      raise EpisodeError(
+        f'events: found {flat["events"].max()}, expected 0 or 1 for each task'
+      )
     return flat
 
 

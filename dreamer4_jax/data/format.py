@@ -55,6 +55,7 @@ class SplitIndex:
     event_frame: `[events]` int64 frame on whose arrival it is seen, >= 1.
     event_task: `[events]` int64 task id. Events are in the order of episode,
       frame, task.
+    terminal: `[episodes]` bool, whether the last frame is terminal.
     attributes: of each episode, for example where it comes from.
   """
 
@@ -63,6 +64,7 @@ class SplitIndex:
   event_episode: np.ndarray
   event_frame: np.ndarray
   event_task: np.ndarray
+  terminal: np.ndarray
   attributes: tuple[Attributes, ...] = ()
 
   def of_episode(self, episode: int) -> tuple[np.ndarray, np.ndarray]:
@@ -248,5 +250,6 @@ def index_from_metadata(metadata: dict[str, Any], split: str) -> SplitIndex:
     event_episode=columns[:, 0],
     event_frame=columns[:, 1],
     event_task=columns[:, 2],
+    terminal=np.asarray(entry['terminal'], dtype=bool),
     attributes=tuple(entry['attributes']),
   )

@@ -138,7 +138,7 @@ def make_loader(
 def _batch(
   planner: planning.Planner, clips: transforms.Clips, rows: range, number: int
 ) -> Batch:
-  return clips.read([planner.plan(int(number), row) for row in rows])
+  return clips.read(planner.plan(int(number), rows))
 
 
 def _check_tokenizers(

@@ -150,14 +150,22 @@ class Planner:
     count, size = self._relevant_rows, self.batch_size
     return _spread(row + 1, count, size) > _spread(row, count, size)
 
-  def plan(self, batch: int, row: int) -> Window:
-    """Draws the window of a row of the global batch number `batch`."""
+  def plan(self, batch: int, rows: Sequence[int]) -> list[Window]:
+    """Draws the windows of rows of the global batch number `batch`."""
+    # Counter-based: the state is the seed and the row's number. Setting it is
+    # ten times as fast as making a generator for each row.
+    philox = np.random.Philox(key=self.seed)
+    state, rng = philox.state, np.random.Generator(philox)
+    windows = []
+    for row in rows:
+      number = batch * self.batch_size + row
+      state['state']['counter'][:] = 0, 0, 0, number
+      philox.state = state
+      windows.append(self._plan(batch, row, rng))
+    return windows
+
+  def _plan(self, batch: int, row: int, rng: np.random.Generator) -> Window:
     relevant_before = _spread(row, self._relevant_rows, self.batch_size)
-    number = batch * self.batch_size + row
-    # A counter-based generator: its state is the row's number.
-    rng = np.random.Generator(
-      np.random.Philox(key=self.seed, counter=[0, 0, 0, number])
-    )
     if self.is_relevant(row):
       rank = batch * self._relevant_rows + relevant_before
       choice, _ = _apportion(rank, [self.weights[i] for i in self._eventful])
@@ -230,39 +238,3 @@ def _apportion(number: int, weights: Sequence[float]) -> tuple[int, int]:
       return i, before
     number -= before
   return len(weights) - 1, number
-
-
-def task_labels(
-  index: SplitIndex, window: Window, num_tasks: int
-) -> np.ndarray:
-  """Labels each frame with the task that the agent is given.
-
-  Advancing labels name the task of the episode's next event, one that is seen
-  on a *later* frame; after the last event they name the first task that the
-  episode never achieves or, if it achieves all, stay with the last event's.
-  Constant labels hold the anchor's task in the first segment of a relevant
-  window, and elsewhere the advancing label of the segment's first frame.
-
-  Args:
-    index: of the split.
-    window: the plan.
-    num_tasks: number of task ids.
-
-  Returns:
-    `[T]` int32 task ids.
-  """
-  labels = []
-  for i, segment in enumerate(window.segments):
-    frames, tasks = index.of_episode(segment.episode)
-    t = np.arange(segment.start, segment.stop)
-    missing = np.ones(num_tasks, bool)
-    missing[tasks] = False
-    final = [missing.argmax()] if missing.any() else tasks[-1:]
-    following = np.searchsorted(frames, t, side='right')
-    label = np.concatenate([tasks, final])[following]
-    if not window.switch_tasks:
-      anchored = i == 0 and window.relevant
-      held = window.anchor_task if anchored else label[0]
-      label = np.full_like(t, held)
-    labels.append(label)
-  return np.concatenate(labels).astype(np.int32)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 import functools
 import pathlib
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordReader
 import numpy as np
@@ -23,8 +22,8 @@ MAX_OPEN = 64
 """Files that each thread keeps open."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Stretch:
+# Named tuples: thousands a second are made of both.
+class Stretch(NamedTuple):
   """Steps `start` to `stop` (exclusive) of one episode."""
 
   episode: int
@@ -32,8 +31,7 @@ class Stretch:
   stop: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
   """A stretch to read.
 
   Attributes:
@@ -157,39 +155,45 @@ class EpisodeSource:
   def read(self, requests: Sequence[Request]) -> None:
     """Reads stretches into arrays, all records in one go.
 
+    Only the fields that some request wants are decoded.
+
     Raises:
       ValueError: a record is damaged, or is not the one that the index says.
     """
     size = self.description.chunk_length
-    pieces: list[tuple[int, Request, int, slice]] = []
+    first_chunks = self.index.first_chunks
     wanted: dict[int, int] = {}
-    for request in requests:
-      what = request.stretch
-      for part in range(what.start // size, -(-what.stop // size)):
-        begin = max(what.start, part * size)
-        end = min(what.stop, (part + 1) * size)
-        number = int(self.index.first_chunks[what.episode]) + part
-        wanted[number] = what.episode
-        place = request.column + begin - what.start
-        inside = slice(begin - part * size, end - part * size)
-        pieces.append((number, request, place, inside))
-    chunks = self._chunks(wanted)
-    for number, request, place, inside in pieces:
-      chunk = chunks[number]
-      columns = slice(place, place + inside.stop - inside.start)
-      for name, array in request.into.items():
-        array[request.row, columns] = chunk[name][inside]
+    for (episode, start, stop), *_ in requests:
+      first = int(first_chunks[episode])
+      for part in range(start // size, -(-stop // size)):
+        wanted[first + part] = episode
+    chunks = self._chunks(wanted, {n for r in requests for n in r.into})
+    for (episode, start, stop), into, row, column in requests:
+      first = int(first_chunks[episode])
+      for part in range(start // size, -(-stop // size)):
+        chunk, origin = chunks[first + part], part * size
+        begin, end = max(start, origin), min(stop, origin + size)
+        columns = slice(column + begin - start, column + end - start)
+        inside = slice(begin - origin, end - origin)
+        for name, array in into.items():
+          array[row, columns] = chunk[name][inside]
 
-  def _chunks(self, wanted: Mapping[int, int]) -> Mapping[int, Chunk]:
+  def _chunks(
+    self, wanted: Mapping[int, int], fields: Collection[str]
+  ) -> Mapping[int, Chunk]:
     """Returns chunks by number; `wanted` maps a number to its episode."""
-    kept = self._kept if self._kept is not None else {}
+    if self._kept is None:
+      kept = {}
+    else:
+      # What is kept may be asked for other fields later.
+      kept, fields = self._kept, self.fields
     missing = [number for number in wanted if number not in kept]
     if missing:
       records = self._read_records(missing)
       for number, record in zip(missing, records, strict=True):
         episode = wanted[number]
         part = number - int(self.index.first_chunks[episode])
-        kept[number] = self._parse(record, episode, part)
+        kept[number] = self._parse(record, episode, part, fields)
     return kept
 
   def _read_records(self, numbers: Sequence[int]) -> Sequence[bytes]:
@@ -202,21 +206,22 @@ class EpisodeSource:
         f'{self.split!r} cannot be read ({reason})'
       ) from error
 
-  def _parse(self, record: bytes, episode: int, part: int) -> Chunk:
+  def _parse(
+    self, record: bytes, episode: int, part: int, fields: Collection[str]
+  ) -> Chunk:
     """Decodes a record without copying more than protobuf does."""
     start = part * self.description.chunk_length
     count = min(
       self.description.chunk_length, int(self.index.lengths[episode]) - start
     )
-    where = f'{self.path}: steps {start} ff. of episode {episode} of '
-    where += repr(self.split)
     try:
       feature = tf_example_pb2.Example.FromString(record).features.feature
       found = feature['start'].int64_list.value[0]
       if found != start:
         raise ValueError(f'found steps {found} ff.')
       chunk = {}
-      for name, (shape, dtype) in self.fields.items():
+      for name in fields:
+        shape, dtype = self.fields[name]
         x = np.frombuffer(feature[name].bytes_list.value[0], dtype)
         # Reshaping what has its shape already costs as much as decoding it.
         chunk[name] = x.reshape(count, *shape) if shape else x
@@ -225,7 +230,10 @@ class EpisodeSource:
       return chunk
     except Exception as error:
       reason = f'{type(error).__name__}: {error}'.splitlines()[0]
-      raise ValueError(f'{where}: damaged record ({reason})') from error
+      raise ValueError(
+        f'{self.path}: steps {start} ff. of episode {episode} of '
+        f'{self.split!r}: damaged record ({reason})'
+      ) from error
 
 
 class _Records:

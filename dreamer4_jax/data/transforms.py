@@ -6,16 +6,18 @@ action moves from the step that chose it to the frame it led to is `align`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 
 from dreamer4_jax.config import ActionComponent
 from dreamer4_jax.data import format as fmt
-from dreamer4_jax.data.planning import Window, task_labels
-from dreamer4_jax.data.sources import EpisodeSource, Request, Stretch
+from dreamer4_jax.data.planning import Window
+from dreamer4_jax.data.sources import EpisodeSource, Request
+from dreamer4_jax.data.tasks import Tasks, lay_out
 from dreamer4_jax.types import Batch
 
 
@@ -37,126 +39,111 @@ class Clips:
 
   def read(self, windows: Sequence[Window]) -> Batch:
     """Returns the windows as a batch `[B, T, ...]`."""
-    rows, length = len(windows), _length(windows[0])
+    leading = len(windows), sum(s.stop - s.start for s in windows[0].segments)
     shape, dtype = self.sources[0].description.observation
-    frames = np.empty((rows, length, *shape), dtype)
-    # Column 0 of the steps is the one before the window.
-    steps = _blank(self.actions, len(self.tasks), (rows, length + 1))
-    for number, source in enumerate(self.sources):
-      requests = []
-      for row, window in enumerate(windows):
-        if window.source == number:
-          requests += _requests(source, window, row, frames, steps)
-      source.read(requests)
-    ids = np.stack([_segment_ids(window) for window in windows])
-    task = np.stack(
-      [
-        task_labels(self.sources[w.source].index, w, len(self.tasks))
-        for w in windows
-      ]
-    )
-    known = np.stack([self._known(w) for w in windows])
-    by_event = self.tasks != fmt.REWARD_ONLY
-    arrived = align(fmt.unflatten(steps), known, task if by_event else None)
+    frames = np.empty((*leading, *shape), dtype)
+    steps = self._blank((leading[0], leading[1] + 1))
+    first, terminal, known = (np.zeros(leading, bool) for _ in range(3))
+    task, ids = (np.zeros(leading, np.int32) for _ in range(2))
+    pays = np.zeros(leading, np.float32)
+    numbers = np.array([w.source for w in windows])
+    for number in np.unique(numbers).tolist():
+      rows = np.flatnonzero(numbers == number)
+      self.sources[number].read(
+        [
+          request
+          for row in rows.tolist()
+          for request in self._requests(windows[row], row, frames, steps)
+        ]
+      )
+      own = [windows[row] for row in rows.tolist()]
+      layout, index = lay_out(own), self.sources[number].index
+      first[rows] = layout.step == 0
+      at_end = layout.step == index.lengths[layout.episode] - 1
+      terminal[rows] = at_end & index.terminal[layout.episode]
+      known[rows] = self.labeled[number][layout.episode]
+      ids[rows] = layout.segment
+      task[rows] = self._tasks[number].labels(own, layout)
+      pays[rows] = self._tasks[number].rewards(layout, task[rows])
+    images = np.array([w.separate_images for w in windows])
+    known[images] = False
+    ids[images] = np.arange(leading[1])
     return Batch(
       frames=frames,
+      **align(steps, first, known),
+      reward=arrive(steps['reward'], first) if 'reward' in steps else pays,
+      cont=(~terminal).astype(np.float32),
       task=task,
       segment_ids=ids,
-      relevant=np.asarray([w.relevant for w in windows]),
-      **arrived,
+      relevant=np.array([w.relevant for w in windows]),
     )
 
-  def _known(self, window: Window) -> np.ndarray:
-    """`[T]` bool, whether actions of a frame's episode are used at all."""
-    if window.separate_images:
-      return np.zeros(_length(window), bool)
-    labeled = self.labeled[window.source]
-    return np.concatenate(
-      [np.full(s.stop - s.start, labeled[s.episode]) for s in window.segments]
-    )
+  @functools.cached_property
+  def _tasks(self) -> list[Tasks]:
+    return [Tasks(source.index, len(self.tasks)) for source in self.sources]
+
+  def _blank(self, leading: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Steps of which nothing is known, by flat name: what has to be read."""
+    blank = {'action_known': np.zeros(leading, bool)}
+    if self.tasks == fmt.REWARD_ONLY:
+      blank['reward'] = np.zeros(leading, np.float32)
+    for part in self.actions:
+      shape = () if part.kind == 'categorical' else (part.size,)
+      dtype = np.float32 if part.kind == 'continuous' else np.int32
+      blank[f'action/{part.name}'] = np.zeros((*leading, *shape), dtype)
+    return blank
+
+  def _requests(
+    self,
+    window: Window,
+    row: int,
+    frames: np.ndarray,
+    steps: Mapping[str, np.ndarray],
+  ) -> Iterator[Request]:
+    """What to read for one row: frames, and steps from one earlier on."""
+    fields = self.sources[window.source].fields
+    steps = {name: array for name, array in steps.items() if name in fields}
+    column = 0
+    for i, segment in enumerate(window.segments):
+      yield Request(segment, {'observation': frames}, row, column)
+      lead = int(i == 0 and segment.start > 0)
+      earlier = segment._replace(start=segment.start - lead)
+      yield Request(earlier, steps, row, column + 1 - lead)
+      column += segment.stop - segment.start
 
 
 def align(
-  steps: Mapping[str, Any], known: np.ndarray, task: np.ndarray | None
+  steps: Mapping[str, np.ndarray], first: np.ndarray, known: np.ndarray
 ) -> dict[str, Any]:
-  """Aligns steps by arrival.
+  """Aligns actions by arrival.
 
   Args:
-    steps: fields `[B, 1 + T, ...]` as in `fmt.features`, without
-      `observation`; column 0 is the step before the clip, where there is one.
+    steps: `action_known` and `action/NAME`, `[B, 1 + T, ...]` as on disk;
+      column 0 is the step before the clip, where there is one.
+    first: `[B, T]` bool, first frames of episodes.
     known: `[B, T]` bool, whether the actions of a frame's episode are used.
-    task: `[B, T]` task ids, or None for the environment's reward.
 
   Returns:
-    The fields of a `Batch` that steps decide on, `[B, T, ...]`: actions, their
-    masks, `reward` and `cont`.
+    The fields of a `Batch` on actions, `[B, T, ...]`.
   """
-  arrived = ~steps['is_first'][:, 1:]
-
-  def led_here(x: np.ndarray) -> np.ndarray:
-    """Moves what belongs to step t - 1 to frame t; 0 on first frames."""
-    mask = arrived.reshape(*arrived.shape, *(1,) * (x.ndim - 2))
-    return np.where(mask, x[:, :-1], np.zeros((), x.dtype))
-
-  if task is None:
-    reward = led_here(steps['reward'])
-  else:
-    events = led_here(steps['events'])
-    reward = np.take_along_axis(events, task[..., None], axis=-1)[..., 0]
-  action = steps['action'].items()
+  action = fmt.unflatten(steps)['action'].items()
   return {
     'action': {k: np.ascontiguousarray(v[:, 1:]) for k, v in action},
     'action_mask': steps['action_known'][:, 1:] & known,
-    'prev_action': {k: led_here(v) for k, v in action},
-    'prev_action_mask': led_here(steps['action_known']) & known,
-    'reward': reward.astype(np.float32),
-    'cont': (~steps['is_terminal'][:, 1:]).astype(np.float32),
+    'prev_action': {k: arrive(v, first) for k, v in action},
+    'prev_action_mask': arrive(steps['action_known'], first) & known,
   }
 
 
-def _length(window: Window) -> int:
-  return sum(s.stop - s.start for s in window.segments)
+def arrive(x: np.ndarray, first: np.ndarray) -> np.ndarray:
+  """Moves what belongs to step t - 1 to frame t; 0 on first frames.
 
+  Args:
+    x: `[B, 1 + T, ...]`, from the step before the clip on.
+    first: `[B, T]` bool.
 
-def _blank(
-  actions: Sequence[ActionComponent], tasks: int, leading: tuple[int, ...]
-) -> dict[str, np.ndarray]:
-  """Steps of which nothing is known, by flat name."""
-  blank = {
-    'reward': np.zeros(leading, np.float32),
-    'events': np.zeros((*leading, tasks), np.uint8),
-    'action_known': np.zeros(leading, bool),
-    'is_first': np.ones(leading, bool),
-    'is_terminal': np.zeros(leading, bool),
-  }
-  for part in actions:
-    shape = () if part.kind == 'categorical' else (part.size,)
-    dtype = np.float32 if part.kind == 'continuous' else np.int32
-    blank[f'action/{part.name}'] = np.zeros((*leading, *shape), dtype)
-  return blank
-
-
-def _requests(
-  source: EpisodeSource,
-  window: Window,
-  row: int,
-  frames: np.ndarray,
-  steps: Mapping[str, np.ndarray],
-) -> list[Request]:
-  """What to read for one row: observations, and steps from one earlier on."""
-  steps = {k: v for k, v in steps.items() if k in source.fields}
-  requests, column = [], 0
-  for i, segment in enumerate(window.segments):
-    requests.append(Request(segment, {'observation': frames}, row, column))
-    lead = int(i == 0 and segment.start > 0)
-    earlier = Stretch(segment.episode, segment.start - lead, segment.stop)
-    requests.append(Request(earlier, steps, row, column + 1 - lead))
-    column += segment.stop - segment.start
-  return requests
-
-
-def _segment_ids(window: Window) -> np.ndarray:
-  if window.separate_images:
-    return np.arange(_length(window), dtype=np.int32)
-  sizes = [s.stop - s.start for s in window.segments]
-  return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+  Returns:
+    `[B, T, ...]`.
+  """
+  mask = first.reshape(*first.shape, *(1,) * (x.ndim - 2))
+  return np.where(mask, np.zeros((), x.dtype), x[:, :-1])

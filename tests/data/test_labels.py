@@ -31,6 +31,7 @@ class Source(types.SimpleNamespace):
         event_episode=np.zeros(0, int),
         event_frame=np.zeros(0, int),
         event_task=np.zeros(0, int),
+        terminal=np.zeros(4, bool),
         attributes=ATTRIBUTES,
       ),
     )

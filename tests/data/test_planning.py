@@ -7,7 +7,6 @@ import pytest
 
 from dreamer4_jax.data import planning
 from dreamer4_jax.data.format import SplitIndex
-from dreamer4_jax.data.sources import Stretch
 
 # Episode 0: 6 frames, task 0 on frame 2, task 1 on frame 4.
 # Episode 1: 3 frames, nothing. Episode 2: 9 frames, task 0 on frame 8.
@@ -19,6 +18,7 @@ def make_index(events=tuple(EVENTS), lengths=(6, 3, 9)):
   return SplitIndex(
     lengths=np.array(lengths),
     first_chunks=np.arange(len(lengths)),
+    terminal=np.ones(len(lengths), bool),
     event_episode=columns[:, 0],
     event_frame=columns[:, 1],
     event_task=columns[:, 2],
@@ -37,48 +37,12 @@ def make_planner(**kwargs):
   )
 
 
-def window(*segments, anchor=-1, switch=False):
-  return planning.Window(
-    segments=tuple(Stretch(e, a, b) for e, a, b in segments),
-    anchor_task=anchor,
-    switch_tasks=switch,
-    separate_images=False,
-  )
-
-
-def test_advancing_labels_name_the_next_event():
-  w = window((0, 0, 6), (1, 0, 3), (2, 6, 9), switch=True)
-  labels = planning.task_labels(make_index(), w, 3)
-  assert labels.tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 0, 0, 0, 1]
-  assert labels.dtype == np.int32
-  # With two tasks, episode 0 has done them all, and stays with the last.
-  labels = planning.task_labels(make_index(), w, 2)
-  assert labels[:6].tolist() == [0, 0, 1, 1, 1, 1]
-
-
-def test_constant_labels_hold_the_anchor_or_the_first_label():
-  index = make_index()
-  # The anchor is event 0 of episode 0, though 1 comes next on frame 2.
-  w = window((0, 1, 6), (0, 0, 3), anchor=0)
-  assert planning.task_labels(index, w, 3).tolist() == [0] * 8
-  w = window((0, 1, 6), (0, 0, 3), anchor=1)
-  assert planning.task_labels(index, w, 3).tolist() == [1] * 5 + [0] * 3
-  w = window((0, 3, 6), (0, 0, 3))
-  assert planning.task_labels(index, w, 3).tolist() == [1] * 3 + [0] * 3
-
-
-def test_switching_overrules_the_anchor():
-  w = window((0, 0, 5), anchor=1, switch=True)
-  labels = planning.task_labels(make_index(), w, 3)
-  assert labels.tolist() == [0, 0, 1, 1, 2]
-
-
 @pytest.mark.parametrize('relevant', [0.0, 1.0])
 def test_windows_are_full_and_continue_with_first_frames(relevant):
   planner = make_planner(length=20, relevant_share=relevant)
   lengths = planner.indices[0].lengths
   for batch in range(200):
-    segments = planner.plan(batch, 0).segments
+    segments = planner.plan(batch, [0])[0].segments
     assert sum(s.stop - s.start for s in segments) == 20
     assert all(s.start == 0 for s in segments[1:])
     assert all(s.stop == lengths[s.episode] for s in segments[:-1])
@@ -124,14 +88,14 @@ def test_processes_share_an_epoch_without_overlap(processes):
   planner = make_planner(indices=[make_index(lengths=(20, 3, 31))], length=2)
   rows = np.array_split(np.arange(4), processes)
   by_process = [
-    [frames(planner.plan(b, r).segments) for b in range(27) for r in own]
+    [frames(w.segments) for b in range(27) for w in planner.plan(b, own)]
     for own in rows
   ]
   drawn = collections.Counter(f for p in by_process for w in p for f in w)
   # Rows of one process in an epoch are not those of another.
   assert set(drawn.values()) == {4} and len(drawn) == 54
   whole = [
-    frames(planner.plan(b, r).segments) for b in range(27) for r in range(4)
+    frames(w.segments) for b in range(27) for w in planner.plan(b, range(4))
   ]
   assert sorted(w for p in by_process for w in p) == sorted(whole)
 
@@ -141,7 +105,7 @@ def test_datasets_are_mixed_by_weight_and_each_by_its_epochs():
   planner = make_planner(
     indices=[small, make_index()], weights=[1.0, 3.0], length=4
   )
-  windows = [planner.plan(b, r) for b in range(8) for r in range(4)]
+  windows = [w for b in range(8) for w in planner.plan(b, range(4))]
   assert [w.source for w in windows].count(0) == 8
   # Any run of rows has its share: none is more than one off.
   for n in range(1, 33):
@@ -161,20 +125,20 @@ def test_relevant_rows_come_from_datasets_with_events():
   )
   for batch in range(20):
     for row in range(4):
-      w = planner.plan(batch, row)
+      w = planner.plan(batch, [row])[0]
       assert w.relevant == planner.is_relevant(row)
       assert not w.relevant or w.source == 1
 
 
 def test_a_row_depends_on_the_seed_and_its_number_alone():
   a, b = make_planner(seed=5), make_planner(seed=5)
-  late = b.plan(9, 2)
+  late = b.plan(9, [2])
   for batch in range(9):
-    a.plan(batch, 0)
-  assert a.plan(9, 2) == late
+    a.plan(batch, range(4))
+  assert a.plan(9, [2]) == late
   other = make_planner(seed=6)
-  assert [other.plan(n, 0) for n in range(9)] != [
-    a.plan(n, 0) for n in range(9)
+  assert [other.plan(n, [0]) for n in range(9)] != [
+    a.plan(n, [0]) for n in range(9)
   ]
 
 
@@ -182,7 +146,7 @@ def test_tasks_are_equally_likely_and_the_event_is_anywhere_it_fits():
   planner = make_planner(relevant_share=1.0)
   tasks, positions = collections.Counter(), collections.Counter()
   for batch in range(8_000):
-    w = planner.plan(batch, 1)
+    w = planner.plan(batch, [1])[0]
     first = w.segments[0]
     tasks[w.anchor_task] += 1
     found = [

@@ -154,6 +154,7 @@ NAN = np.array([0.0] * 4 + [np.nan] + [0.0] * 5, np.float32)
     (broken(reward=NAN), 'reward: found nan on a step'),
     (broken(reward=np.ones(10)), 'reward: found 1.0 on the last step'),
     (broken(events=np.ones((10, 2))), 'events: found dtype float64'),
+    (broken(events=np.full((10, 2), 2)), 'events: found 2, expected 0 or 1'),
     (
       broken(events=np.ones((10, 2), bool)),
       r'events: found \[0, 1\] on the la',
