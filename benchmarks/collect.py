@@ -3,15 +3,16 @@
 python -m benchmarks.collect
 
 Prints one JSON object: steps per second of environment, rendering and scripted
-player on all threads together, frames fetched to the host; medians over the
-repeats. What is written to disk comes on top.
+player in all processes together, frames fetched to the host; medians over the
+repeats. The processes are those of `data_pipelines.collect`, each on its own
+cores. What is written to disk comes on top.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -19,10 +20,10 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import tyro
 
-from data_pipelines.collect import CollectConfig, Stage
+from data_pipelines.collect import CollectConfig, cores_of, settle
+from data_pipelines.stage import Stage
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.envs import make_env
 
@@ -34,9 +35,9 @@ class CollectBenchmark:
   env: str = 'craftax:Craftax-Classic-Pixels-v1'
   """Adapter and level."""
   parallel: int = 32
-  """Environments, shared by the threads."""
-  threads: int = 2
-  """Threads."""
+  """Environments, shared by the processes."""
+  workers: int = 2
+  """Processes."""
   block: int = 64
   """Steps between two fetches."""
   blocks: int = 4
@@ -47,40 +48,54 @@ class CollectBenchmark:
 
 def main(config: CollectBenchmark) -> dict[str, Any]:
   """Measures, and returns what is printed."""
-  batch = config.parallel // config.threads
-  env = make_env(EnvConfig(name=config.env, max_steps=10_000))
-  settings = CollectConfig(
-    out='unused', env=config.env, noise=(0.05,), block=config.block
-  )
-  stage = Stage(settings, env, batch)
-  lanes = [
-    stage.begin(stage.keys(jax.random.key(thread), range(batch)))
-    for thread in range(config.threads)
+  context = multiprocessing.get_context('spawn')
+  # Everybody waits here before and after each measurement.
+  barrier, alive = context.Barrier(config.workers + 1), context.SimpleQueue()
+  processes = [
+    context.Process(target=_run, args=(config, i, barrier, alive), daemon=True)
+    for i in range(config.workers)
   ]
-
-  def run(thread: int) -> None:
-    for _ in range(config.blocks):
-      lanes[thread], played = stage.play(stage.player.params, lanes[thread])
-      jax.device_get(played)
-
-  run(0)  # Compiles.
+  for process in processes:
+    process.start()
+  batch = config.parallel // config.workers
+  steps = config.blocks * config.block * batch * config.workers
   rates = []
-  with concurrent.futures.ThreadPoolExecutor(config.threads) as pool:
-    for _ in range(config.repeats):
-      begin = time.perf_counter()
-      list(pool.map(run, range(config.threads)))
-      steps = config.blocks * config.block * batch * config.threads
-      rates.append(steps / (time.perf_counter() - begin))
-  alive = [float((~lane.step.terminal).mean()) for lane in lanes]
+  for _ in range(config.repeats):
+    barrier.wait()
+    begin = time.perf_counter()
+    barrier.wait()
+    rates.append(steps / (time.perf_counter() - begin))
+  shares = [alive.get() for _ in processes]
+  for process in processes:
+    process.join()
   return {
     'steps_per_second': statistics.median(rates),
     'range': [min(rates), max(rates)],
-    'alive_at_the_end': float(jnp.mean(jnp.asarray(alive))),
+    'alive_at_the_end': statistics.mean(shares),
     'config': dataclasses.asdict(config),
     'cores': os.cpu_count(),
     'jax': jax.__version__,
     'python': platform.python_version(),
   }
+
+
+def _run(config: CollectBenchmark, number: int, barrier: Any, alive: Any):
+  settle(cores_of(number, config.workers))
+  batch = config.parallel // config.workers
+  env = make_env(EnvConfig(name=config.env, max_steps=10_000))
+  settings = CollectConfig(
+    out='unused', env=config.env, noise=(0.05,), block=config.block
+  )
+  stage = Stage(settings, env, batch)
+  lane = stage.begin(stage.keys(jax.random.key(number), range(batch)))
+  lane, _ = stage.play(stage.player.params, lane)  # Compiles.
+  for _ in range(config.repeats):
+    barrier.wait()
+    for _ in range(config.blocks):
+      lane, played = stage.play(stage.player.params, lane)
+      jax.device_get(played)
+    barrier.wait()
+  alive.put(float((~lane.step.terminal).mean()))
 
 
 if __name__ == '__main__':

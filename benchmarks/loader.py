@@ -29,6 +29,7 @@ import tyro
 from data_pipelines import writer
 from dreamer4_jax.config import PHASES, ActionComponent, Config
 from dreamer4_jax.data import Description, EpisodeSource, make_loader
+from dreamer4_jax.memory import keep_freed_memory
 
 READ_AT_ONCE = 64
 """Records that raw reading takes in one call."""
@@ -62,6 +63,7 @@ class LoaderBenchmark:
 
 def main(config: LoaderBenchmark) -> dict[str, Any]:
   """Measures, and returns what is printed."""
+  keep_freed_memory()  # As `dreamer4 train` does.
   with tempfile.TemporaryDirectory() as directory:
     path = config.dataset or _make_dataset(config, directory)
     source = EpisodeSource(path, config.split, cache_bytes=0)

@@ -35,6 +35,7 @@ def recording_config(tmp_path_factory):
     max_steps=30,
     seed=3,
     parallel=16,
+    workers=1,
   )
 
 

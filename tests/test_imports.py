@@ -19,6 +19,7 @@ ROOMS = {
   'presets': set(),
   'compatibility': set(),
   'iterator_state': set(),
+  'memory': set(),
   'checkpoint': {'compatibility', 'iterator_state'},
   'sharding': set(),
   'nn': set(),

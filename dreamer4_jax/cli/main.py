@@ -12,6 +12,7 @@ import sys
 
 from dreamer4_jax.cli import configs, data
 from dreamer4_jax.config import PHASES, Config
+from dreamer4_jax.memory import keep_freed_memory
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   _add_quickstart(commands)
   data.add_commands(commands)
   args = parser.parse_args(argv)
+  keep_freed_memory()
   try:
     return args.run(args)
   except (ValueError, FileNotFoundError) as error:

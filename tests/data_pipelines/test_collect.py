@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines import doorkey_player, writer
+from data_pipelines import doorkey_player, recording, writer
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.envs import host, make_env
@@ -78,8 +78,8 @@ def test_round_trip_is_exact(config, path, number):
 @pytest.mark.parametrize(
   'changes',
   [
-    {'parallel': 3, 'threads': 1},
-    {'parallel': 7, 'threads': 3, 'block': 4},
+    {'parallel': 3},
+    {'parallel': 7, 'workers': 2, 'block': 4},
     {'parallel': 1, 'block': 31},
   ],
 )
@@ -94,11 +94,9 @@ def test_how_it_is_played_changes_nothing(config, path, tmp_path, changes):
 
 
 def test_an_interrupted_recording_goes_on(config, path, tmp_path, monkeypatch):
-  monkeypatch.setattr(collect, 'SHARD_FRAMES', 40)
-  other = dataclasses.replace(
-    config, out=str(tmp_path / 'd'), parallel=4, threads=1
-  )
-  original, count = collect.record, []
+  monkeypatch.setattr(recording, 'SHARD_FRAMES', 40)
+  other = dataclasses.replace(config, out=str(tmp_path / 'd'), parallel=4)
+  original, count = recording.record, []
 
   def power_cut(*args):
     for episode in original(*args):
@@ -107,7 +105,7 @@ def test_an_interrupted_recording_goes_on(config, path, tmp_path, monkeypatch):
       count.append(episode.attributes['number'])
       yield episode
 
-  monkeypatch.setattr(collect, 'record', power_cut)
+  monkeypatch.setattr(recording, 'record', power_cut)
   with pytest.raises(KeyboardInterrupt):
     collect.collect(other, progress=False)
   assert not (tmp_path / 'd').exists()
@@ -118,7 +116,7 @@ def test_an_interrupted_recording_goes_on(config, path, tmp_path, monkeypatch):
       played.append(episode.attributes['number'])
       yield episode
 
-  monkeypatch.setattr(collect, 'record', watched)
+  monkeypatch.setattr(recording, 'record', watched)
   report = collect.collect(other, progress=False)
   assert report['train']['episodes'] == 24
   # At most a shard's worth is played again.
@@ -137,6 +135,7 @@ def test_random_play_uses_every_action(tmp_path):
     test_episodes=1,
     max_steps=20,
     parallel=20,
+    workers=1,
     repeat=0.5,
   )
   collect.collect(config, progress=False)
@@ -154,7 +153,7 @@ def test_a_simulator_on_the_host_is_recorded(tmp_path, monkeypatch):
   monkeypatch.setattr(collect, 'make_env', lambda config: env)
   config = collect.CollectConfig(
     out=str(tmp_path / 'd'), env='counter:x', policy='random', episodes=7,
-    test_episodes=2, max_steps=4, parallel=3,
+    test_episodes=2, max_steps=4, parallel=3, workers=1,
   )  # fmt: skip
   collect.collect(config, progress=False)
   source = EpisodeSource(tmp_path / 'd', 'train')
@@ -175,7 +174,7 @@ def test_a_simulator_on_the_host_is_recorded(tmp_path, monkeypatch):
   ('changes', 'message'),
   [
     ({'policy': 'checkpoint'}, "CollectConfig.run = ''"),
-    ({'threads': -1}, 'CollectConfig.threads = -1'),
+    ({'workers': -1}, 'CollectConfig.workers = -1'),
     ({'idle': 2.0}, 'CollectConfig.idle = 2.0'),
   ],
 )
@@ -187,7 +186,9 @@ def test_wrong_ways_to_play_are_named(config, changes, message):
 def test_an_environment_without_a_script_is_named(tmp_path, monkeypatch):
   env = host.HostEnv(Counter, EnvConfig(max_steps=4))
   monkeypatch.setattr(collect, 'make_env', lambda config: env)
-  config = collect.CollectConfig(out=str(tmp_path / 'd'), env='counter:x')
+  config = collect.CollectConfig(
+    out=str(tmp_path / 'd'), env='counter:x', workers=1
+  )
   with pytest.raises(ValueError, match="no scripted player for 'counter:x'"):
     collect.collect(config, progress=False)
 

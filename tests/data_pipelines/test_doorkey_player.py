@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from data_pipelines.stage import Stage
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.envs import make_env
 
@@ -72,7 +73,7 @@ def play(level, keys, *, noise, max_steps):
   config = collect.CollectConfig(
     out='unused', env=name, noise=(noise,), block=max_steps
   )
-  stage = collect.Stage(config, env, len(keys))
+  stage = Stage(config, env, len(keys))
   lane = stage.begin(keys)
   start = lane.state.timestep.state
   # A copy: the lane is donated.
