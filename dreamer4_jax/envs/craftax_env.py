@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamer4_jax.config import ActionComponent, EnvConfig, require
+from dreamer4_jax.envs import craftax_view
 from dreamer4_jax.envs.protocol import EnvSpec
 from dreamer4_jax.types import Actions, Array, EnvStep, PyTree
 
@@ -74,6 +75,8 @@ class Craftax:
       'must be at least 1',
     )
     self._env = make_craftax_env_from_name(level, auto_reset=False)
+    classic = level.startswith('Craftax-Classic')
+    self._draw = craftax_view.draw if classic else self._package_draw
     params = self._env.default_params
     self.params = params.replace(max_timesteps=_NEVER)
     actions, achievements = LEVELS[level]
@@ -99,9 +102,10 @@ class Craftax:
     """Starts one episode per key; see `Environment.reset`."""
     split = jax.vmap(jax.random.split)(keys)
     with jax.numpy_rank_promotion('allow'):
-      image, game = jax.vmap(self._env.reset, in_axes=(0, None))(
+      _, game = jax.vmap(self._env.reset, in_axes=(0, None))(
         split[:, 0], self.params
       )
+    image = self._draw(game)
     batch = keys.shape[0]
     never = jnp.zeros((batch,), bool)
     state = CraftaxState(
@@ -132,7 +136,7 @@ class Craftax:
       game = jax.tree.map(
         lambda new, old: _where(over, old, new), game, state.game
       )
-      image = jax.vmap(self._env.get_obs)(game)
+    image = self._draw(game)
     fresh = game.achievements & ~state.game.achievements
     late = ~died & (game.timestep >= self._spec.max_steps)
     new = CraftaxState(
@@ -149,9 +153,14 @@ class Craftax:
       timeout=new.timeout,
     )
 
+  def _package_draw(self, game: PyTree) -> Array:
+    """`[B, H, W, 3]` float32 in 0..255."""
+    with jax.numpy_rank_promotion('allow'):
+      return jax.vmap(self._env.get_obs)(game) * 255
+
 
 def _to_uint8(image: Array) -> Array:
-  return jnp.round(image * 255).astype(jnp.uint8)
+  return jnp.round(image).astype(jnp.uint8)
 
 
 def _strong(x: Array) -> Array:
