@@ -48,7 +48,7 @@ config = Config(
     num_spatial_tokens=4,
     num_registers=1,
     context_length=16,
-    whitening_floor=0.1,
+    whitening_floor=0.02,
   ),
   # Rewards are 0 or 1: bins up to 19 are enough, and the mean is not a sum
   # over bins of millions.
@@ -67,10 +67,10 @@ config = Config(
       optimizer=OptimizerConfig(learning_rate=2e-3, decay_share=0.4),
     ),
     dynamics=DynamicsPhase(
-      steps=3000,
+      steps=4200,
       batch_size=8,
       clip_length=16,
-      bootstrap_start=1900,
+      bootstrap_start=2700,
       # Learns what actions do in three quarters of the steps.
       end_share=0.7,
       log_every=50,

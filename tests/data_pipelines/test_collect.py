@@ -12,6 +12,7 @@ from data_pipelines import doorkey_player, recording, writer
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.envs import host, make_env
+from tests.data_pipelines import batches
 from tests.envs.test_host_envs import Counter
 
 collect = pytest.importorskip('data_pipelines.collect')
@@ -168,6 +169,27 @@ def test_a_simulator_on_the_host_is_recorded(tmp_path, monkeypatch):
     np.testing.assert_array_equal(
       steps['reward'], steps['action']['action'] * ~steps['is_last']
     )
+
+
+def test_actions_lead_to_frames_in_batches(tmp_path, monkeypatch):
+  env = host.HostEnv(Counter, EnvConfig(max_steps=4))
+  monkeypatch.setattr(collect, 'make_env', lambda config: env)
+  config = collect.CollectConfig(
+    out=str(tmp_path / 'd'), env='counter:x', policy='random', episodes=1,
+    test_episodes=1, max_steps=4, parallel=1, workers=1,
+  )  # fmt: skip
+  collect.collect(config, progress=False)
+  steps = EpisodeSource(tmp_path / 'd', 'train')[0]
+  first, count = int(steps['observation'][0, 0, 0, 0]), len(steps['reward'])
+  # The simulator pays the number of the action, and shows its steps.
+  shown = np.arange(first, first + count, dtype=np.uint8)
+  truth = batches.Truth(
+    frames=shown[:, None, None, None].repeat(4, 1).repeat(6, 2).repeat(3, 3),
+    actions={'action': steps['reward'][:-1].astype(int)},
+    rewards=steps['reward'][:-1],
+    terminal=count - 1 == first // 10 + 2,
+  )
+  batches.check(tmp_path / 'd', [truth], batches=5)
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,20 @@ recorded, so that nothing wrong gets into a dataset unnoticed.
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
-from data_pipelines import convert, video, vpt, writer
+from data_pipelines import convert, minari_datasets, video, vpt, writer
 from dreamer4_jax.data import EpisodeSource
-from tests.data_pipelines import test_lerobot, test_vpt, test_writer
+from tests.data_pipelines import test_lerobot, test_rlds, test_vpt, test_writer
 from tests.data_pipelines.test_video import frames, write
 from tests.data_pipelines.test_vpt import lines
 
 SEED = 20_260_101
 VIDEOS, RECORDINGS, FILES, EPISODES = 96, 64, 48, 92
+RLDS, MINARI = 24, 20
 
 
 def damaged(data, kind, rng):
@@ -182,6 +184,90 @@ def test_lerobot_files(tmp_path, request):
 
 
 v2 = test_lerobot.v2
+
+
+def some_damage(root, targets, convert, out, rng, count):
+  """Damages one file at a time; yields datasets that were made nevertheless.
+
+  Args:
+    root: of the input, which errors must name.
+    targets: files, each with the kinds of damage to do to it.
+    convert: `out -> report`.
+    out: where datasets go.
+    rng: of the damage.
+    count: how often.
+  """
+  for i in range(count):
+    target, kinds = targets[i % len(targets)]
+    whole = target.read_bytes()
+    kind = kinds[i // len(targets) % len(kinds)]
+    target.write_bytes(damaged(whole, kind, rng))
+    try:
+      report = convert(out / f'd{i}')
+    except (ValueError, FileNotFoundError) as error:
+      assert str(root) in str(error)
+      assert not (out / f'd{i}').exists()
+    else:
+      yield EpisodeSource(out / f'd{i}', 'train'), report
+    target.write_bytes(whole)
+
+
+dataset = test_rlds.dataset
+
+
+def test_rlds_files(dataset, tmp_path):
+  root = tmp_path / 'in'
+  shutil.copytree(dataset, root)
+  records = next(root.glob('*.array_record*'))
+  convert_to = lambda out: test_rlds.run(root, out)
+  made = 0
+  for source, report in some_damage(
+    root,
+    [
+      (f, KINDS)
+      for f in (records, root / 'features.json', root / 'dataset_info.json')
+    ],
+    convert_to,
+    tmp_path,
+    np.random.default_rng(SEED + 4),
+    RLDS,
+  ):
+    made += 1
+    truth = [
+      np.array(
+        [test_rlds.step(t, n, seed)['observation']['image_0'] for t in range(n)]
+      )
+      for seed, n in enumerate(test_rlds.LENGTHS)
+    ]
+    assert len(source) + len(report['skipped']) >= 1
+    for e in range(len(source)):
+      found = source[e]['observation']
+      assert any(np.array_equal(found, x) for x in truth)
+  assert made < RLDS / 2
+
+
+def test_minari_files(tmp_path, monkeypatch):
+  test_minari = pytest.importorskip('tests.data_pipelines.test_minari')
+  root, _ = test_minari.make(tmp_path / 'in', 'image', monkeypatch)
+  data, about = next(root.rglob('*.hdf5')), next(root.rglob('metadata.json'))
+  # HDF5 as Minari writes it has no checksums: what is changed within a frame
+  # cannot be noticed by anybody.
+  visible = ('cut', 'hole', 'empty', 'text', 'alien')
+
+  def convert_to(out):
+    minari_datasets.open_dataset.cache_clear()
+    return test_minari.run(root, out)
+
+  for source, _ in some_damage(
+    root, [(data, visible), (about, KINDS)], convert_to, tmp_path,
+    np.random.default_rng(SEED + 5), MINARI,
+  ):  # fmt: skip
+    for e, length in enumerate(source.index.lengths):
+      frames_of = 20 * e + np.arange(test_minari.LENGTHS[e] + 1)
+      assert length == len(frames_of)
+      np.testing.assert_array_equal(
+        source[e]['observation'][:, 0, 0, 0], frames_of
+      )
 
 
 def spoilt(steps, rng):

@@ -11,6 +11,7 @@ import pytest
 
 from data_pipelines import lerobot as lib
 from dreamer4_jax.data import EpisodeSource
+from tests.data_pipelines import batches
 from tests.data_pipelines.test_video import frames, write
 
 LENGTHS = (7, 12, 5)
@@ -159,6 +160,22 @@ def test_episodes_come_back(layout, request, tmp_path):
       found['is_terminal'], (t == length - 1) & (i == 1)
     )
     assert source.index.attributes[i]['instruction'] == f'task {i}'
+
+
+def test_actions_lead_to_frames_in_batches(v3, tmp_path):
+  run(v3, tmp_path / 'd', terminal='next.done')
+  every = np.concatenate([actions(i, n) for i, n in enumerate(LENGTHS)])
+  low, high = every.min(0), every.max(0)
+  truth = [
+    batches.Truth(
+      frames=frames(n, seed=i),
+      actions={'action': (actions(i, n)[:-1] - low) / (high - low) * 2 - 1},
+      rewards=np.arange(n - 1) == n - 2,
+      terminal=i == 1,
+    )
+    for i, n in enumerate(LENGTHS)
+  ]
+  batches.check(tmp_path / 'd', truth, atol=1e-5, last_known=True)
 
 
 def test_images_can_lie_in_the_table(tmp_path):

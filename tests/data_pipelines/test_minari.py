@@ -9,6 +9,7 @@ pytest.importorskip('h5py')
 
 from data_pipelines import minari_datasets as lib  # noqa: E402
 from dreamer4_jax.data import EpisodeSource  # noqa: E402
+from tests.data_pipelines import batches  # noqa: E402
 
 LENGTHS = (5, 8, 2)
 
@@ -95,6 +96,24 @@ def test_episodes_come_back(tmp_path, monkeypatch, kind):
       found['reward'], np.where(t < length, t + 1, 0)
     )
     assert found['is_terminal'][-1] == (i == 1)
+
+
+def test_actions_lead_to_frames_in_batches(tmp_path, monkeypatch):
+  dataset, actions = make(tmp_path / 'in', 'image', monkeypatch)
+  run(dataset, tmp_path / 'd')
+  shown = lambda i, n: 20 * i + np.arange(n + 1, dtype=np.uint8)
+  truth = [
+    batches.Truth(
+      frames=np.broadcast_to(
+        shown(i, n)[:, None, None, None], (n + 1, 6, 8, 3)
+      ),
+      actions={'action': np.array(actions[i]) - 1},
+      rewards=1.0 + np.arange(n),
+      terminal=i == 1,
+    )
+    for i, n in enumerate(LENGTHS)
+  ]
+  batches.check(tmp_path / 'd', truth)
 
 
 def test_frames_are_resized(tmp_path, monkeypatch):

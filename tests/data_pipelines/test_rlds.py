@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import rlds as lib
 from dreamer4_jax.data import EpisodeSource
+from tests.data_pipelines import batches
 
 LENGTHS = (6, 1, 9, 4)
 
@@ -131,6 +132,24 @@ def test_episodes_come_back(dataset, tmp_path):
   assert source.index.attributes[1]['instruction'] == 'pick \u00fcp'
   assert source.index.attributes[0]['instruction'] == 'put'
   assert report['notes'][lib.LOST_REWARD] == 4
+
+
+def test_actions_lead_to_frames_in_batches(dataset, tmp_path):
+  run(dataset, tmp_path / 'd', reward_at='arrival', actions=('hand=grip:3',))
+  truth = []
+  for seed, length in enumerate(LENGTHS):
+    steps = [step(t, length, seed) for t in range(length)]
+    # Of an episode of one frame no action is known; any stands for it.
+    led = steps[:-1] or steps
+    truth.append(
+      batches.Truth(
+        frames=np.array([s['observation']['image_0'] for s in steps]),
+        actions={'hand': np.array([s['grip'] for s in led])},
+        rewards=np.array([s['reward'] for s in steps[1:]]),
+        terminal=bool(steps[-1]['is_terminal']),
+      )
+    )
+  batches.check(tmp_path / 'd', truth)
 
 
 def test_rewards_can_stand_on_the_frame_they_were_reached_with(
