@@ -24,7 +24,7 @@ from PIL import Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines import convert, video, writer
+from data_pipelines import convert, values, video, writer
 from dreamer4_jax.config import ActionComponent, require
 from dreamer4_jax.data import format as fmt
 
@@ -235,9 +235,8 @@ def _picture(cell: Any, how: video.Frames) -> np.ndarray:
     image = Image.open(io.BytesIO(data)).convert('RGB')
   except Exception as error:
     raise convert.SkipError('damaged image') from error
-  if how.size is not None and image.size != how.size[::-1]:
-    image = image.resize(how.size[::-1], Image.Resampling.BOX)
-  return np.asarray(image)
+  image = np.asarray(image)
+  return image if how.size is None else values.resized(image, how.size)
 
 
 def convert_episode(
@@ -259,8 +258,6 @@ def convert_episode(
       f'{config.action}: found shape {action.shape}, expected rows of '
       f'{len(low)} finite numbers'
     )
-  width = np.where(high > low, high - low, 1.0)
-  scaled = np.clip(2 * (action - low) / width - 1, -1, 1).astype(np.float32)
   reward = np.zeros(len(action), np.float32)
   if config.reward in table.column_names:
     reward = column(table, config.reward)[:, 0]
@@ -279,7 +276,7 @@ def convert_episode(
     writer.Episode(
       steps={
         'observation': np.stack(frames[:count]),
-        'action': {'action': scaled[:count]},
+        'action': {'action': values.scaled(action[:count], low, high)},
         'action_known': np.ones(count, bool),
         'reward': reward,
         'events': np.zeros((count, 1), np.uint8),

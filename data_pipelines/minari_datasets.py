@@ -16,9 +16,8 @@ from typing import Any
 import gymnasium
 import minari
 import numpy as np
-from PIL import Image
 
-from data_pipelines import convert, writer
+from data_pipelines import convert, values, writer
 from dreamer4_jax.data import format as fmt
 from dreamer4_jax.envs.gymnasium_env import action_components
 
@@ -91,17 +90,6 @@ def image_of(observations: Any, key: str) -> np.ndarray:
   return image.repeat(3, -1) if image.shape[-1] == 1 else image
 
 
-def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Brings frames `[T, H, W, 3]` to a height and width by averaging."""
-  if frames.shape[1:3] == size:
-    return frames
-  wide = (size[1], size[0])
-  box = Image.Resampling.BOX
-  return np.stack(
-    [np.asarray(Image.fromarray(f).resize(wide, box)) for f in frames]
-  )
-
-
 def to_components(
   actions: np.ndarray, space: gymnasium.Space
 ) -> dict[str, np.ndarray]:
@@ -116,8 +104,7 @@ def to_components(
   flat = actions.reshape(len(actions), -1)
   if isinstance(space, spaces.Box):
     low, high = space.low.ravel(), space.high.ravel()
-    scaled = 2 * (flat - low) / np.where(high > low, high - low, 1) - 1
-    return {'action': np.clip(scaled, -1, 1).astype(np.float32)}
+    return {'action': values.scaled(flat, low, high)}
   return {'action': flat}
 
 
@@ -164,7 +151,7 @@ def _episode(
   actions = to_components(data.actions, dataset.action_space)
   return writer.Episode(
     steps={
-      'observation': resize(frames, size),
+      'observation': np.stack([values.resized(f, size) for f in frames]),
       'action': {k: last(v) for k, v in actions.items()},
       'action_known': np.arange(count + 1) < count,
       'reward': last(np.asarray(data.rewards, np.float32).reshape(count)),

@@ -15,15 +15,13 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-import struct
 from typing import Any, Literal
 
-from array_record.python.array_record_module import ArrayRecordReader
 import numpy as np
-from PIL import Image
 import tensorflow_datasets as tfds
 
-from data_pipelines import convert, writer
+from data_pipelines import convert, values, writer
+from data_pipelines.rlds_records import get, parse, read_records
 from dreamer4_jax.config import ActionComponent, require
 from dreamer4_jax.data import format as fmt
 
@@ -31,7 +29,6 @@ LOST_REWARD = (
   'rewards on last steps left out, since their actions lead nowhere; if they '
   'stand on the frame they were reached with, say --reward-at arrival'
 )
-_MAX_RECORD = 1 << 33
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,75 +101,6 @@ class Fields:
   parts: tuple[ActionComponent, ...]
 
 
-def read_records(path: str | pathlib.Path) -> Iterator[bytes]:
-  """Yields the records of an array_record or tfrecord file.
-
-  Raises:
-    SkipError: the file is damaged; what came before is good.
-  """
-  if '.array_record' in pathlib.Path(path).name:
-    try:
-      reader = ArrayRecordReader(str(path))
-      for begin in range(0, reader.num_records(), 16):
-        end = min(begin + 16, reader.num_records())
-        yield from reader.read(begin, end)
-      if not reader.ok():
-        raise OSError('no array_record file')
-    except Exception as error:
-      raise convert.SkipError('damaged array_record file') from error
-    return
-  with open(path, 'rb') as file:
-    while head := file.read(12):
-      if len(head) < 12:
-        raise convert.SkipError('truncated tfrecord file')
-      (length,) = struct.unpack('<Q', head[:8])
-      # The length has its own checksum; here its size and the file's end tell.
-      record = file.read(length + 4) if length < _MAX_RECORD else b''
-      if len(record) < length + 4:
-        raise convert.SkipError('truncated tfrecord file')
-      yield record[:-4]
-
-
-def get(step: Mapping[str, Any], field: str) -> Any:
-  """Returns a field by its path, such as observation/image."""
-  value: Any = step
-  for name in field.split('/'):
-    if not isinstance(value, Mapping) or name not in value:
-      raise writer.EpisodeError(
-        f'{field}: no such field; a step has {sorted(fmt.flatten(step))}'
-      )
-    value = value[name]
-  return value
-
-
-def parse(
-  record: bytes, features: Any, skip: Sequence[str] = ()
-) -> list[dict[str, Any]]:
-  """Returns the steps of an episode.
-
-  Args:
-    record: as `read_records` yields it.
-    features: of the dataset, with the dataset `steps`.
-    skip: fields of a step, such as images, that are not decoded.
-
-  Raises:
-    EpisodeError: the record is damaged.
-  """
-  decoders: dict[str, Any] = {}
-  for field in skip:
-    *groups, last = ['steps', *field.split('/')]
-    node = decoders
-    for group in groups:
-      node = node.setdefault(group, {})
-    node[last] = tfds.decode.SkipDecoding()
-  try:
-    example = features.deserialize_example_np(record, decoders=decoders or None)
-    return list(example['steps'])
-  except Exception as error:
-    reason = f'{type(error).__name__}: {error}'.splitlines()[0]
-    raise writer.EpisodeError(f'damaged record ({reason})'[:200]) from error
-
-
 def to_episode(
   steps: Sequence[Mapping[str, Any]], fields: Fields, name: str
 ) -> writer.Episode:
@@ -191,7 +119,9 @@ def to_episode(
     value = stacked(fields.actions[part.name])
     value = value.reshape(count, -1) if part.kind != 'categorical' else value
     if part.kind == 'continuous':
-      value = _scaled(value, fields.low[part.name], fields.high[part.name])
+      value = values.scaled(
+        value, fields.low[part.name], fields.high[part.name]
+      )
     actions[part.name] = value
   # By RLDS, the action of the last step means nothing.
   known = np.arange(count) < count - 1
@@ -244,21 +174,7 @@ def _resized(image: Any, fields: Fields) -> np.ndarray:
       'uint8 (height, width, 3)'
     )
   image = image.repeat(3, -1) if image.shape[-1] == 1 else image
-  if image.shape[:2] == fields.size:
-    return image
-  height, width = fields.size
-  picture = Image.fromarray(image)
-  return np.asarray(picture.resize((width, height), Image.Resampling.BOX))
-
-
-def _scaled(
-  value: np.ndarray, low: Sequence[float], high: Sequence[float]
-) -> np.ndarray:
-  """Stretches values from their bounds to [-1, 1]."""
-  low, high = np.asarray(low), np.asarray(high)
-  width = np.where(high > low, high - low, 1.0)
-  # Rounding may leave the interval by a hair.
-  return np.clip(2 * (value - low) / width - 1, -1, 1).astype(np.float32)
+  return values.resized(image, fields.size)
 
 
 def convert_file(
@@ -315,9 +231,8 @@ def convert_rlds(
   try:
     builder = tfds.builder_from_directory(root)
   except Exception as error:
-    reason = f'{type(error).__name__}: {error}'.splitlines()[0]
     raise ValueError(
-      f'dataset = {config.dataset!r}: cannot be read ({reason})'
+      f'dataset = {config.dataset!r}: cannot be read ({values.reason(error)})'
     ) from error
   if 'steps' not in builder.info.features:
     raise ValueError(

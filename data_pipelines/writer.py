@@ -22,8 +22,22 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from dreamer4_jax.config import ActionComponent
+from data_pipelines.episodes import Checker, Episode, EpisodeError, plain
 from dreamer4_jax.data import format as fmt
+
+__all__ = [
+  'Episode',
+  'EpisodeError',
+  'Shard',
+  'ShardIndex',
+  'check_output',
+  'index_path',
+  'publish',
+  'read_index',
+  'work_directory',
+  'write_dataset',
+  'write_json',
+]
 
 DATASET_NAME = 'episodes'
 _INFO = 'dataset_info.json'
@@ -31,27 +45,6 @@ _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 _OPTIONS = 'group_size:1,zstd:1'
 SHARD_BYTES = 1 << 30
 """A shard is ended once it holds more bytes of observations."""
-_FLAGS = ('is_first', 'is_last', 'is_terminal')
-
-
-class EpisodeError(ValueError):
-  """An episode is not as the format wants it; the message names the field."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Episode:
-  """A whole episode in memory.
-
-  Attributes:
-    steps: fields of `fmt.features` but for flags and positions, time leading;
-      `action` is a dictionary by component.
-    terminal: it ended for good; false if a limit or the recording ended it.
-    attributes: what to remember about it: text, numbers or flags.
-  """
-
-  steps: Mapping[str, Any]
-  terminal: bool
-  attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -95,12 +88,7 @@ class Shard:
     self._description = description
     self._features = fmt.features(description)
     self._serializer = ExampleSerializer(self._features.get_serialized_info())
-    flat = fmt.flatten(self._features)
-    self._fields = {
-      name: (feature.shape[1:], np.dtype(feature.np_dtype))
-      for name, feature in flat.items()
-      if feature.shape and name not in _FLAGS  # `start` is a scalar.
-    }
+    self._checked = Checker(description)
     self.path.unlink(missing_ok=True)
     index_path(self.path).unlink(missing_ok=True)
     self._writer = ArrayRecordWriter(str(self.path), _OPTIONS)
@@ -167,7 +155,7 @@ class Shard:
         f'{"reward" if reward else "events"}: found {reward or late} on the '
         'last step, whose action leads to no frame; expected 0'
       )
-    kept = _plain(attributes or {})
+    kept = plain(attributes or {})
     self._write(self._pending, last=True, terminal=terminal)
     self.index.first_chunks.append(self._first)
     self.index.lengths.append(self._frames)
@@ -216,85 +204,6 @@ class Shard:
     encoded = self._features.encode_example(example)
     self._writer.write(self._serializer.serialize_example(encoded))
     self.index.records += 1
-
-  def _checked(self, steps: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Returns the steps by flat name; raises `EpisodeError`."""
-    given = fmt.flatten(steps)
-    for name in given:
-      if name not in self._fields:
-        raise EpisodeError(
-          f'{name}: no such field; expected {sorted(self._fields)}'
-        )
-    flat = {}
-    for name, (shape, dtype) in self._fields.items():
-      if name not in given:
-        raise EpisodeError(f'{name}: missing; found {sorted(given)}')
-      flat[name] = _cast(name, given[name], shape, dtype)
-    counts = {name: len(x) for name, x in flat.items()}
-    if len(set(counts.values())) != 1:
-      raise EpisodeError(f'{counts}: found different numbers of steps')
-    for part in self._description.actions:
-      _check_action(part, flat[f'action/{part.name}'], flat['action_known'])
-    if 'events' in flat and (flat['events'] > 1).any():
-      raise EpisodeError(
-        f'events: found {flat["events"].max()}, expected 0 or 1 for each task'
-      )
-    return flat
-
-
-def _cast(
-  name: str, value: Any, shape: tuple[int, ...], dtype: np.dtype
-) -> np.ndarray:
-  """Returns the value with the dtype of the field, if nothing is lost."""
-  x = np.asarray(value)
-  if x.ndim != 1 + len(shape) or x.shape[1:] != shape:
-    raise EpisodeError(
-      f'{name}: found shape {x.shape}, expected {("steps", *shape)}'
-    )
-  if x.dtype == dtype:
-    exact = x
-  elif dtype.kind == 'f' and x.dtype.kind in 'iufb':
-    exact = x.astype(dtype)
-  elif dtype.kind in 'iub' and x.dtype.kind in 'iub':
-    exact = x.astype(dtype)
-    if (exact.astype(x.dtype) != x).any():
-      raise EpisodeError(f'{name}: found {x.max()}, too much for {dtype}')
-  else:
-    raise EpisodeError(f'{name}: found dtype {x.dtype}, expected {dtype}')
-  if dtype.kind == 'f' and not np.isfinite(exact).all():
-    step = int(np.argwhere(~np.isfinite(exact))[0][0])
-    raise EpisodeError(f'{name}: found {x[step]} on a step, expected finite')
-  return exact
-
-
-def _check_action(
-  part: ActionComponent, action: np.ndarray, known: np.ndarray
-) -> None:
-  """Raises `EpisodeError` if a known action is not of its space."""
-  known = known.reshape(-1, *(1,) * (action.ndim - 1))
-  low, high = {
-    'categorical': (0, part.size - 1),
-    'binary': (0, 1),
-    'continuous': (part.low, part.high),
-  }[part.kind]
-  wrong = known & ((action < low) | (action > high))
-  if wrong.any():
-    raise EpisodeError(
-      f'action/{part.name}: found {action[wrong][0]}, expected {low} to {high}'
-    )
-
-
-def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-  plain = {}
-  for name, value in attributes.items():
-    value = value.item() if isinstance(value, np.generic) else value
-    if not isinstance(value, str | int | float | bool):
-      raise EpisodeError(
-        f'attribute {name}: found {type(value).__name__}, expected text, a '
-        'number or a flag'
-      )
-    plain[name] = value
-  return plain
 
 
 def check_output(out: str | pathlib.Path, *, overwrite: bool) -> pathlib.Path:

@@ -115,7 +115,7 @@ def test_an_enemy_is_faced_and_fought():
 
 
 def test_nobody_walks_into_lava():
-  around = {(r, c): BlockType.LAVA.value for r, c in lib._MOVES.tolist()}
+  around = {(r, c): BlockType.LAVA.value for r, c in lib.MOVES.tolist()}
   _, game = play(world(blocks=around), 40, noise=1.0)
   assert game.player_position.tolist() == [32, 32]
 
@@ -147,7 +147,7 @@ def test_the_tired_dig_themselves_in():
     if (row, col) in seen or blocks[row, col] in (STONE,):
       continue
     seen.add((row, col))
-    edge += [(row + r, col + c) for r, c in lib._MOVES.tolist()]
+    edge += [(row + r, col + c) for r, c in lib.MOVES.tolist()]
     assert len(seen) < 5
 
 

@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines import rlds as lib
+from data_pipelines import rlds_records
 from dreamer4_jax.data import EpisodeSource
 from tests.data_pipelines import batches
 
@@ -184,14 +185,14 @@ def test_tfrecord_files_are_read_and_truncation_is_seen(tmp_path):
   )
   path = tmp_path / 'x.tfrecord-00000-of-00001'
   path.write_bytes(data)
-  assert list(lib.read_records(path)) == records
+  assert list(rlds_records.read_records(path)) == records
   for cut in (3, 20, len(data) - 1):
     path.write_bytes(data[:cut])
     with pytest.raises(lib.convert.SkipError, match='truncated tfrecord'):
-      list(lib.read_records(path))
+      list(rlds_records.read_records(path))
   path.write_bytes(struct.pack('<Q', 1 << 60) + b'\0' * 40)
   with pytest.raises(lib.convert.SkipError, match='truncated tfrecord'):
-    list(lib.read_records(path))
+    list(rlds_records.read_records(path))
 
 
 def test_a_missing_file_costs_its_episodes_only(dataset, tmp_path, monkeypatch):
