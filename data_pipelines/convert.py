@@ -28,6 +28,7 @@ import tqdm
 from data_pipelines import writer
 from dreamer4_jax.config import require
 from dreamer4_jax.data import format as fmt
+from dreamer4_jax.memory import keep_freed_memory
 
 _LOG = logging.getLogger(__name__)
 PARTS = 512
@@ -202,6 +203,7 @@ class _Job:
   convert: Convert
 
   def __call__(self, part: _Part, crashed: frozenset[str]) -> None:
+    keep_freed_memory()
     outcomes = []
     with writer.Shard(part.path, self.description) as shard:
       for item in part.inputs:
