@@ -104,6 +104,14 @@ class Checkpoints:
     """Waits and releases the threads; raises as `save` does."""
     self._guarded(self._manager.close)
 
+  def asked_to_stop(self, step: int) -> bool:
+    """Whether a scheduler has told some host of several to stop.
+
+    All hosts must ask after the same steps, and all get the same answer.
+    Always false with one process, which notices SIGTERM itself.
+    """
+    return jax.process_count() > 1 and self._manager.reached_preemption(step)
+
   def latest(self) -> int | None:
     """Returns the step of the latest complete checkpoint on disk."""
     self._manager.reload()

@@ -126,6 +126,8 @@ def record(path: str) -> dict[str, Any]:
       noise=(0.4, 0.6, 0.8, 1.0),
       max_steps=40,
       tile=config.env.tile,
+      # More processes would compile as often, for a few seconds of playing.
+      workers=1,
       seed=0,
     )
   )

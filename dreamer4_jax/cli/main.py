@@ -10,15 +10,20 @@ import pathlib
 import runpy
 import sys
 
-from dreamer4_jax.cli import configs, data
+from dreamer4_jax.cli import configs, data, export
 from dreamer4_jax.config import PHASES, Config
 from dreamer4_jax.memory import keep_freed_memory
+from dreamer4_jax.preemption import EXIT_CODE, PreemptedError
 
 _LOG = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Runs a command; returns the exit code, 2 for a mistake of the user."""
+  """Runs a command; returns the exit code.
+
+  It is 2 for a mistake of the user, and 75 if SIGTERM stopped a training that
+  the same command goes on with.
+  """
   parser = argparse.ArgumentParser(
     prog='dreamer4', description='Trains and runs Dreamer 4 agents.'
   )
@@ -26,11 +31,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   _add_train(commands)
   _add_quickstart(commands)
   data.add_commands(commands)
+  export.add_command(commands)
   args = parser.parse_args(argv)
   keep_freed_memory()
   try:
     return args.run(args)
-  except (ValueError, FileNotFoundError) as error:
+  except PreemptedError as error:
+    print(f'dreamer4: {error}', file=sys.stderr)
+    return EXIT_CODE
+  except (ValueError, FileNotFoundError, FileExistsError) as error:
     _LOG.debug('%s failed', args.run.__name__, exc_info=True)
     print(f'dreamer4: {error}', file=sys.stderr)
     return 2

@@ -22,6 +22,7 @@ from dreamer4_jax import sharding
 from dreamer4_jax.checkpoint import Checkpoints
 from dreamer4_jax.compatibility import model_fields
 from dreamer4_jax.config import PHASES, Config, PhaseConfig
+from dreamer4_jax.preemption import PreemptedError, Sigterm
 from dreamer4_jax.training.metrics import MetricWriter
 from dreamer4_jax.training.prefetch import Drawn, prefetch
 from dreamer4_jax.types import Array, PyTree
@@ -99,6 +100,8 @@ def run_phase(
       not divide over the mesh, or the checkpoint disagrees with the config.
     FloatingPointError: the loss was not finite `MAX_BAD_STEPS` times in a
       row, or at the end.
+    PreemptedError: the process was asked to stop by SIGTERM. The steps done so
+      far are saved.
     RuntimeError: an iterator ran out, or a checkpoint could not be saved.
   """
   if phase not in PHASES:
@@ -150,6 +153,7 @@ def run_phase(
         disable=not progress or jax.process_index() != 0,
       )
     )
+    sigterm = stack.enter_context(Sigterm())
     watch = _Watch(phase, writer, phase_config.log_every, total, bar)
     drawn = stack.enter_context(
       contextlib.closing(
@@ -165,9 +169,16 @@ def run_phase(
       done = step + 1
       watch.flush()  # The step before; the device is busy with this one.
       watch.put(done, metrics)
-      if done % phase_config.checkpoint_every == 0 or done == total:
+      asked = sigterm.received or checkpoints.asked_to_stop(done)
+      if done % phase_config.checkpoint_every == 0 or done == total or asked:
         watch.flush()
         _save(checkpoints, done, state, item, config, watch)
+      if asked and done < total:
+        checkpoints.wait()
+        raise PreemptedError(
+          f'{phase}: asked to stop after step {done:,} of {total:,}; saved in '
+          f'{phase_dir}. The same command goes on from there.'
+        )
     watch.check_end()
     checkpoints.wait()
   return state

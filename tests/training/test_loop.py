@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import logging
+import os
+import signal
 
 import chex
 from flax import linen as nn
@@ -12,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from dreamer4_jax import checkpoint, sharding
+from dreamer4_jax import checkpoint, preemption, sharding
 from dreamer4_jax.config import Config, MeshConfig, PhaseConfig
 from dreamer4_jax.training import loop
 
@@ -127,6 +129,36 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(tmp_path):
   assert jax.tree.structure(whole) == jax.tree.structure(resumed)
   chex.assert_trees_all_equal(whole, resumed)
   assert lines(tmp_path / 'whole') == lines(tmp_path / 'cut')
+
+
+class Terminated(Clips):
+  """Has the process asked to stop while a batch is drawn."""
+
+  def __next__(self):
+    if self.next == self.stop_at:
+      os.kill(os.getpid(), signal.SIGTERM)
+      self.stop_at = None
+    return super().__next__()
+
+
+def test_sigterm_loses_no_step(tmp_path):
+  whole = run(tmp_path / 'whole')
+  before = signal.getsignal(signal.SIGTERM)
+  with pytest.raises(preemption.PreemptedError, match=r'step \d+ of 14'):
+    run(tmp_path / 'cut', {2: Terminated(2, stop_at=6), 4: Clips(4)})
+  assert signal.getsignal(signal.SIGTERM) is before
+  with checkpoint.Checkpoints(tmp_path / 'cut/tokenizer') as saved:
+    done = saved.latest()
+  # Batch 6 is drawn for step 9, ahead of the steps; no multiple of 5 is near.
+  assert 6 <= done <= 9
+  again = {2: Clips(2), 4: Clips(4)}
+  resumed = run(tmp_path / 'cut', again)
+  long = done // 3
+  assert (again[2].served[0], again[4].served[0]) == (done - long, long)
+  chex.assert_trees_all_equal(whole, resumed)
+  # A line on the way may be of a step that `log_every` does not name.
+  found = {line['step']: line for line in lines(tmp_path / 'cut')}
+  assert all(found[line['step']] == line for line in lines(tmp_path / 'whole'))
 
 
 def test_one_line_a_log_and_one_checkpoint_at_the_end(tmp_path):

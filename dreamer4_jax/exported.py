@@ -1,0 +1,100 @@
+"""Weights of a phase as safetensors, for other programs.
+
+A directory holds `model.safetensors`, one tensor for each parameter with the
+name `room/module/.../parameter`, and `config.json`, which is enough to rebuild
+the modules. Arrays are stored as they are, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from dreamer4_jax.config import Config
+
+WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
+
+
+def save(
+  out: str | pathlib.Path,
+  rooms: Mapping[str, Any],
+  config: Config,
+  *,
+  overwrite: bool = False,
+) -> pathlib.Path:
+  """Writes parameters and config to a directory.
+
+  Args:
+    out: the directory, made if need be.
+    rooms: nested dictionaries of arrays by room, as `load_rooms` returns them.
+    config: of the run.
+    overwrite: replace weights that are there.
+
+  Returns:
+    The path of the weights.
+
+  Raises:
+    FileExistsError: there are weights and `overwrite` is false.
+  """
+  out = pathlib.Path(out)
+  path = out / WEIGHTS
+  if path.exists() and not overwrite:
+    raise FileExistsError(
+      f'{path}: exists; pass overwrite=True (--overwrite) to replace it, or '
+      'choose another directory'
+    )
+  out.mkdir(parents=True, exist_ok=True)
+  flat = {k: np.ascontiguousarray(v) for k, v in _flatten(rooms)}
+  new = out / f'{WEIGHTS}.tmp'
+  save_file(flat, new, metadata={'format': 'dreamer4_jax'})
+  (out / CONFIG).write_text(config.to_json())
+  os.replace(new, path)
+  return path
+
+
+def load(directory: str | pathlib.Path) -> tuple[dict[str, Any], Config]:
+  """Reads what `save` wrote.
+
+  Returns:
+    The rooms as nested dictionaries of numpy arrays, and the config.
+
+  Raises:
+    FileNotFoundError: there are no exported weights.
+    ValueError: a file is damaged.
+  """
+  directory = pathlib.Path(directory)
+  for name in (WEIGHTS, CONFIG):
+    if not (directory / name).exists():
+      raise FileNotFoundError(
+        f'{directory}: no {name} there; make it with `dreamer4 export`'
+      )
+  try:
+    flat = load_file(directory / WEIGHTS)
+  except (SafetensorError, OSError, ValueError) as error:
+    raise ValueError(
+      f'{directory / WEIGHTS}: damaged ({str(error)[:200]}); export it again'
+    ) from error
+  rooms: dict[str, Any] = {}
+  for name, value in flat.items():
+    *groups, last = name.split('/')
+    node = rooms
+    for group in groups:
+      node = node.setdefault(group, {})
+    node[last] = value
+  return rooms, Config.from_json((directory / CONFIG).read_text())
+
+
+def _flatten(
+  tree: Mapping[str, Any], prefix: str = ''
+) -> Iterator[tuple[str, Any]]:
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _flatten(value, f'{prefix}{name}/')
+    else:
+      yield prefix + name, value

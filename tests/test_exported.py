@@ -1,0 +1,89 @@
+"""Weights to safetensors and back."""
+
+import json
+import struct
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from dreamer4_jax import exported
+from dreamer4_jax.models import World
+from tests.models.tiny_world import CONFIG
+
+
+@pytest.fixture(scope='module')
+def rooms():
+  from flax.core.meta import unbox
+
+  world = World.from_config(CONFIG)
+  made = unbox(world.init(jax.random.key(0), ('task', 'policy', 'value')))
+  return jax.tree.map(np.asarray, made)
+
+
+def test_weights_and_config_come_back(rooms, tmp_path):
+  path = exported.save(tmp_path / 'out', rooms, CONFIG)
+  loaded, config = exported.load(tmp_path / 'out')
+  assert config == CONFIG
+  jax.tree.map(np.testing.assert_array_equal, rooms, loaded)
+  # Others read it by the names of modules.
+  with safe_open(path, framework='numpy') as file:
+    assert {name.split('/')[0] for name in file.keys()} == set(rooms)
+  # What is loaded works: a head gives the same logits.
+  world = World.from_config(config)
+  h = jax.random.normal(jax.random.key(1), (1, 1, config.dynamics.width))
+  same = [world.head(r, 'value', h) for r in (rooms, loaded)]
+  np.testing.assert_array_equal(*same)
+
+
+def test_arrays_that_are_views_are_written_as_they_look(tmp_path):
+  table = np.arange(6, dtype=np.float32).reshape(2, 3)
+  exported.save(tmp_path, {'room': {'a': table.T, 'b': table[:, 1]}}, CONFIG)
+  room = exported.load(tmp_path)[0]['room']
+  np.testing.assert_array_equal(room['a'], table.T)
+  np.testing.assert_array_equal(room['b'], table[:, 1])
+
+
+def test_nothing_is_replaced_unasked(rooms, tmp_path):
+  exported.save(tmp_path, rooms, CONFIG)
+  with pytest.raises(FileExistsError, match=r'model\.safetensors: exists'):
+    exported.save(tmp_path, {'x': {'y': np.zeros(1)}}, CONFIG)
+  assert exported.load(tmp_path)[0].keys() == rooms.keys()
+  exported.save(tmp_path, {'x': {'y': np.zeros(1)}}, CONFIG, overwrite=True)
+  assert exported.load(tmp_path)[0].keys() == {'x'}
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda data: data[:100],
+    lambda data: b'',
+    lambda data: struct.pack('<Q', 1 << 60) + data[8:],
+    lambda data: b'text instead',
+  ],
+)
+def test_damage_is_named(rooms, tmp_path, damage):
+  path = exported.save(tmp_path, rooms, CONFIG)
+  path.write_bytes(damage(path.read_bytes()))
+  with pytest.raises(ValueError, match=r'model\.safetensors: damaged'):
+    exported.load(tmp_path)
+
+
+def test_missing_files_are_named(rooms, tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'no model\.safetensors'):
+    exported.load(tmp_path)
+  exported.save(tmp_path, rooms, CONFIG)
+  (tmp_path / exported.CONFIG).unlink()
+  with pytest.raises(FileNotFoundError, match=r'no config\.json'):
+    exported.load(tmp_path)
+
+
+def test_a_wrong_config_is_named(rooms, tmp_path):
+  exported.save(tmp_path, rooms, CONFIG)
+  path = tmp_path / exported.CONFIG
+  plain = json.loads(path.read_text())
+  plain['dynamics']['width'] = -3
+  path.write_text(json.dumps(plain))
+  with pytest.raises(ValueError, match='width'):
+    exported.load(tmp_path)
