@@ -3,8 +3,9 @@
 python -m data_pipelines.collect --env navix:Navix-DoorKey-Random-6x6-v0 \
   --episodes 4000 --test-episodes 200 --out DIR --noise 0.1 0.3 0.6 1.0
 
-An episode depends on the seed and its number alone. Finished episodes are kept
-when the command is interrupted, and the dataset is the same in the end.
+An episode of a scripted or random player depends on the seed and its number
+alone. When the command is interrupted, shards that are finished are kept, and
+the dataset is the same in the end.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import multiprocessing
 from multiprocessing import connection
 import os
 import pathlib
+import pickle
+import threading
+import traceback
 from typing import Any
 
 import jax
@@ -79,7 +83,7 @@ def collect(config: CollectConfig, *, progress: bool = True) -> dict[str, Any]:
   work = writer.work_directory(out, key=[description.source, repr(description)])
   numbers = {k: recording.missing(work, k, n) for k, n in counts.items()}
   left = sum(map(len, numbers.values()))
-  shares = _deal(config, numbers, work)
+  shares = _deal(config, numbers, work) if left else []
   with tqdm.tqdm(
     total=sum(counts.values()),
     initial=sum(counts.values()) - left,
@@ -88,7 +92,7 @@ def collect(config: CollectConfig, *, progress: bool = True) -> dict[str, Any]:
   ) as bar:
     if len(shares) == 1:
       _play(shares[0], env, bar.update)
-    else:
+    elif shares:
       _play_in_processes(shares, bar.update)
   shards = {split: recording.finished(work, split) for split in counts}
   report = {}
@@ -122,7 +126,7 @@ def _environment(config: CollectConfig) -> Environment:
 def _describe(config: CollectConfig, env: Environment) -> fmt.Description:
   """Returns the description; its source is all that decides on the content."""
   kept = dataclasses.asdict(config)
-  for name in ('out', 'overwrite', 'workers'):
+  for name in ('out', 'overwrite', 'workers', 'parallel', 'block'):
     kept.pop(name)
   return fmt.Description(
     actions=env.spec.actions,
@@ -205,10 +209,12 @@ def _play_in_processes(
   each other in every small operation.
   """
   context = multiprocessing.get_context('spawn')
-  count, errors = context.Value('q', 0), context.SimpleQueue()
+  # A number for each, so that nobody waits for a lock of one who died.
+  counts = context.RawArray('q', len(shares))
+  errors = context.SimpleQueue()
   processes = [
-    context.Process(target=_child, args=(s, count, errors), daemon=True)
-    for s in shares
+    context.Process(target=_child, args=(s, i, counts, errors), daemon=True)
+    for i, s in enumerate(shares)
   ]
   shown = 0
   try:
@@ -219,7 +225,7 @@ def _play_in_processes(
       connection.wait([p.sentinel for p in running], timeout=0.5)
       # Asked before anything else: who has ended has said all.
       running = [p for p in processes if p.exitcode is None]
-      played = count.value
+      played = sum(counts)
       update(played - shown)
       shown = played
       if not errors.empty():
@@ -239,18 +245,32 @@ def _play_in_processes(
         process.join()
 
 
-def _child(share: _Share, count: Any, errors: Any) -> None:
+def _child(share: _Share, number: int, counts: Any, errors: Any) -> None:
   """Runs in a new process."""
+  threading.Thread(target=_die_with_parent, daemon=True).start()
   settle(share.cores, share.cache)
 
   def tick() -> None:
-    with count.get_lock():
-      count.value += 1
+    counts[number] += 1
 
   try:
     _play(share, _environment(share.config), tick)
   except Exception as error:
+    error.add_note(traceback.format_exc())
+    try:
+      pickle.loads(pickle.dumps(error))
+    except Exception:
+      error = RuntimeError(f'{type(error).__name__}: {error}')
     errors.put(error)
+
+
+def _die_with_parent() -> None:
+  """Ends this process when its parent is gone, however that came about.
+
+  Otherwise it would go on in a directory that the next command works in.
+  """
+  connection.wait([multiprocessing.parent_process().sentinel])
+  os._exit(1)
 
 
 def main() -> None:

@@ -116,7 +116,7 @@ def _check_action(
 
 def plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
   """Returns attributes as plain data; raises `EpisodeError`."""
-  plain = {}
+  kept = {}
   for name, value in attributes.items():
     value = value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, str | int | float | bool):
@@ -124,5 +124,5 @@ def plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
         f'attribute {name}: found {type(value).__name__}, expected text, a '
         'number or a flag'
       )
-    plain[name] = value
-  return plain
+    kept[name] = value
+  return kept

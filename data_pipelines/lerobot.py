@@ -126,9 +126,9 @@ def find_episodes(
       return _find_v3(root, info, image if is_video else '')
     return _find_v2(root, info, image if is_video else '')
   except (ValueError, KeyError, TypeError, OSError, IndexError) as error:
-    reason = f'{type(error).__name__}: {error}'.splitlines()[0]
     raise ValueError(
-      f'dataset = {path!r}: the list of episodes in meta is damaged ({reason})'
+      f'dataset = {path!r}: the list of episodes in meta is damaged '
+      f'({values.reason(error)})'
     ) from error
 
 

@@ -58,9 +58,8 @@ def open_dataset(path: str) -> minari.MinariDataset:
   try:
     return minari.MinariDataset(data)
   except Exception as error:
-    reason = f'{type(error).__name__}: {error}'.splitlines()[0]
     raise ValueError(
-      f'dataset = {path!r}: cannot be read ({reason})'
+      f'dataset = {path!r}: cannot be read ({values.reason(error)})'
     ) from error
 
 
@@ -226,7 +225,7 @@ def _size(
     except writer.EpisodeError as error:
       raise ValueError(f'dataset = {config.dataset!r}: {error}') from error
     except Exception as error:
-      problem = f'{type(error).__name__}: {error}'.splitlines()[0]
+      problem = values.reason(error)
   raise ValueError(
     f'dataset = {config.dataset!r}: no episode can be read ({problem})'
   )

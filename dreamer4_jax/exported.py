@@ -40,21 +40,23 @@ def save(
     The path of the weights.
 
   Raises:
-    FileExistsError: there are weights and `overwrite` is false.
+    FileExistsError: there are weights or a config, and `overwrite` is false.
   """
   out = pathlib.Path(out)
   path = out / WEIGHTS
-  if path.exists() and not overwrite:
+  found = [p for p in (path, out / CONFIG) if p.exists()]
+  if found and not overwrite:
     raise FileExistsError(
-      f'{path}: exists; pass overwrite=True (--overwrite) to replace it, or '
-      'choose another directory'
+      f'{found[0]}: exists; pass overwrite=True (--overwrite) to replace it, '
+      'or choose another directory'
     )
   out.mkdir(parents=True, exist_ok=True)
-  flat = {k: np.ascontiguousarray(v) for k, v in _flatten(rooms)}
-  new = out / f'{WEIGHTS}.tmp'
-  save_file(flat, new, metadata={'format': 'dreamer4_jax'})
-  (out / CONFIG).write_text(config.to_json())
-  os.replace(new, path)
+  flat = {k: np.asarray(v, order='C') for k, v in _flatten(rooms)}
+  new = [out / f'{name}.tmp' for name in (WEIGHTS, CONFIG)]
+  save_file(flat, new[0], metadata={'format': 'dreamer4_jax'})
+  new[1].write_text(config.to_json())
+  for part, name in zip(new, (WEIGHTS, CONFIG), strict=True):
+    os.replace(part, out / name)
   return path
 
 

@@ -8,6 +8,8 @@ import platform
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of the parameters in glibc's malloc.h."""
 _LARGEST = 2**31 - 1
+_LARGEST_BEFORE = 32 << 20
+"""What older versions of glibc allow."""
 
 
 def keep_freed_memory() -> bool:
@@ -20,12 +22,13 @@ def keep_freed_memory() -> bool:
   pays likewise. The price: memory that was needed once stays with the process.
 
   Returns:
-    Whether it had an effect; it has none outside of glibc.
+    Whether it had an effect; it has none outside of glibc. Older versions of
+    that still hand blocks of more than 32 MiB back.
   """
   if platform.libc_ver()[0] != 'glibc':
     return False
   mallopt = ctypes.CDLL(None).mallopt
-  return all(
-    mallopt(parameter, _LARGEST)
-    for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD)
-  )
+  mapped = mallopt(_MMAP_THRESHOLD, _LARGEST)
+  mapped = mapped or mallopt(_MMAP_THRESHOLD, _LARGEST_BEFORE)
+  trimmed = mallopt(_TRIM_THRESHOLD, _LARGEST)
+  return bool(mapped and trimmed)

@@ -12,25 +12,34 @@ EXIT_CODE = 75
 
 
 class PreemptedError(Exception):
-  """The run was asked to stop; everything is saved."""
+  """The run was asked to stop, and has saved what there was to save."""
 
 
 class Sigterm:
   """Notes SIGTERM instead of dying of it; a context manager.
 
-  Python handles signals in the main thread only, so that in another one, as in
-  notebooks, SIGTERM keeps its meaning. A second SIGTERM ends the process.
+  For runs of one process: with several, JAX's runtime watches the signal and
+  tells all hosts (see `Checkpoints.asked_to_stop`). Python handles signals in
+  the main thread only; entered in another one, as in some notebooks, SIGTERM
+  keeps its meaning. A second SIGTERM ends the process.
+
+  Attributes:
+    received: whether the signal has come.
   """
 
-  def __init__(self):
+  def __init__(self, *, active: bool = True):
+    """Takes whether to listen at all."""
     self.received = False
+    self._active = active
     self._before: Any = None
-    self._installed = False
 
   def __enter__(self) -> Sigterm:
-    if threading.current_thread() is threading.main_thread():
-      self._before = signal.signal(signal.SIGTERM, self._note)
-      self._installed = True
+    in_main = threading.current_thread() is threading.main_thread()
+    # A handler that was not set from Python is None, and not ours to replace.
+    before = signal.getsignal(signal.SIGTERM)
+    if self._active and in_main and before is not None:
+      self._before = before
+      signal.signal(signal.SIGTERM, self._note)
     return self
 
   def __exit__(self, *unused_error) -> None:
@@ -42,8 +51,6 @@ class Sigterm:
     self._restore()
 
   def _restore(self) -> None:
-    if self._installed:
-      # None stands for a handler that was not set from Python.
-      before = signal.SIG_DFL if self._before is None else self._before
-      signal.signal(signal.SIGTERM, before)
-      self._installed = False
+    if self._before is not None:
+      signal.signal(signal.SIGTERM, self._before)
+      self._before = None

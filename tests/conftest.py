@@ -1,5 +1,6 @@
 """Settings of the whole test suite; made before JAX starts its backend."""
 
+import os
 import pathlib
 
 import jax
@@ -7,6 +8,12 @@ import pytest
 
 NUM_DEVICES = 4
 _CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
+
+# Most of the time goes into compiling programs that run for milliseconds.
+# Processes that tests start inherit this.
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+)
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', NUM_DEVICES)

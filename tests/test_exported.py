@@ -39,10 +39,19 @@ def test_weights_and_config_come_back(rooms, tmp_path):
 
 def test_arrays_that_are_views_are_written_as_they_look(tmp_path):
   table = np.arange(6, dtype=np.float32).reshape(2, 3)
-  exported.save(tmp_path, {'room': {'a': table.T, 'b': table[:, 1]}}, CONFIG)
+  room = {'a': table.T, 'b': table[:, 1], 'c': np.float32(3.0)}
+  exported.save(tmp_path, {'room': room}, CONFIG)
   room = exported.load(tmp_path)[0]['room']
+  assert room['c'].shape == () and room['c'] == 3
   np.testing.assert_array_equal(room['a'], table.T)
   np.testing.assert_array_equal(room['b'], table[:, 1])
+
+
+def test_the_config_of_a_run_is_not_replaced(rooms, tmp_path):
+  (tmp_path / 'config.json').write_text('mine')
+  with pytest.raises(FileExistsError, match=r'config\.json: exists'):
+    exported.save(tmp_path, rooms, CONFIG)
+  assert (tmp_path / 'config.json').read_text() == 'mine'
 
 
 def test_nothing_is_replaced_unasked(rooms, tmp_path):

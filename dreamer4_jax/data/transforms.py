@@ -1,7 +1,7 @@
 """From steps on disk to clips aligned by arrival: pure numpy.
 
 See `dreamer4_jax.types` for the two conventions. The one place where an
-action moves from the step that chose it to the frame it led to is `align`.
+action moves from the step that chose it to the frame it led to is `arrive`.
 """
 
 from __future__ import annotations

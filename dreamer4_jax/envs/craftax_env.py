@@ -77,6 +77,8 @@ class Craftax:
     self._env = make_craftax_env_from_name(level, auto_reset=False)
     classic = level.startswith('Craftax-Classic')
     self._draw = craftax_view.draw if classic else self._package_draw
+    if classic:
+      craftax_view.tables()  # Not for the first time while tracing.
     params = self._env.default_params
     self.params = params.replace(max_timesteps=_NEVER)
     actions, achievements = LEVELS[level]

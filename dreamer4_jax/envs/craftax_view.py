@@ -54,11 +54,11 @@ def draw(game: EnvState) -> Array:
 
 def _world(game: EnvState) -> Array:
   """`[B, 49, 63, 3]` float32: what is around the player."""
-  tables = _tables()
-  tiles = jnp.asarray(tables['blocks'])[_blocks_around(game)]
+  sprites = tables()
+  tiles = jnp.asarray(sprites['blocks'])[_blocks_around(game)]
   player = jnp.where(game.is_sleeping, 4, game.player_direction - 1)
   middle = jnp.zeros_like(game.player_position)
-  tiles = _overlay(tiles, middle, True, tables['players'], player)
+  tiles = _overlay(tiles, middle, True, sprites['players'], player)
   for name in ('zombies', 'cows', 'skeletons', 'arrows'):
     mobs = getattr(game, name)
     for i in range(mobs.mask.shape[1]):
@@ -68,7 +68,7 @@ def _world(game: EnvState) -> Array:
         flipped = (row > 0) | (column > 0)
         kind = 2 * (column != 0).astype(jnp.int32) + flipped
       offset = mobs.position[:, i] - game.player_position
-      tiles = _overlay(tiles, offset, mobs.mask[:, i], tables[name], kind)
+      tiles = _overlay(tiles, offset, mobs.mask[:, i], sprites[name], kind)
   pixels = rearrange(
     tiles, 'b (r c) (h w k) -> b (r h) (c w) k', r=_ROWS, h=_SIDE, w=_SIDE
   )
@@ -113,20 +113,20 @@ def _overlay(
 
 
 def _dark(game: EnvState, pixels: Array) -> Array:
-  tables = _tables()
+  textures = tables()
   light = game.light_level[:, None, None, None]
 
   def with_noise(pixels: Array) -> Array:
     draw_one = lambda key: jax.random.uniform(key, pixels.shape[1:3])
     noise = jax.vmap(draw_one)(game.state_rng)[..., None] * 95 + 32
-    share = jnp.maximum(2 * (0.5 - light), 0.0) * tables['night_noise'][None]
+    share = jnp.maximum(2 * (0.5 - light), 0.0) * textures['night_noise'][None]
     return jnp.where(light < 0.5, (1 - share) * pixels + share * noise, pixels)
 
   night = jax.lax.cond(
     (game.light_level < 0.5).any(), with_noise, lambda x: x, pixels
   )
   night = 0.4 * night + 0.6 * _grey(night)
-  night = 0.5 * night + 0.5 * tables['night'][None]
+  night = 0.5 * night + 0.5 * textures['night'][None]
   return light * pixels + (1 - light) * night
 
 
@@ -149,7 +149,7 @@ def _inventory(game: EnvState) -> Array:
   # As the package does: numbers below 0 count from the end.
   digit = jnp.minimum(jnp.where(counts < 0, counts + 10, counts), 9)
   items = jnp.arange(len(_INVENTORY))
-  icons = jnp.asarray(_tables()['icons'])
+  icons = jnp.asarray(tables()['icons'])
   tiles = icons[items[None], (counts > 0).astype(jnp.int32), digit]
   tiles = jnp.pad(tiles, [(0, 0), (0, 2 * _COLUMNS - len(items)), (0, 0)])
   return rearrange(
@@ -158,7 +158,7 @@ def _inventory(game: EnvState) -> Array:
 
 
 @functools.cache
-def _tables() -> Mapping[str, np.ndarray]:
+def tables() -> Mapping[str, np.ndarray]:
   """Tiles as rows of numbers, out of the package's textures."""
   # As numpy arrays: this may run while a program is traced.
   textures = jax.tree.map(np.asarray, constants.load_all_textures()[_SIDE])
@@ -174,7 +174,7 @@ def _tables() -> Mapping[str, np.ndarray]:
     layers = [np.swapaxes(x, 0, 1) if turned else x for x in layers]
     return sprite(*layers)
 
-  tables = {
+  made = {
     'blocks': flat(textures['block_textures']),
     'players': np.stack(
       [
@@ -196,8 +196,8 @@ def _tables() -> Mapping[str, np.ndarray]:
   for name in ('zombie', 'cow', 'skeleton'):
     colour = textures[f'{name}_texture']
     alpha = textures[f'{name}_texture_alpha']
-    tables[f'{name}s'] = sprite(colour, alpha)[None]
-  return tables
+    made[f'{name}s'] = sprite(colour, alpha)[None]
+  return made
 
 
 def _icon(textures: Mapping[str, np.ndarray], name: str) -> np.ndarray:

@@ -69,6 +69,7 @@ def run_phase(
   phase_config: PhaseConfig,
   mesh: jax.sharding.Mesh,
   progress: bool = True,
+  sigterm: Sigterm | None = None,
 ) -> PyTree:
   """Trains one phase to its end, from its latest checkpoint if there is one.
 
@@ -91,6 +92,8 @@ def run_phase(
     phase_config: the phase's part of the config, or a variation of it.
     mesh: the device mesh.
     progress: show a bar with the time left and the loss.
+    sigterm: tells that the process was asked to stop; by default it listens
+      during this phase.
 
   Returns:
     The trained state, on the devices.
@@ -101,7 +104,7 @@ def run_phase(
     FloatingPointError: the loss was not finite `MAX_BAD_STEPS` times in a
       row, or at the end.
     PreemptedError: the process was asked to stop by SIGTERM. The steps done so
-      far are saved.
+      far are saved, unless their losses are not finite.
     RuntimeError: an iterator ran out, or a checkpoint could not be saved.
   """
   if phase not in PHASES:
@@ -153,7 +156,9 @@ def run_phase(
         disable=not progress or jax.process_index() != 0,
       )
     )
-    sigterm = stack.enter_context(Sigterm())
+    if sigterm is None:
+      alone = jax.process_count() == 1
+      sigterm = stack.enter_context(Sigterm(active=alone))
     watch = _Watch(phase, writer, phase_config.log_every, total, bar)
     drawn = stack.enter_context(
       contextlib.closing(
@@ -169,15 +174,17 @@ def run_phase(
       done = step + 1
       watch.flush()  # The step before; the device is busy with this one.
       watch.put(done, metrics)
-      asked = sigterm.received or checkpoints.asked_to_stop(done)
+      # With several processes all of them ask, after every step.
+      asked = checkpoints.asked_to_stop(done) or sigterm.received
       if done % phase_config.checkpoint_every == 0 or done == total or asked:
         watch.flush()
         _save(checkpoints, done, state, item, config, watch)
-      if asked and done < total:
+      if asked:
         checkpoints.wait()
         raise PreemptedError(
-          f'{phase}: asked to stop after step {done:,} of {total:,}; saved in '
-          f'{phase_dir}. The same command goes on from there.'
+          f'{phase}: asked to stop after step {done:,} of {total:,}; the '
+          f'latest checkpoint in {phase_dir} is of step '
+          f'{checkpoints.latest()}. The same command goes on from there.'
         )
     watch.check_end()
     checkpoints.wait()

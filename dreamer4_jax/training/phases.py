@@ -15,6 +15,7 @@ from dreamer4_jax import checkpoint, sharding
 from dreamer4_jax.config import PHASES, Config, PhaseConfig
 from dreamer4_jax.models import Params, World
 from dreamer4_jax.objectives import load_lpips
+from dreamer4_jax.preemption import PreemptedError, Sigterm
 from dreamer4_jax.training import (
   dynamics_step,
   finetune_step,
@@ -53,6 +54,7 @@ def train(
     ValueError: an unknown phase, or data or checkpoints that disagree with the
       config.
     FileNotFoundError: the phase before has not been trained.
+    PreemptedError: SIGTERM asked the process to stop; what was done is saved.
   """
   unknown = [p for p in phases if p not in PHASES]
   if unknown:
@@ -60,8 +62,16 @@ def train(
   checkpoint.check_run(run_dir, config)
   world = World.from_config(config)
   mesh = sharding.make_mesh(config.mesh)
-  for phase in phases:
-    _train_phase(world, pathlib.Path(run_dir), phase, mesh, loaders, progress)
+  # Over all phases, so that none begins after the signal.
+  with Sigterm(active=jax.process_count() == 1) as sigterm:
+    for phase in phases:
+      if sigterm.received:
+        raise PreemptedError(f'{phase}: asked to stop before it began')
+      _train_phase(
+        world, pathlib.Path(run_dir), phase, mesh, loaders, progress, sigterm
+      )
+    if sigterm.received:
+      raise PreemptedError(f'asked to stop after {phases[-1]}')
 
 
 def load_rooms(
@@ -89,6 +99,7 @@ def _train_phase(
   mesh: jax.sharding.Mesh,
   loaders: Loaders,
   progress: bool,
+  sigterm: Sigterm,
 ) -> None:
   config = world.config
   settings: PhaseConfig = getattr(config.phases, phase)
@@ -114,6 +125,7 @@ def _train_phase(
     phase_config=settings,
     mesh=mesh,
     progress=progress,
+    sigterm=sigterm,
   )
 
 

@@ -239,11 +239,11 @@ def test_rlds_files(dataset, tmp_path):
       )
       for seed, n in enumerate(test_rlds.LENGTHS)
     ]
-    assert len(source) + len(report['skipped']) >= 1
+    assert len(source) + len(report['skipped']) <= len(truth)
     for e in range(len(source)):
       found = source[e]['observation']
       assert any(np.array_equal(found, x) for x in truth)
-  assert made < RLDS / 2
+  assert 0 < made < RLDS / 2
 
 
 def test_minari_files(tmp_path, monkeypatch):
