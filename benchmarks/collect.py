@@ -24,7 +24,7 @@ import tyro
 
 from data_pipelines.collect import CollectConfig, cores_of, settle
 from data_pipelines.stage import Stage
-from dreamer4_jax.config import EnvConfig
+from dreamer4_jax.config import EnvConfig, require
 from dreamer4_jax.envs import make_env
 
 
@@ -48,6 +48,12 @@ class CollectBenchmark:
 
 def main(config: CollectBenchmark) -> dict[str, Any]:
   """Measures, and returns what is printed."""
+  require(
+    config.workers <= config.parallel, 'workers', config.workers,
+    f'must not exceed parallel = {config.parallel}',
+  )  # fmt: skip
+  # Here first: Craftax draws its textures once on a machine.
+  make_env(EnvConfig(name=config.env, max_steps=10_000))
   context = multiprocessing.get_context('spawn')
   # Everybody waits here before and after each measurement.
   barrier, alive = context.Barrier(config.workers + 1), context.SimpleQueue()
@@ -79,7 +85,19 @@ def main(config: CollectBenchmark) -> dict[str, Any]:
   }
 
 
-def _run(config: CollectBenchmark, number: int, barrier: Any, alive: Any):
+def _run(
+  config: CollectBenchmark, number: int, barrier: Any, alive: Any
+) -> None:
+  try:
+    _play(config, number, barrier, alive)
+  except BaseException:
+    barrier.abort()  # Or everybody would wait for ever.
+    raise
+
+
+def _play(
+  config: CollectBenchmark, number: int, barrier: Any, alive: Any
+) -> None:
   settle(cores_of(number, config.workers))
   batch = config.parallel // config.workers
   env = make_env(EnvConfig(name=config.env, max_steps=10_000))
