@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import pathlib
 import threading
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 from array_record.python.array_record_module import ArrayRecordReader
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
 
 from dreamer4_jax.config import ActionComponent
 from dreamer4_jax.data import format as fmt
+from dreamer4_jax.data.records import Layouts, Span, read_int
 
 CACHE_BYTES = 1 << 30
 """A split of fewer bytes of observations is kept in memory once read."""
@@ -47,8 +47,17 @@ class Request(NamedTuple):
   column: int = 0
 
 
-Chunk = dict[str, np.ndarray]
-"""Fields of one record by flat name, time leading."""
+Chunk = tuple[memoryview, Mapping[str, Span]]
+"""A record, and where in it each field lies, time leading."""
+
+
+class _Target(NamedTuple):
+  """Where a field goes: the bytes of an array `[B, T, ...]`."""
+
+  name: str
+  memory: memoryview
+  step_bytes: int
+  columns: int
 
 
 class EpisodeSource:
@@ -124,6 +133,12 @@ class EpisodeSource:
     step_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     keep = int(self.index.lengths.sum()) * step_bytes < cache_bytes
     self._kept: dict[int, Chunk] | None = {} if keep else None
+    self._layouts = Layouts(
+      {
+        name: int(np.prod(shape)) * dtype.itemsize
+        for name, (shape, dtype) in self.fields.items()
+      }
+    )
 
   def __len__(self) -> int:
     """Returns the number of episodes."""
@@ -155,7 +170,7 @@ class EpisodeSource:
   def read(self, requests: Sequence[Request]) -> None:
     """Reads stretches into arrays, all records in one go.
 
-    Only the fields that some request wants are decoded.
+    Only the fields that some request wants are copied, and only once.
 
     Raises:
       ValueError: a record is damaged, or is not the one that the index says.
@@ -167,33 +182,45 @@ class EpisodeSource:
       first = int(first_chunks[episode])
       for part in range(start // size, -(-stop // size)):
         wanted[first + part] = episode
-    chunks = self._chunks(wanted, {n for r in requests for n in r.into})
+    chunks = self._chunks(wanted)
+    targets: dict[int, list[_Target]] = {}
     for (episode, start, stop), into, row, column in requests:
+      if id(into) not in targets:
+        targets[id(into)] = [self._target(*item) for item in into.items()]
       first = int(first_chunks[episode])
       for part in range(start // size, -(-stop // size)):
-        chunk, origin = chunks[first + part], part * size
+        (record, spans), origin = chunks[first + part], part * size
         begin, end = max(start, origin), min(stop, origin + size)
-        columns = slice(column + begin - start, column + end - start)
-        inside = slice(begin - origin, end - origin)
-        for name, array in into.items():
-          array[row, columns] = chunk[name][inside]
+        skip, steps, to = begin - origin, end - begin, column + begin - start
+        for name, memory, step_bytes, columns in targets[id(into)]:
+          here = spans[name][0] + skip * step_bytes
+          there = (row * columns + to) * step_bytes
+          count = steps * step_bytes
+          memory[there : there + count] = record[here : here + count]
 
-  def _chunks(
-    self, wanted: Mapping[int, int], fields: Collection[str]
-  ) -> Mapping[int, Chunk]:
+  def _target(self, name: str, array: np.ndarray) -> _Target:
+    """Checks an array of a request and opens its memory."""
+    shape, dtype = self.fields[name]
+    whole = array.flags.c_contiguous and array.dtype == dtype
+    if not whole or array.shape[2:] != shape:
+      raise ValueError(
+        f'{name}: found an array {array.shape} of {array.dtype} to read into, '
+        f'expected contiguous [B, T, *{shape}] of {dtype}'
+      )
+    flat = array.reshape(-1).view(np.uint8)
+    step_bytes = int(np.prod(shape)) * dtype.itemsize
+    return _Target(name, memoryview(flat), step_bytes, array.shape[1])
+
+  def _chunks(self, wanted: Mapping[int, int]) -> Mapping[int, Chunk]:
     """Returns chunks by number; `wanted` maps a number to its episode."""
-    if self._kept is None:
-      kept = {}
-    else:
-      # What is kept may be asked for other fields later.
-      kept, fields = self._kept, self.fields
+    kept = {} if self._kept is None else self._kept
     missing = [number for number in wanted if number not in kept]
     if missing:
       records = self._read_records(missing)
       for number, record in zip(missing, records, strict=True):
         episode = wanted[number]
         part = number - int(self.index.first_chunks[episode])
-        kept[number] = self._parse(record, episode, part, fields)
+        kept[number] = self._check(record, episode, part)
     return kept
 
   def _read_records(self, numbers: Sequence[int]) -> Sequence[bytes]:
@@ -206,33 +233,24 @@ class EpisodeSource:
         f'{self.split!r} cannot be read ({reason})'
       ) from error
 
-  def _parse(
-    self, record: bytes, episode: int, part: int, fields: Collection[str]
-  ) -> Chunk:
-    """Decodes a record without copying more than protobuf does."""
+  def _check(self, record: bytes, episode: int, part: int) -> Chunk:
+    """Finds the fields of a record, which must hold the steps it should."""
     start = part * self.description.chunk_length
     count = min(
       self.description.chunk_length, int(self.index.lengths[episode]) - start
     )
     try:
-      feature = tf_example_pb2.Example.FromString(record).features.feature
-      found = feature['start'].int64_list.value[0]
-      if found != start:
-        raise ValueError(f'found steps {found} ff.')
-      chunk = {}
-      for name in fields:
-        shape, dtype = self.fields[name]
-        x = np.frombuffer(feature[name].bytes_list.value[0], dtype)
-        # Reshaping what has its shape already costs as much as decoding it.
-        chunk[name] = x.reshape(count, *shape) if shape else x
-        if len(chunk[name]) != count:
-          raise ValueError(f'found {len(chunk[name])} steps of {name}')
-      return chunk
-    except Exception as error:
-      reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+      layout = self._layouts.find(record)
+      found = read_int(record, layout.spans['start'])
+      if (found, layout.steps) != (start, count):
+        raise ValueError(
+          f'found {layout.steps} steps from {found} on, expected {count}'
+        )
+      return memoryview(record), layout.spans
+    except (ValueError, KeyError) as error:
       raise ValueError(
         f'{self.path}: steps {start} ff. of episode {episode} of '
-        f'{self.split!r}: damaged record ({reason})'
+        f'{self.split!r}: damaged record ({type(error).__name__}: {error})'
       ) from error
 
 

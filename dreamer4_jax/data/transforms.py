@@ -16,7 +16,7 @@ import numpy as np
 from dreamer4_jax.config import ActionComponent
 from dreamer4_jax.data import format as fmt
 from dreamer4_jax.data.planning import Window
-from dreamer4_jax.data.sources import EpisodeSource, Request
+from dreamer4_jax.data.sources import EpisodeSource, Request, Stretch
 from dreamer4_jax.data.tasks import Tasks, lay_out
 from dreamer4_jax.types import Batch
 
@@ -49,11 +49,14 @@ class Clips:
     numbers = np.array([w.source for w in windows])
     for number in np.unique(numbers).tolist():
       rows = np.flatnonzero(numbers == number)
-      self.sources[number].read(
+      source = self.sources[number]
+      into = {'observation': frames}
+      around = {name: steps[name] for name in steps if name in source.fields}
+      source.read(
         [
           request
           for row in rows.tolist()
-          for request in self._requests(windows[row], row, frames, steps)
+          for request in _requests(windows[row], row, into, around)
         ]
       )
       own = [windows[row] for row in rows.tolist()]
@@ -93,23 +96,21 @@ class Clips:
       blank[f'action/{part.name}'] = np.zeros((*leading, *shape), dtype)
     return blank
 
-  def _requests(
-    self,
-    window: Window,
-    row: int,
-    frames: np.ndarray,
-    steps: Mapping[str, np.ndarray],
-  ) -> Iterator[Request]:
-    """What to read for one row: frames, and steps from one earlier on."""
-    fields = self.sources[window.source].fields
-    steps = {name: array for name, array in steps.items() if name in fields}
-    column = 0
-    for i, segment in enumerate(window.segments):
-      yield Request(segment, {'observation': frames}, row, column)
-      lead = int(i == 0 and segment.start > 0)
-      earlier = segment._replace(start=segment.start - lead)
-      yield Request(earlier, steps, row, column + 1 - lead)
-      column += segment.stop - segment.start
+
+def _requests(
+  window: Window,
+  row: int,
+  frames: Mapping[str, np.ndarray],
+  steps: Mapping[str, np.ndarray],
+) -> Iterator[Request]:
+  """What to read for one row: frames, and steps from one earlier on."""
+  column = 0
+  for i, segment in enumerate(window.segments):
+    yield Request(segment, frames, row, column)
+    lead = int(i == 0 and segment.start > 0)
+    earlier = Stretch(segment.episode, segment.start - lead, segment.stop)
+    yield Request(earlier, steps, row, column + 1 - lead)
+    column += segment.stop - segment.start
 
 
 def align(
