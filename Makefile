@@ -12,7 +12,7 @@ quickstart: .venv/installed
 	  --run-dir runs/quickstart$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
 test: lint
-	$(BIN)/python -m pytest -x -q --durations=15 -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -x -q -rs --durations=15 -n auto --dist loadfile --no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -203,7 +203,6 @@ class _Job:
   convert: Convert
 
   def __call__(self, part: _Part, crashed: frozenset[str]) -> None:
-    keep_freed_memory()
     outcomes = []
     with writer.Shard(part.path, self.description) as shard:
       for item in part.inputs:
@@ -263,7 +262,9 @@ def _convert_all(
   context = multiprocessing.get_context('spawn')
   while pending:
     with concurrent.futures.ProcessPoolExecutor(
-      min(workers, len(pending)), mp_context=context
+      min(workers, len(pending)),
+      mp_context=context,
+      initializer=keep_freed_memory,
     ) as pool:
       futures = {
         pool.submit(job, part, frozenset(crashed)): part for part in pending
@@ -331,6 +332,8 @@ def main_of(
   import tyro
 
   config = None
+  # Here and not in `run`, which leaves its caller's process as it is.
+  keep_freed_memory()
   try:
     config = tyro.cli(config_type)
     report = command(config)

@@ -78,15 +78,7 @@ def image_of(observations: Any, key: str) -> np.ndarray:
     raise writer.EpisodeError(
       f'image = {key!r}: is a dictionary of {sorted(value)}; name one of them'
     )
-  image = np.asarray(value)
-  if (
-    image.ndim != 4 or image.shape[-1] not in (1, 3) or image.dtype != np.uint8
-  ):
-    raise writer.EpisodeError(
-      f'image = {key!r}: found {image.dtype} of shape {image.shape}, expected '
-      'uint8 (steps, height, width, 3)'
-    )
-  return image.repeat(3, -1) if image.shape[-1] == 1 else image
+  return values.rgb(f'image = {key!r}', value, steps=True)
 
 
 def to_components(

@@ -113,7 +113,10 @@ def to_episode(
     raise writer.EpisodeError('steps: found none')
   count = len(steps)
   stacked = lambda field: _stack(field, [get(s, field) for s in steps])
-  frames = [_resized(get(s, fields.image), fields) for s in steps]
+  frames = [
+    values.resized(values.rgb(fields.image, get(s, fields.image)), fields.size)
+    for s in steps
+  ]
   actions = {}
   for part in fields.parts:
     value = stacked(fields.actions[part.name])
@@ -162,19 +165,6 @@ def _stack(field: str, values: list[Any]) -> np.ndarray:
 
 def _over(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
   return mask.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-def _resized(image: Any, fields: Fields) -> np.ndarray:
-  image = np.asarray(image)
-  if (
-    image.ndim != 3 or image.shape[-1] not in (1, 3) or image.dtype != np.uint8
-  ):
-    raise writer.EpisodeError(
-      f'{fields.image}: found {image.dtype} of shape {image.shape}, expected '
-      'uint8 (height, width, 3)'
-    )
-  image = image.repeat(3, -1) if image.shape[-1] == 1 else image
-  return values.resized(image, fields.size)
 
 
 def convert_file(

@@ -7,6 +7,33 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_pipelines.episodes import EpisodeError
+
+
+def rgb(name: str, images: Any, *, steps: bool = False) -> np.ndarray:
+  """Returns what a field holds as images with three channels.
+
+  Args:
+    name: what an error calls the field.
+    images: `[H, W, 1]` or `[H, W, 3]` uint8; grey is repeated.
+    steps: whether an axis of steps leads.
+
+  Raises:
+    EpisodeError: it is of another shape or dtype.
+  """
+  images = np.asarray(images)
+  axes = (*(['steps'] if steps else []), 'height', 'width', '3')
+  if (
+    images.ndim != len(axes)
+    or images.shape[-1] not in (1, 3)
+    or images.dtype != np.uint8
+  ):
+    raise EpisodeError(
+      f'{name}: found {images.dtype} of shape {images.shape}, expected '
+      f'uint8 ({", ".join(axes)})'
+    )
+  return images.repeat(3, -1) if images.shape[-1] == 1 else images
+
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """Brings an image `[H, W, 3]` uint8 to a height and width by averaging."""

@@ -9,6 +9,8 @@ import pytest
 from safetensors import safe_open
 
 from dreamer4_jax import exported
+from dreamer4_jax.checkpoint import Checkpoints
+from dreamer4_jax.cli.main import main
 from dreamer4_jax.models import World
 from tests.models.tiny_world import CONFIG
 
@@ -96,3 +98,64 @@ def test_a_wrong_config_is_named(rooms, tmp_path):
   path.write_text(json.dumps(plain))
   with pytest.raises(ValueError, match='width'):
     exported.load(tmp_path)
+
+
+@pytest.fixture(scope='module')
+def run_dir(rooms, tmp_path_factory):
+  """A run with two phases; their averages differ from what is trained."""
+  path = tmp_path_factory.mktemp('runs') / 'toy'
+  for phase, trained in (('finetune', 'task'), ('imagination', 'policy')):
+    kept = {'value': rooms['value']} if phase == 'imagination' else {}
+    state = {
+      'params': {trained: rooms[trained]},
+      'ema': {trained: jax.tree.map(lambda x: x + 1, rooms[trained])},
+      'frozen': kept,
+    }
+    with Checkpoints(path / phase) as checkpoints:
+      checkpoints.save(1, state, {}, CONFIG)
+  return path
+
+
+def test_the_command_writes_the_averages_of_a_phase(
+  rooms, run_dir, tmp_path, capsys
+):
+  out = tmp_path / 'deep' / 'out'
+  assert main(['export', str(run_dir), '--out', str(out)]) == 0
+  said = capsys.readouterr().out
+  path = out / exported.WEIGHTS
+  assert said.startswith(f'{path}: {path.stat().st_size:,} bytes, rooms ')
+  loaded, config = exported.load(out)
+  assert config == CONFIG and set(loaded) == {'policy', 'value'}
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    loaded,
+    {
+      'policy': jax.tree.map(lambda x: x + 1, rooms['policy']),
+      'value': rooms['value'],
+    },
+  )
+
+
+def test_the_command_exports_any_phase_and_replaces_when_told(
+  run_dir, tmp_path, capsys
+):
+  command = ['export', str(run_dir), '--out', str(tmp_path)]
+  assert main(command) == 0
+  assert main([*command, '--phase', 'finetune']) == 2
+  assert 'exists; pass overwrite=True (--overw' in capsys.readouterr().err
+  assert set(exported.load(tmp_path)[0]) == {'policy', 'value'}
+  assert main([*command, '--phase', 'finetune', '--overwrite']) == 0
+  assert set(exported.load(tmp_path)[0]) == {'task'}
+
+
+def test_mistakes_of_the_command_are_named(run_dir, tmp_path, capsys):
+  out = tmp_path / 'out'
+  command = ['export', str(run_dir), '--phase', 'dynamics', '--out', str(out)]
+  assert main(command) == 2
+  said = capsys.readouterr().err
+  assert said.startswith('dreamer4: ') and str(run_dir / 'dynamics') in said
+  assert not out.exists()
+  for wrong in (['--phase', 'sleep', '--out', 'x'], []):
+    with pytest.raises(SystemExit) as info:
+      main(['export', str(run_dir), *wrong])
+    assert info.value.code == 2

@@ -80,7 +80,7 @@ def test_a_missing_or_short_field_is_named(name):
   rng, layouts = np.random.default_rng(0), Layouts(STEP_BYTES)
   short = rng.bytes(2 * STEP_BYTES[name])
   for found in (example(rng, without=(name,)), example(rng, **{name: short})):
-    with pytest.raises(ValueError, match='expected .* for each of'):
+    with pytest.raises(ValueError, match=r'expected .* for each of'):
       layouts.find(found.SerializeToString())
 
 

@@ -23,6 +23,20 @@ class Truth(NamedTuple):
   terminal: bool
 
 
+def loader(path, *, batch_size, length):
+  """Returns a loader of the split 'train', with all that the dataset has."""
+  description = EpisodeSource(path, 'train').description
+  return make_loader(
+    str(path),
+    'train',
+    actions=description.actions,
+    tasks=description.tasks,
+    batch_size=batch_size,
+    length=length,
+    seed=0,
+  )
+
+
 def check(path, truth, *, atol=0.0, batches=30, last_known=False):
   """Asserts that actions, rewards and flags stand on the right frames.
 
@@ -33,16 +47,6 @@ def check(path, truth, *, atol=0.0, batches=30, last_known=False):
     batches: how many to look at; all frames must turn up in them.
     last_known: the action chosen on the last frame is known as well.
   """
-  description = EpisodeSource(path, 'train').description
-  loader = make_loader(
-    str(path),
-    'train',
-    actions=description.actions,
-    tasks=description.tasks,
-    batch_size=4,
-    length=5,
-    seed=0,
-  )
   where = {
     frame.tobytes(): (e, t)
     for e, episode in enumerate(truth)
@@ -50,8 +54,9 @@ def check(path, truth, *, atol=0.0, batches=30, last_known=False):
   }
   assert len(where) == sum(len(e.frames) for e in truth)
   seen = set()
+  drawn = loader(path, batch_size=4, length=5)
   for _ in range(batches):
-    batch = next(loader)
+    batch = next(drawn)
     for b, t in np.ndindex(batch.segment_ids.shape):
       place = where[batch.frames[b, t].tobytes()]
       seen.add(place)

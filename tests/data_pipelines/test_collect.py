@@ -11,9 +11,7 @@ import pytest
 from data_pipelines import doorkey_player, recording, writer
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.data import EpisodeSource
-from dreamer4_jax.envs import host, make_env
-from tests.data_pipelines import batches
-from tests.envs.test_host_envs import Counter
+from dreamer4_jax.envs import make_env
 
 collect = pytest.importorskip('data_pipelines.collect')
 
@@ -149,49 +147,6 @@ def test_random_play_uses_every_action(tmp_path):
   assert abs(again.mean() - 0.6) < 0.13
 
 
-def test_a_simulator_on_the_host_is_recorded(tmp_path, monkeypatch):
-  env = host.HostEnv(Counter, EnvConfig(max_steps=4))
-  monkeypatch.setattr(collect, 'make_env', lambda config: env)
-  config = collect.CollectConfig(
-    out=str(tmp_path / 'd'), env='counter:x', policy='random', episodes=7,
-    test_episodes=2, max_steps=4, parallel=3, workers=1,
-  )  # fmt: skip
-  collect.collect(config, progress=False)
-  source = EpisodeSource(tmp_path / 'd', 'train')
-  assert len(source) == 7
-  for i in range(7):
-    steps = source[i]
-    shown = steps['observation'][:, 0, 0, 0].astype(int)
-    seed, n = shown[0] // 10, len(shown) - 1
-    np.testing.assert_array_equal(shown, 10 * seed + np.arange(n + 1))
-    assert n == min(seed + 2, 4)
-    assert steps['is_terminal'][-1] == (seed + 2 <= 4)
-    np.testing.assert_array_equal(
-      steps['reward'], steps['action']['action'] * ~steps['is_last']
-    )
-
-
-def test_actions_lead_to_frames_in_batches(tmp_path, monkeypatch):
-  env = host.HostEnv(Counter, EnvConfig(max_steps=4))
-  monkeypatch.setattr(collect, 'make_env', lambda config: env)
-  config = collect.CollectConfig(
-    out=str(tmp_path / 'd'), env='counter:x', policy='random', episodes=1,
-    test_episodes=1, max_steps=4, parallel=1, workers=1,
-  )  # fmt: skip
-  collect.collect(config, progress=False)
-  steps = EpisodeSource(tmp_path / 'd', 'train')[0]
-  first, count = int(steps['observation'][0, 0, 0, 0]), len(steps['reward'])
-  # The simulator pays the number of the action, and shows its steps.
-  shown = np.arange(first, first + count, dtype=np.uint8)
-  truth = batches.Truth(
-    frames=shown[:, None, None, None].repeat(4, 1).repeat(6, 2).repeat(3, 3),
-    actions={'action': steps['reward'][:-1].astype(int)},
-    rewards=steps['reward'][:-1],
-    terminal=count - 1 == first // 10 + 2,
-  )
-  batches.check(tmp_path / 'd', [truth], batches=5)
-
-
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -203,16 +158,6 @@ def test_actions_lead_to_frames_in_batches(tmp_path, monkeypatch):
 def test_wrong_ways_to_play_are_named(config, changes, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(config, **changes)
-
-
-def test_an_environment_without_a_script_is_named(tmp_path, monkeypatch):
-  env = host.HostEnv(Counter, EnvConfig(max_steps=4))
-  monkeypatch.setattr(collect, 'make_env', lambda config: env)
-  config = collect.CollectConfig(
-    out=str(tmp_path / 'd'), env='counter:x', workers=1
-  )
-  with pytest.raises(ValueError, match="no scripted player for 'counter:x'"):
-    collect.collect(config, progress=False)
 
 
 @pytest.mark.parametrize('split', ['train', 'test'])

@@ -1,6 +1,7 @@
 """Video files to datasets: exact, resized, resampled, and damaged."""
 
 import fractions
+import functools
 import json
 import os
 import pathlib
@@ -11,7 +12,7 @@ import pytest
 
 from data_pipelines import convert
 from data_pipelines import video as lib
-from dreamer4_jax.data import EpisodeSource
+from dreamer4_jax.data import Description, EpisodeSource
 
 
 def frames(count, height=24, width=32, seed=0):
@@ -218,25 +219,54 @@ def test_an_interrupted_conversion_goes_on(folder, tmp_path, monkeypatch):
     run(folder, tmp_path / 'd')
 
 
-def dies(item, shard, *, how, min_frames):
+def convert_files(folder, out, function, **kwargs):
+  """Converts a folder with a function that a new process can import."""
+  files = lib.find_files((str(folder),), ('mkv', 'avi'))
+  return convert.run(
+    convert.Output(out=str(out), **kwargs),
+    Description(actions=(), tasks=(), frame_shape=(24, 32, 3)),
+    [convert.Input(name=n, split='train', what=str(p)) for n, p in files],
+    functools.partial(function, how=lib.Frames(), min_frames=1),
+    progress=False,
+  )
+
+
+def dies(item, shard, **kwargs):
   if item.name == 'deep/b.avi':
     os._exit(11)
-  return lib.convert_file(item, shard, how=how, min_frames=min_frames)
+  return lib.convert_file(item, shard, **kwargs)
 
 
 def test_a_process_that_dies_costs_one_file(folder, tmp_path):
-  files = lib.find_files((str(folder),), ('mkv', 'avi'))
-  inputs = [convert.Input(name=n, split='train', what=str(p)) for n, p in files]
-  from functools import partial
-
-  from dreamer4_jax.data import Description
-
-  report = convert.run(
-    convert.Output(out=str(tmp_path / 'd'), workers=2),
-    Description(actions=(), tasks=(), frame_shape=(24, 32, 3)),
-    inputs,
-    partial(dies, how=lib.Frames(), min_frames=1),
-    progress=False,
-  )
+  report = convert_files(folder, tmp_path / 'd', dies, workers=2)
   assert report['skipped'] == {'deep/b.avi': 'the process that read it died'}
   assert report['splits']['train']['episodes'] == 1
+
+
+CHANGED = []
+"""What stands for the allocator: each process has its own."""
+
+
+def change():
+  CHANGED.append(True)
+
+
+def counts_changes(item, shard, **kwargs):
+  lib.convert_file(item, shard, **kwargs)
+  return {'changed': len(CHANGED)}
+
+
+def test_the_allocator_is_changed_in_commands_and_new_processes_only(
+  folder, tmp_path, monkeypatch
+):
+  (folder / 'a.mkv').unlink()
+  monkeypatch.setattr(convert, 'keep_freed_memory', change)
+  monkeypatch.setattr(f'{__name__}.CHANGED', [])
+  for workers, expected in ((1, 0), (2, 1)):
+    out = tmp_path / str(workers)
+    report = convert_files(folder, out, counts_changes, workers=workers)
+    assert report['notes'] == {'changed': expected} and not CHANGED
+  argv = ['--inputs', str(folder), '--out', str(tmp_path / 'd'), '--workers=1']
+  monkeypatch.setattr('sys.argv', ['video', *argv])
+  convert.main_of(lib.VideoConfig, lib.convert_videos)
+  assert CHANGED == [True]

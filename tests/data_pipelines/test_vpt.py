@@ -8,7 +8,8 @@ import pytest
 
 from data_pipelines import vpt
 from data_pipelines import vpt_actions as actions
-from dreamer4_jax.data import EpisodeSource, make_loader
+from dreamer4_jax.data import EpisodeSource
+from tests.data_pipelines import batches
 from tests.data_pipelines.test_video import frames, write
 from tests.data_pipelines.test_vpt_actions import line
 
@@ -84,29 +85,23 @@ def test_a_recording_comes_back(tmp_path):
     'session': 's1',
     'subset': '6.13',
   }
-  assert source.description.frame_rate == 20
+  found = source.description
+  assert found.frame_rate == 20
+  assert (found.actions, found.tasks) == (actions.ACTIONS, actions.TASKS)
 
 
 @pytest.mark.parametrize('changed', [0, 9, 30])
 def test_an_action_first_shows_on_the_frame_it_led_to(tmp_path, changed):
-  texts, batches = lines(40), []
+  texts, clips = lines(40), []
   for version in range(2):
     if version:
       texts[changed] = line(keys=['key.keyboard.q'])
     name = record(tmp_path / str(version), 'x', texts, frames(40))
     out = tmp_path / f'd{version}'
     run(index(tmp_path, [name]), tmp_path / str(version), out)
-    loader = make_loader(
-      str(out),
-      'train',
-      actions=actions.ACTIONS,
-      tasks=actions.TASKS,
-      batch_size=1,
-      length=40,
-      seed=0,
-    )
-    batches.append(jax.tree.map(lambda x: x[0], next(loader)))
-  a, b = batches
+    batch = next(batches.loader(out, batch_size=1, length=40))
+    clips.append(jax.tree.map(lambda x: x[0], batch))
+  a, b = clips
   # The window may begin anywhere in the only episode.
   begin = int(np.argmax((a.frames == frames(40)[changed]).all((1, 2, 3))))
   for name in ('buttons', 'camera'):
