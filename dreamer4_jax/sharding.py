@@ -10,9 +10,10 @@ parameters), `fsdp` (parameters are cut along their `embed` dimension) and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import math
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -38,12 +39,14 @@ LOGICAL_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 """Mesh axis of each logical axis. A name that is not listed stays whole."""
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-  """Arranges all devices in a mesh with axes `data`, `fsdp`, `tensor`.
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+  """Arranges devices in a mesh with axes `data`, `fsdp`, `tensor`.
 
   Args:
     config: sizes of the axes; one of them may be -1 and takes the devices
       that the others leave.
+    devices: by default all there are. If they are given, a mesh of fixed sizes
+      may take the first of them only.
 
   Returns:
     The mesh. Its axes are `Auto`: Linen's constraints fail on the `Explicit`
@@ -53,8 +56,13 @@ def make_mesh(config: MeshConfig) -> Mesh:
     ValueError: the sizes do not multiply to the number of devices.
   """
   sizes = {axis: getattr(config, axis) for axis in AXES}
-  num_devices = jax.device_count()
+  given = devices is not None
+  devices = list(devices) if given else jax.devices()
+  num_devices = len(devices)
   fixed = math.prod(s for s in sizes.values() if s != -1)
+  if given and -1 not in sizes.values() and fixed < num_devices:
+    first = np.array(devices[:fixed]).reshape([*sizes.values()])
+    return Mesh(first, AXES, axis_types=(AxisType.Auto,) * len(AXES))
   filled = {a: num_devices // fixed if s == -1 else s for a, s in sizes.items()}
   if math.prod(filled.values()) != num_devices:
     raise ValueError(
@@ -63,7 +71,10 @@ def make_mesh(config: MeshConfig) -> Mesh:
       'to -1 to take all devices that are left.'
     )
   return jax.make_mesh(
-    tuple(filled.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    tuple(filled.values()),
+    AXES,
+    axis_types=(AxisType.Auto,) * len(AXES),
+    devices=devices,
   )
 
 
@@ -84,15 +95,57 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(mesh: Mesh, batch_size: int) -> None:
-  """Raises `ValueError` unless every device gets as many rows of a batch."""
-  shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-  if batch_size % shards:
+def batch_shards(mesh: Mesh | None = None) -> int:
+  """Returns the number of pieces a batch is cut into; 1 without a mesh.
+
+  Args:
+    mesh: the mesh, by default that of `use_mesh`, also while tracing.
+  """
+  sizes = (mesh or jax.sharding.get_abstract_mesh()).shape
+  return math.prod(sizes.get(axis, 1) for axis in BATCH_AXES)
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
+  """Raises `ValueError` unless every device gets as many rows of a batch.
+
+  Args:
+    mesh: the mesh.
+    batch_size: rows of a global batch.
+    accumulate: parts of the batch that are taken one after another.
+  """
+  shards = batch_shards(mesh)
+  if batch_size % (shards * accumulate):
     sizes = ' * '.join(f'{a} = {mesh.shape[a]}' for a in BATCH_AXES)
+    parts = f' and accumulate = {accumulate}' if accumulate > 1 else ''
     raise ValueError(
       f'batch_size = {batch_size}: must be divisible by the mesh sizes '
-      f'{sizes}, that is by {shards}'
+      f'{sizes}{parts}, that is by {shards * accumulate}'
     )
+
+
+def check_state(mesh: Mesh, abstract_state: PyTree, shardings: PyTree) -> None:
+  """Raises `ValueError` unless the mesh divides every array that it cuts.
+
+  Args:
+    mesh: the mesh.
+    abstract_state: unboxed arrays, as `jax.ShapeDtypeStruct`.
+    shardings: from `state_sharding`.
+  """
+
+  def check(path: tuple, x: jax.ShapeDtypeStruct, where: NamedSharding) -> None:
+    for size, axes in zip(x.shape, where.spec, strict=False):
+      names = (axes,) if isinstance(axes, str) else axes or ()
+      pieces = math.prod(mesh.shape[name] for name in names)
+      if size % pieces:
+        field = ' and '.join(f'mesh.{n} = {mesh.shape[n]}' for n in names)
+        raise ValueError(
+          f'{field}: must divide {size}, a dimension of {list(x.shape)} of '
+          f'{jax.tree_util.keystr(path, simple=True, separator=".")}; take a '
+          'smaller size for this axis, or change the width, the heads or '
+          'mlp_hidden of the model'
+        )
+
+  jax.tree_util.tree_map_with_path(check, abstract_state, shardings)
 
 
 def place_batch(mesh: Mesh, batch: PyTree) -> PyTree:
@@ -107,10 +160,35 @@ def place_batch(mesh: Mesh, batch: PyTree) -> PyTree:
     The tree of global arrays `[B, ...]`, cut along the leading axis.
   """
   sharding = batch_sharding(mesh)
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
-    batch,
-  )
+
+  def place(x: np.ndarray) -> jax.Array:
+    x = np.asarray(x)
+    # Without its shape, processes that hold copies of the same rows would each
+    # give rows of their own.
+    whole = (len(x) * jax.process_count(), *x.shape[1:])
+    return jax.make_array_from_process_local_data(sharding, x, whole)
+
+  return jax.tree.map(place, batch)
+
+
+def place_whole(mesh: Mesh, tree: PyTree) -> PyTree:
+  """Puts arrays that every process holds whole on the devices, cut.
+
+  Args:
+    mesh: the mesh.
+    tree: arrays; boxes with logical axes say how they are cut, and stay.
+
+  Returns:
+    The tree of global arrays. A process copies its own pieces only.
+  """
+
+  def place(x: PyTree, where: NamedSharding) -> jax.Array:
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, where, lambda i: x[i])
+
+  flat = jax.tree.leaves(state_sharding(mesh, tree))
+  arrays, structure = jax.tree.flatten(tree)  # Boxes are nodes of the tree.
+  return jax.tree.unflatten(structure, map(place, arrays, flat))
 
 
 def state_sharding(mesh: Mesh, abstract_state: PyTree) -> PyTree:

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-NUM_DEVICES = 4
+NUM_DEVICES = 8
 _CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
 
 # Most of the time goes into compiling programs that run for milliseconds.
@@ -21,7 +21,12 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
-_LONGEST = ('test_quickstart.py', 'test_craftax_player.py')
+_LONGEST = (
+  'test_quickstart.py',
+  'test_craftax_player.py',
+  'test_distributed.py',
+  'test_many_devices.py',
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -11,28 +11,40 @@ from dreamer4_jax import sharding
 from dreamer4_jax.config import MeshConfig
 
 
+def make_mesh(config):
+  return sharding.make_mesh(config, jax.devices()[:4])
+
+
 def test_the_axis_with_minus_one_takes_the_devices_that_are_left():
-  assert jax.device_count() == 4
+  assert jax.device_count() == 8
   for config, shape in (
     (MeshConfig(), (4, 1, 1)),
     (MeshConfig(data=2, fsdp=-1), (2, 2, 1)),
     (MeshConfig(data=1, fsdp=2, tensor=2), (1, 2, 2)),
   ):
-    mesh = sharding.make_mesh(config)
+    mesh = make_mesh(config)
     assert mesh.shape_tuple == tuple(zip(sharding.AXES, shape, strict=True))
     assert mesh.axis_types == (AxisType.Auto,) * 3
 
 
 @pytest.mark.parametrize(
-  'config', [MeshConfig(data=3), MeshConfig(data=8), MeshConfig(tensor=8)]
+  'config', [MeshConfig(data=3), MeshConfig(data=16), MeshConfig(tensor=16)]
 )
 def test_sizes_that_do_not_fit_the_devices_are_refused(config):
-  with pytest.raises(ValueError, match='number of devices, 4'):
+  with pytest.raises(ValueError, match='number of devices, 8'):
     sharding.make_mesh(config)
 
 
+def test_a_mesh_of_fixed_sizes_may_take_the_first_devices_only():
+  assert sharding.make_mesh(MeshConfig(data=2, fsdp=-1)).size == 8
+  mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2), jax.devices())
+  assert list(mesh.devices.flat) == jax.devices()[:2]
+  with pytest.raises(ValueError, match='number of devices, 8'):
+    sharding.make_mesh(MeshConfig(data=1, fsdp=2))
+
+
 def test_a_batch_is_cut_over_data_and_fsdp_in_order():
-  mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2))
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2))
   batch = {'x': np.arange(24).reshape(8, 3), 'y': np.arange(8)}
   placed = sharding.place_batch(mesh, batch)
   for name, value in batch.items():
@@ -44,17 +56,17 @@ def test_a_batch_is_cut_over_data_and_fsdp_in_order():
 
 
 def test_a_batch_over_data_only_is_copied_along_tensor():
-  mesh = sharding.make_mesh(MeshConfig(data=2, tensor=2))
+  mesh = make_mesh(MeshConfig(data=2, tensor=2))
   placed = sharding.place_batch(mesh, np.zeros((4, 5)))
   assert {s.data.shape for s in placed.addressable_shards} == {(2, 5)}
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-  mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2))
+  mesh = make_mesh(MeshConfig(data=2, fsdp=2))
   sharding.check_batch(mesh, 8)
   with pytest.raises(ValueError, match=r'batch_size = 6.*divisible.* 4'):
     sharding.check_batch(mesh, 6)
-  sharding.check_batch(sharding.make_mesh(MeshConfig(data=2, tensor=2)), 6)
+  sharding.check_batch(make_mesh(MeshConfig(data=2, tensor=2)), 6)
 
 
 class _Layer(nn.Module):
@@ -77,7 +89,7 @@ def _init():
 
 
 def test_logical_axes_decide_where_parameters_and_moments_lie():
-  mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
+  mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
   found = sharding.state_sharding(mesh, jax.eval_shape(_init))
   assert found['params']['kernel'].spec == P('fsdp', 'tensor')
   assert found['opt'][0].mu['kernel'].spec == P('fsdp', 'tensor')
@@ -89,7 +101,7 @@ def test_logical_axes_decide_where_parameters_and_moments_lie():
 
 
 def test_constraints_act_inside_use_mesh_and_change_no_value():
-  mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
+  mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2))
   params = nn.meta.unbox(_init()['params'])
   x = np.linspace(-1, 1, 32, dtype=np.float32).reshape(4, 8)
   alone = _Layer().apply({'params': params}, x)
@@ -99,3 +111,17 @@ def test_constraints_act_inside_use_mesh_and_change_no_value():
   assert {s.data.shape for s in together.addressable_shards} == {(2, 3)}
   # Float32 sums over 8 terms, in another order.
   np.testing.assert_allclose(together, alone, atol=1e-6)
+
+
+def test_a_mesh_that_does_not_divide_the_model_is_refused():
+  mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+  boxed = jax.eval_shape(_init)
+  shardings = sharding.state_sharding(mesh, boxed)
+  state = jax.eval_shape(nn.meta.unbox, boxed)
+  with pytest.raises(
+    ValueError,
+    match=r'mesh\.tensor = 4: must divide 6, .* \[8, 6\] of .*kernel;',
+  ):
+    sharding.check_state(mesh, state, shardings)
+  fits = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+  sharding.check_state(fits, state, sharding.state_sharding(fits, boxed))

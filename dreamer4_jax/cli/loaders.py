@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from dreamer4_jax.config import PHASES, Config
+from dreamer4_jax.config import PHASES, Config, require
 from dreamer4_jax.data import make_loader
 from dreamer4_jax.training.phases import relevant_share
 
@@ -27,6 +27,7 @@ def training_loader(
   """
   settings = getattr(config.phases, phase)
   processes = jax.process_count()
+  _check_shares(config, phase, settings.batch_size)
   datasets = config.data.datasets
   if tokenizer:
     datasets = [
@@ -51,6 +52,28 @@ def training_loader(
     only_with_tasks=phase in ('finetune', 'imagination'),
     threads=config.data.threads,
     ahead=config.data.ahead,
+  )
+
+
+def _check_shares(config: Config, phase: str, batch_size: int) -> None:
+  """Raises `ValueError` unless each process has rows of its own."""
+  processes, devices = jax.process_count(), jax.local_device_count()
+  require(
+    batch_size % processes == 0,
+    f'phases.{phase}.batch_size',
+    batch_size,
+    f'must be divisible by the number of processes, {processes}',
+  )
+  m = config.mesh
+  tensor = m.tensor
+  if tensor == -1:
+    tensor = jax.device_count() // (m.data * m.fsdp)
+  require(
+    processes == 1 or devices % tensor == 0,
+    'mesh.tensor',
+    tensor,
+    f'must divide the devices of a process, {devices}, so that no two '
+    'processes share a row of the batch',
   )
 
 

@@ -9,9 +9,11 @@ import os
 import pathlib
 import runpy
 import sys
+import traceback
 
-from dreamer4_jax.cli import configs, data, export
+from dreamer4_jax.cli import cluster, compile, configs, data, export
 from dreamer4_jax.config import PHASES, Config
+from dreamer4_jax.distributed import JoinError, join, joined, leave
 from dreamer4_jax.memory import keep_freed_memory
 from dreamer4_jax.preemption import EXIT_CODE, PreemptedError
 
@@ -21,8 +23,9 @@ _LOG = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; returns the exit code.
 
-  It is 2 for a mistake of the user, and 75 if SIGTERM stopped a training that
-  the same command goes on with.
+  It is 2 for a mistake of the user, 75 if SIGTERM stopped a training that the
+  same command goes on with, and 1 if the processes of a run did not find each
+  other. A process of several ends here if it fails alone.
   """
   parser = argparse.ArgumentParser(
     prog='dreamer4', description='Trains and runs Dreamer 4 agents.'
@@ -32,17 +35,31 @@ def main(argv: Sequence[str] | None = None) -> int:
   _add_quickstart(commands)
   data.add_commands(commands)
   export.add_command(commands)
+  compile.add_command(commands)
   args = parser.parse_args(argv)
   keep_freed_memory()
+  code = _run(args)
+  return leave(code, together=code in (0, EXIT_CODE))
+
+
+def _run(args: argparse.Namespace) -> int:
   try:
     return args.run(args)
   except PreemptedError as error:
     print(f'dreamer4: {error}', file=sys.stderr)
     return EXIT_CODE
+  except JoinError as error:
+    print(f'dreamer4: {error}', file=sys.stderr)
+    return 1
   except (ValueError, FileNotFoundError, FileExistsError) as error:
     _LOG.debug('%s failed', args.run.__name__, exc_info=True)
     print(f'dreamer4: {error}', file=sys.stderr)
     return 2
+  except BaseException:
+    if not joined():
+      raise
+    traceback.print_exc()
+    return 1
 
 
 def _add_train(commands) -> None:
@@ -55,10 +72,12 @@ def _add_train(commands) -> None:
   _add_experiment(parser)
   parser.add_argument(
     '--phase',
+    nargs='+',
     choices=[*PHASES, 'all'],
-    default='all',
-    help='which phase to train (default: all, in order)',
+    default=['all'],
+    help='which phases to train, always in their order (default: all)',
   )
+  cluster.add_arguments(parser)
   parser.set_defaults(run=_train)
 
 
@@ -103,11 +122,13 @@ def _add_experiment(parser) -> None:
 
 def _start(args: argparse.Namespace) -> tuple[Config, pathlib.Path] | None:
   """Loads the config and prepares the run; None if it is only to be listed."""
+  several = cluster.from_arguments(args)
   config = configs.load_experiment(args.experiment)
-  config = configs.override(config, args.set)
+  config = configs.override(config, cluster.mesh_fields(args) + args.set)
   if args.help_config:
     print(configs.describe(config))
     return None
+  join(several)
   run_dir = args.run_dir or pathlib.Path('runs') / _stem(args.experiment)
   _prepare(run_dir, config)
   _log_to_stderr()
@@ -123,7 +144,8 @@ def _train(args: argparse.Namespace) -> int:
   from dreamer4_jax.cli.loaders import training_loader
   from dreamer4_jax.training.phases import train
 
-  phases = PHASES if args.phase == 'all' else (args.phase,)
+  chosen = {*args.phase}
+  phases = tuple(p for p in PHASES if chosen & {p, 'all'})
   train(config, run_dir, phases, loaders=training_loader)
   return 0
 
@@ -156,6 +178,8 @@ def _prepare(run_dir: pathlib.Path, config: Config) -> None:
   from dreamer4_jax.checkpoint import check_run  # Slow, and not for --help.
 
   check_run(run_dir, config)
+  if not _is_first():
+    return
   run_dir.mkdir(parents=True, exist_ok=True)
   new = run_dir / 'config.json.tmp'
   new.write_text(config.to_json())
@@ -176,9 +200,18 @@ def enable_compilation_cache() -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
+def _is_first() -> bool:
+  """Whether this process writes what is to be written once."""
+  import jax
+
+  return jax.process_index() == 0
+
+
 def _log_to_stderr() -> None:
+  """Shows the log of the first process, and warnings of the others."""
   logger = logging.getLogger('dreamer4_jax')
-  logger.setLevel(logging.INFO)
+  first = _is_first()
+  logger.setLevel(logging.INFO if first else logging.WARNING)
   if not logger.handlers:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter('%(message)s'))

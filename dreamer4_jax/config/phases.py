@@ -37,6 +37,8 @@ class OptimizerConfig:
   """Decay of the first moment."""
   b2: float = 0.99
   """Decay of the second moment."""
+  eps: float = 1e-8
+  """Adam: what has a smaller gradient than this is hardly moved."""
   ema_decay: float = 0.99
   """Decay of the parameter average used by later phases; 0 turns it off."""
 
@@ -54,6 +56,7 @@ class OptimizerConfig:
       'must lie in [0, 1)',
     )
     shares(self, 'decay_share', 'final_scale')
+    require(self.eps > 0, 'OptimizerConfig.eps', self.eps, 'must be positive')
     require(
       self.clip_norm > 0,
       'OptimizerConfig.clip_norm',
@@ -70,6 +73,9 @@ class PhaseConfig:
   """Train steps."""
   batch_size: int = 16
   """Clips in a global batch."""
+  accumulate: int = 1
+  """Parts of the batch that are taken one after another, for want of memory;
+  the step uses the mean of their gradients."""
   clip_length: int = 16
   """Frames of a short clip, T1."""
   long_clip_length: int = 0
@@ -82,13 +88,37 @@ class PhaseConfig:
   """Steps between metric lines."""
   checkpoint_every: int = 200
   """Steps between checkpoints."""
+  keep_last: int = 2
+  """Latest checkpoints kept; if the last is damaged, the one before is used."""
+  keep_best: int = 0
+  """Best checkpoints kept besides. Above 0, the best one, not the last, is what
+  later phases, evaluation and export take from this phase."""
+  best_metric: str = ''
+  """Name of the metric that makes a checkpoint good, for example dynamics/flow;
+  its running mean over about checkpoint_every steps is compared."""
+  best_mode: Literal['min', 'max'] = 'min'
+  """Whether a low or a high value of best_metric is good."""
   optimizer: OptimizerConfig = OptimizerConfig()
   """Optimizer of this phase."""
 
   def __post_init__(self):
     room = type(self).__name__
     at_least(1, self, 'steps', 'batch_size', 'clip_length', 'long_every')
-    at_least(1, self, 'log_every', 'checkpoint_every')
+    at_least(1, self, 'accumulate')
+    require(
+      self.batch_size % self.accumulate == 0,
+      f'{room}.accumulate',
+      self.accumulate,
+      f'must divide batch_size = {self.batch_size}',
+    )
+    at_least(1, self, 'log_every', 'checkpoint_every', 'keep_last')
+    at_least(0, self, 'keep_best')
+    require(
+      not self.keep_best or self.best_metric != '',
+      f'{room}.keep_best',
+      self.keep_best,
+      'needs best_metric, a name in metrics.jsonl; or set it to 0',
+    )
     shares(self, 'separate_images')
     require(
       self.long_clip_length == 0 or self.long_clip_length > self.clip_length,

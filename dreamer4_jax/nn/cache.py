@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from dreamer4_jax.config import TransformerConfig
 from dreamer4_jax.nn.attention import KeyValues
+from dreamer4_jax.nn.partition import constrain
 from dreamer4_jax.types import Array
 
 _EMPTY = -1
@@ -66,6 +67,7 @@ def init_cache(config: TransformerConfig, batch: int, tokens: int) -> TimeCache:
     head,
   )
   zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
+  zeros = constrain(zeros, (None, 'batch', None, None, 'kv_heads'))
   return TimeCache(
     entries=KeyValues(keys=zeros, values=zeros),
     slot_segments=jnp.full((batch, length), _EMPTY, jnp.int32),

@@ -14,6 +14,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from dreamer4_jax.nn.partition import gather
 from dreamer4_jax.types import Array
 
 Init = jax.nn.initializers.Initializer
@@ -81,7 +82,8 @@ class Linear(nn.Module):
     # As one product of matrices: XLA on CPU transposes what it contracts over
     # several axes, which made the backward pass twice as slow.
     flat = rearrange(x.astype(self.dtype), '... d -> (...) d')
-    y = flat @ jnp.reshape(kernel.astype(self.dtype), (full[0], -1))
+    kernel = gather(kernel.astype(self.dtype), tuple(self.axes))
+    y = flat @ jnp.reshape(kernel, (full[0], -1))
     return jnp.reshape(y, (*x.shape[:-1], *self.shape))
 
 
@@ -120,8 +122,9 @@ class Embedding(nn.Module):
     )
 
   def __call__(self, index: Array) -> Array:
-    return jnp.take(self.embedding, index, axis=0).astype(self.dtype)
+    table = gather(self.embedding, ('vocab', 'embed'))
+    return jnp.take(table, index, axis=0).astype(self.dtype)
 
   def table(self) -> Array:
     """Returns the whole table, `[num, D]`."""
-    return self.embedding.astype(self.dtype)
+    return gather(self.embedding.astype(self.dtype), ('vocab', 'embed'))

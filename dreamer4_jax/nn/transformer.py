@@ -17,6 +17,7 @@ from dreamer4_jax.nn import rope
 from dreamer4_jax.nn.attention import KeyValues, attend
 from dreamer4_jax.nn.cache import TimeCache
 from dreamer4_jax.nn.layers import Linear, Mlp, RmsNorm
+from dreamer4_jax.nn.partition import constrain
 from dreamer4_jax.types import Array
 
 _REMAT_POLICIES = {
@@ -95,9 +96,10 @@ class Layer(nn.Module):
     y, own = Attention(self.config, name='attention')(
       RmsNorm(name='attention_norm')(x), mask, angles, past
     )
-    x = x + y
+    x = constrain(x + y, ('batch',))
     mlp = Mlp(self.config.mlp_hidden, jnp.dtype(self.config.dtype), name='mlp')
-    return x + mlp(RmsNorm(name='mlp_norm')(x)), own
+    y = mlp(RmsNorm(name='mlp_norm')(x))
+    return constrain(x + y, ('batch',)), own
 
 
 class Period(nn.Module):

@@ -16,6 +16,7 @@ from dreamer4_jax.rollout.imagine import (
   imagine,
   sample_policy,
 )
+from dreamer4_jax.rollout.stream import Stream, init_stream, next_frame
 
 __all__ = [
   'ActorState',
@@ -23,6 +24,7 @@ __all__ = [
   'FrameInput',
   'Prompt',
   'Rollout',
+  'Stream',
   'act',
   'advance',
   'append_frame',
@@ -31,6 +33,8 @@ __all__ = [
   'imagine',
   'init_actor',
   'init_prompt',
+  'init_stream',
+  'next_frame',
   'prepare_context',
   'sample_policy',
 ]

@@ -173,28 +173,27 @@ def make_dynamics_step(
   optimizer = make_optimizer(phase.optimizer, phase.steps)
   max_steps = world.config.dynamics.max_steps
 
-  def step(state: TrainState, batch: Batch, key: Array):
+  def loss_fn(params: Params, state: TrainState, batch: Batch, key: Array):
     data = corrupt_batch(world, state.rooms(), batch, phase, state.step, key)
+    prediction = world.denoise(
+      params,
+      data.z_tau,
+      data.levels.signal_index,
+      data.levels.step_index,
+      batch.prev_action,
+      batch.prev_action_mask,
+      segment_ids=batch.segment_ids,
+    ).prediction
+    losses = shortcut_losses(
+      prediction, data.z1, data.z_tau, data.levels, data.velocity, max_steps
+    )
+    everyone = jnp.ones(prediction.shape[:1])
+    loss, parts = dynamics_loss(losses, everyone)
+    scaled, rms = normalize_losses({'dynamics': loss}, state.rms, {})
+    metrics = {f'dynamics/{k}': v for k, v in parts.items()}
+    return scaled['dynamics'], (metrics, rms)
 
-    def loss_fn(params):
-      prediction = world.denoise(
-        params,
-        data.z_tau,
-        data.levels.signal_index,
-        data.levels.step_index,
-        batch.prev_action,
-        batch.prev_action_mask,
-        segment_ids=batch.segment_ids,
-      ).prediction
-      losses = shortcut_losses(
-        prediction, data.z1, data.z_tau, data.levels, data.velocity, max_steps
-      )
-      everyone = jnp.ones(prediction.shape[:1])
-      loss, parts = dynamics_loss(losses, everyone)
-      scaled, rms = normalize_losses({'dynamics': loss}, state.rms, {})
-      metrics = {f'dynamics/{k}': v for k, v in parts.items()}
-      return scaled['dynamics'], (metrics, rms)
-
-    return update(state, loss_fn, optimizer, phase.optimizer)
+  def step(state: TrainState, batch: Batch, key: Array):
+    return update(state, batch, key, loss_fn, optimizer, phase)
 
   return step

@@ -154,41 +154,38 @@ def make_finetune_step(
     'continuation': phase.cont_weight,
   }
 
-  def step(state: TrainState, batch: Batch, key: Array):
+  def loss_fn(params: Params, state: TrainState, batch: Batch, key: Array):
     key, context_key = jax.random.split(key)
     data = corrupt_batch(world, state.rooms(), batch, phase, state.step, key)
     data = _relevant_at_context(world, data, batch.relevant, context_key)
+    output = world.denoise(
+      params,
+      data.z_tau,
+      data.levels.signal_index,
+      data.levels.step_index,
+      batch.prev_action,
+      batch.prev_action_mask,
+      agent=world.agent_token(params, batch.task),
+      segment_ids=batch.segment_ids,
+    )
+    losses = shortcut_losses(
+      output.prediction, data.z1, data.z_tau, data.levels, data.velocity,
+      max_steps,
+    )  # fmt: skip
+    uniform = 1.0 - batch.relevant.astype(jnp.float32)
+    dynamics, parts = dynamics_loss(losses, uniform)
+    terms, metrics = agent_losses(world, phase, params, output.agent, batch)
+    terms['dynamics'] = dynamics
+    active = {
+      'dynamics': uniform.sum() > 0,
+      'policy': (batch.relevant[:, None] & batch.action_mask).any(),
+    }
+    scaled, rms = normalize_losses(terms, state.rms, active)
+    metrics.update({f'finetune/{k}': v for k, v in {**terms, **parts}.items()})
+    total = sum(weights[k] * v for k, v in scaled.items())
+    return total, (metrics, rms)
 
-    def loss_fn(params):
-      output = world.denoise(
-        params,
-        data.z_tau,
-        data.levels.signal_index,
-        data.levels.step_index,
-        batch.prev_action,
-        batch.prev_action_mask,
-        agent=world.agent_token(params, batch.task),
-        segment_ids=batch.segment_ids,
-      )
-      losses = shortcut_losses(
-        output.prediction, data.z1, data.z_tau, data.levels, data.velocity,
-        max_steps,
-      )  # fmt: skip
-      uniform = 1.0 - batch.relevant.astype(jnp.float32)
-      dynamics, parts = dynamics_loss(losses, uniform)
-      terms, metrics = agent_losses(world, phase, params, output.agent, batch)
-      terms['dynamics'] = dynamics
-      active = {
-        'dynamics': uniform.sum() > 0,
-        'policy': (batch.relevant[:, None] & batch.action_mask).any(),
-      }
-      scaled, rms = normalize_losses(terms, state.rms, active)
-      metrics.update(
-        {f'finetune/{k}': v for k, v in {**terms, **parts}.items()}
-      )
-      total = sum(weights[k] * v for k, v in scaled.items())
-      return total, (metrics, rms)
-
-    return update(state, loss_fn, optimizer, phase.optimizer)
+  def step(state: TrainState, batch: Batch, key: Array):
+    return update(state, batch, key, loss_fn, optimizer, phase)
 
   return step

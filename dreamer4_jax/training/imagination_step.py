@@ -123,46 +123,46 @@ def make_imagination_step(
   agent = world.config.agent
   twohot = TwoHot(agent.bins, agent.bin_limit)
 
-  def step(state: TrainState, batch: Batch, key: Array):
+  now = lambda logits: jax.tree.map(lambda x: x[:, :, 0], logits)
+
+  def loss_fn(params: Params, state: TrainState, batch: Batch, key: Array):
     e = gather_experience(world, phase, state.rooms(), batch, key)
-    now = lambda logits: jax.tree.map(lambda x: x[:, :, 0], logits)
     prior = now(world.head(state.rooms(), 'prior', e.agent))
+    policy = now(world.head(params, 'policy', e.agent))
+    pair = (policy, prior)
+    if phase.kl_direction == 'prior_policy':
+      pair = (prior, policy)
+    output = pmpo_loss(
+      distributions.log_prob(policy, e.actions, world.space),
+      e.returns - e.value,
+      e.weight,
+      alpha=phase.alpha,
+      kl=distributions.kl(*pair, world.space),
+      beta=phase.beta,
+    )
+    value_logits = world.head(params, 'value', e.agent)[:, :, 0]
+    terms = {
+      'policy': output.loss,
+      'value': masked_mean(twohot.loss(value_logits, e.returns), e.weight),
+    }
+    # PMPO has no scale to remove: only the value loss is normalised.
+    scaled, rms = normalize_losses({'value': terms['value']}, state.rms, {})
+    total = terms['policy'] + phase.value_weight * scaled['value']
+    entropy = distributions.entropy(policy, world.space)
+    metrics = {
+      'imagination/policy': terms['policy'],
+      'imagination/value': terms['value'],
+      'imagination/kl': output.kl_term,
+      'imagination/positive_share': output.positive_share,
+      'imagination/entropy': masked_mean(entropy, e.weight),
+      'imagination/reward_per_rollout': (e.reward * e.weight).sum(1).mean(),
+      'imagination/return': masked_mean(e.returns, e.weight),
+      'imagination/value_mean': masked_mean(e.value, e.weight),
+      'imagination/cont': e.cont.mean(),
+    }
+    return total, (metrics, {**state.rms, **rms})
 
-    def loss_fn(params):
-      policy = now(world.head(params, 'policy', e.agent))
-      pair = (policy, prior)
-      if phase.kl_direction == 'prior_policy':
-        pair = (prior, policy)
-      output = pmpo_loss(
-        distributions.log_prob(policy, e.actions, world.space),
-        e.returns - e.value,
-        e.weight,
-        alpha=phase.alpha,
-        kl=distributions.kl(*pair, world.space),
-        beta=phase.beta,
-      )
-      value_logits = world.head(params, 'value', e.agent)[:, :, 0]
-      terms = {
-        'policy': output.loss,
-        'value': masked_mean(twohot.loss(value_logits, e.returns), e.weight),
-      }
-      # PMPO has no scale to remove: only the value loss is normalised.
-      scaled, rms = normalize_losses({'value': terms['value']}, state.rms, {})
-      total = terms['policy'] + phase.value_weight * scaled['value']
-      entropy = distributions.entropy(policy, world.space)
-      metrics = {
-        'imagination/policy': terms['policy'],
-        'imagination/value': terms['value'],
-        'imagination/kl': output.kl_term,
-        'imagination/positive_share': output.positive_share,
-        'imagination/entropy': masked_mean(entropy, e.weight),
-        'imagination/reward_per_rollout': (e.reward * e.weight).sum(1).mean(),
-        'imagination/return': masked_mean(e.returns, e.weight),
-        'imagination/value_mean': masked_mean(e.value, e.weight),
-        'imagination/cont': e.cont.mean(),
-      }
-      return total, (metrics, {**state.rms, **rms})
-
-    return update(state, loss_fn, optimizer, phase.optimizer)
+  def step(state: TrainState, batch: Batch, key: Array):
+    return update(state, batch, key, loss_fn, optimizer, phase)
 
   return step

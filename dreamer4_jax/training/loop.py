@@ -19,17 +19,16 @@ import numpy as np
 import tqdm
 
 from dreamer4_jax import sharding
-from dreamer4_jax.checkpoint import Checkpoints
+from dreamer4_jax.checkpoint import Best, Checkpoints
 from dreamer4_jax.compatibility import model_fields
 from dreamer4_jax.config import PHASES, Config, PhaseConfig
 from dreamer4_jax.preemption import PreemptedError, Sigterm
 from dreamer4_jax.training.metrics import MetricWriter
 from dreamer4_jax.training.prefetch import Drawn, prefetch
+from dreamer4_jax.training.watch import Watch
 from dreamer4_jax.types import Array, PyTree
 
 _LOG = logging.getLogger(__name__)
-MAX_BAD_STEPS = 20
-"""Training stops after this many non-finite losses in a row."""
 
 Metrics = Mapping[str, Array]
 StepFn = Callable[[PyTree, PyTree, Array], tuple[PyTree, Metrics]]
@@ -43,7 +42,11 @@ class ClipIterator(Protocol):
     ...
 
   def get_state(self) -> Any:
-    """Returns the position, as bytes or plain data."""
+    """Returns the position, as bytes or plain data.
+
+    To go on with another number of processes it must be the same on all, such
+    as a count of global batches.
+    """
     ...
 
   def set_state(self, state: Any) -> None:
@@ -63,7 +66,8 @@ def run_phase(
   phase: str,
   config: Config,
   directory: str | pathlib.Path,
-  init_state: Callable[[], PyTree],
+  init_state: Callable[..., PyTree],
+  given: tuple[PyTree, ...] = (),
   step_fn: StepFn,
   iterators: Mapping[int, ClipIterator],
   phase_config: PhaseConfig,
@@ -74,7 +78,8 @@ def run_phase(
   """Trains one phase to its end, from its latest checkpoint if there is one.
 
   The random key of step s is the seed's key, folded by the phase's number
-  and by s, so a resumed run equals an uninterrupted one.
+  and by s. So there is no key to save, and a resumed run equals an
+  uninterrupted one.
 
   Args:
     phase: one of `config.PHASES`.
@@ -84,9 +89,12 @@ def run_phase(
     init_state: makes the train state. It runs under `jax.jit`, so that big
       states are born sharded; `nn.with_logical_partitioning` boxes tell how,
       and are taken off.
+    given: arguments of `init_state`, such as rooms that were trained before:
+      trees of arrays that every process holds whole, in boxes if they have
+      logical axes. They are cut over the mesh.
     step_fn: pure `(state, batch, key) -> (state, metrics)`; jitted here, with
-      the state donated. Metrics are scalars by `room/name`; those whose last
-      part is `loss` are watched.
+      the state donated. Metrics are scalars by `room/name`; of those whose
+      last part is `loss` or `skipped`, see `Watch`.
     iterators: an iterator for `clip_length` and, if that is not 0, one for
       `long_clip_length`.
     phase_config: the phase's part of the config, or a variation of it.
@@ -99,12 +107,13 @@ def run_phase(
     The trained state, on the devices.
 
   Raises:
-    ValueError: the phase is unknown, an iterator is lacking, the batch does
-      not divide over the mesh, or the checkpoint disagrees with the config.
-    FloatingPointError: the loss was not finite `MAX_BAD_STEPS` times in a
-      row, or at the end.
+    ValueError: the phase is unknown, an iterator or the `best_metric` is
+      lacking, the batch or the state does not divide over the mesh, or the
+      checkpoint disagrees with the config.
+    FloatingPointError: steps were not finite `MAX_BAD_STEPS` times in a row, or
+      the last loss was not, with a step function that does not skip.
     PreemptedError: the process was asked to stop by SIGTERM. The steps done so
-      far are saved, unless their losses are not finite.
+      far are saved, unless the state is not finite.
     RuntimeError: an iterator ran out, or a checkpoint could not be saved.
   """
   if phase not in PHASES:
@@ -115,29 +124,40 @@ def run_phase(
       f'{phase}: iterators for clip lengths {sorted(iterators)} were given, '
       f'{sorted(lengths)} are needed'
     )
-  sharding.check_batch(mesh, phase_config.batch_size)
+  sharding.check_batch(mesh, phase_config.batch_size, phase_config.accumulate)
   phase_dir = pathlib.Path(directory) / phase
   total = phase_config.steps
   with contextlib.ExitStack() as stack:
     stack.enter_context(sharding.use_mesh(mesh))
-    boxed = jax.eval_shape(init_state)
+    boxed = jax.eval_shape(init_state, *given)
     shardings = sharding.state_sharding(mesh, boxed)
     abstract = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       jax.eval_shape(nn.meta.unbox, boxed),
       shardings,
     )
-    checkpoints = stack.enter_context(Checkpoints(phase_dir))
+    sharding.check_state(mesh, abstract, shardings)
+    checkpoints = stack.enter_context(
+      Checkpoints(
+        phase_dir,
+        keep_last=phase_config.keep_last,
+        best=Best.of(phase_config),
+      )
+    )
+    counters = {}
     if checkpoints.latest() is None:
       start = 0
+      # As arguments: constants would be copied into the program.
       state = jax.jit(
-        lambda: nn.meta.unbox(init_state()), out_shardings=shardings
-      )()
+        lambda *given: nn.meta.unbox(init_state(*given)),
+        out_shardings=shardings,
+      )(*sharding.place_whole(mesh, given))
     else:
       restored = checkpoints.restore(
         abstract, config=config, fields=model_fields(phase)
       )
       start, state = restored.step, restored.state
+      counters = restored.counters
       for length in lengths:
         if str(length) in restored.data:
           iterators[length].set_state(restored.data[str(length)])
@@ -159,7 +179,7 @@ def run_phase(
     if sigterm is None:
       alone = jax.process_count() == 1
       sigterm = stack.enter_context(Sigterm(active=alone))
-    watch = _Watch(phase, writer, phase_config.log_every, total, bar)
+    watch = Watch(phase, phase_config, writer, bar, counters)
     drawn = stack.enter_context(
       contextlib.closing(
         prefetch(
@@ -174,21 +194,34 @@ def run_phase(
       done = step + 1
       watch.flush()  # The step before; the device is busy with this one.
       watch.put(done, metrics)
-      # With several processes all of them ask, after every step.
-      asked = checkpoints.asked_to_stop(done) or sigterm.received
+      asked = _asked_to_stop(checkpoints, sigterm)
       if done % phase_config.checkpoint_every == 0 or done == total or asked:
         watch.flush()
         _save(checkpoints, done, state, item, config, watch)
       if asked:
-        checkpoints.wait()
-        raise PreemptedError(
-          f'{phase}: asked to stop after step {done:,} of {total:,}; the '
-          f'latest checkpoint in {phase_dir} is of step '
-          f'{checkpoints.latest()}. The same command goes on from there.'
-        )
-    watch.check_end()
+        break
+    else:
+      watch.check_end()
     checkpoints.wait()
+    # The signal may also have come since the last step.
+    if asked or (sigterm.received and jax.process_count() == 1):
+      raise PreemptedError(
+        f'{phase}: asked to stop after step {done:,} of {total:,}; the '
+        f'latest checkpoint in {phase_dir} is of step '
+        f'{checkpoints.latest()}. The same command goes on from there.'
+      )
   return state
+
+
+def _asked_to_stop(checkpoints: Checkpoints, sigterm: Sigterm) -> bool:
+  """Whether to stop now; to be called after every step.
+
+  With several processes all of them ask JAX's runtime and stop together; what
+  one of them has noticed alone must not count.
+  """
+  if jax.process_count() > 1:
+    return checkpoints.asked_to_stop()
+  return sigterm.received
 
 
 def _compiled(
@@ -215,16 +248,23 @@ def _save(
   state: PyTree,
   item: Drawn,
   config: Config,
-  watch: _Watch,
+  watch: Watch,
 ) -> None:
-  if watch.bad_steps:
+  if not watch.state_is_good:
     _LOG.warning(
       'no checkpoint at step %d: the last %d losses are not finite',
       done,
       watch.bad_steps,
     )
     return
-  checkpoints.save(done, state, item.iterator_states, config)
+  checkpoints.save(
+    done,
+    state,
+    item.iterator_states,
+    config,
+    value=watch.value(),
+    counters=watch.counters(),
+  )
 
 
 def _announce(
@@ -253,62 +293,3 @@ def _announce(
     mesh.devices.flat[0].platform,
     sizes,
   )
-
-
-class _Watch:
-  """Fetches metrics one step late, writes them and looks at the loss."""
-
-  def __init__(
-    self,
-    phase: str,
-    writer: MetricWriter,
-    log_every: int,
-    total: int,
-    bar: tqdm.tqdm,
-  ):
-    self.bad_steps = 0
-    self._phase = phase
-    self._writer = writer
-    self._log_every = log_every
-    self._total = total
-    self._bar = bar
-    self._pending: tuple[int, Metrics] | None = None
-    self._last: tuple[int, dict[str, float]] = (0, {})
-
-  def put(self, step: int, metrics: Metrics) -> None:
-    """Takes the metrics of a step that may still run on the device."""
-    self._pending = (step, metrics)
-
-  def flush(self) -> None:
-    """Fetches what was put last; raises `FloatingPointError`."""
-    if self._pending is None:
-      return
-    step, metrics = self._pending
-    self._pending = None
-    logged = step % self._log_every == 0 or step == self._total
-    losses = {k: v for k, v in metrics.items() if k.split('/')[-1] == 'loss'}
-    values = jax.device_get(dict(metrics) if logged else losses)
-    bad = {k: float(values[k]) for k in losses if not np.isfinite(values[k])}
-    self.bad_steps = self.bad_steps + 1 if bad else 0
-    if logged:
-      self._writer.write(step, values)
-    if losses:
-      name = next(iter(losses))
-      self._bar.set_postfix({'loss': f'{values[name]:.4g}'}, refresh=False)
-    self._bar.update()
-    self._last = (step, bad)
-    if self.bad_steps >= MAX_BAD_STEPS:
-      self._raise()
-
-  def check_end(self) -> None:
-    """Raises `FloatingPointError` if the last loss was not finite."""
-    if self.bad_steps:
-      self._raise()
-
-  def _raise(self) -> None:
-    step, bad = self._last
-    raise FloatingPointError(
-      f'{self._phase}: {bad} at step {step}, not finite {self.bad_steps} '
-      'times in a row. No checkpoint was saved since the first of them; '
-      f'lower phases.{self._phase}.optimizer.learning_rate or look at the data.'
-    )

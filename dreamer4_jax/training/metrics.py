@@ -8,6 +8,7 @@ import os
 import pathlib
 import time
 
+import jax
 import numpy as np
 import tensorboardX
 
@@ -17,7 +18,8 @@ class MetricWriter:
 
   A line is `{"step": int, "time": seconds since the epoch, "room/name":
   float, ...}`. JSON has no NaN or infinity in the standard; Python's reader
-  takes the `NaN` and `Infinity` that are written here.
+  takes the `NaN` and `Infinity` that are written here. Of several processes,
+  which have the same metrics, only the first writes.
   """
 
   def __init__(self, directory: str | pathlib.Path, *, resume_step: int = 0):
@@ -28,6 +30,9 @@ class MetricWriter:
       resume_step: train steps done. Lines of later steps, which a run that
         was cut short left behind, are dropped.
     """
+    self._writes = jax.process_index() == 0
+    if not self._writes:
+      return
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / 'metrics.jsonl'
@@ -64,6 +69,8 @@ class MetricWriter:
           f'metric {name!r} has shape {np.shape(value)}: must be a scalar'
         )
       values[name] = float(value)
+    if not self._writes:
+      return
     line = {'step': step, 'time': round(time.time(), 3)} | values
     self._file.write(json.dumps(line) + '\n')
     self._file.flush()
@@ -72,6 +79,8 @@ class MetricWriter:
 
   def close(self) -> None:
     """Flushes and closes the files."""
+    if not self._writes:
+      return
     self._file.close()
     self._board.close()
 

@@ -53,6 +53,7 @@ def make_optimizer(
       schedule,
       b1=config.b1,
       b2=config.b2,
+      eps=config.eps,
       weight_decay=config.weight_decay,
       mask=_matrices,
     )

@@ -9,6 +9,7 @@ import itertools
 import pathlib
 from typing import Any
 
+from flax import linen as nn
 import jax
 
 from dreamer4_jax import checkpoint, sharding
@@ -112,7 +113,7 @@ def _train_phase(
     fresh = loaders(config, phase, settings.clip_length, tokenizer)
     batches = list(itertools.islice(fresh, STATISTICS_BATCHES))
     rooms['latents'] = tokenizer_step.latent_statistics(world, rooms, batches)
-  init, step = _make(world, phase, rooms)
+  init, step = make(world, phase)
   # A stream of its own: the loop's step keys are of the same seed.
   key = jax.random.fold_in(jax.random.key(config.seed), 1_000 + before)
   run_phase(
@@ -120,6 +121,7 @@ def _train_phase(
     config=config,
     directory=run_dir,
     init_state=functools.partial(init, key),
+    given=(boxed(world, rooms),),
     step_fn=step,
     iterators=iterators,
     phase_config=settings,
@@ -129,36 +131,45 @@ def _train_phase(
   )
 
 
-def _make(
-  world: World, phase: str, rooms: Params
-) -> tuple[Callable[[jax.Array], TrainState], Callable[..., Any]]:
-  """Returns `key -> state` and the train step of a phase."""
+def boxed(world: World, rooms: Params) -> Params:
+  """Puts the logical axes back that checkpoints do not hold."""
+  boxes = jax.eval_shape(
+    lambda: world.init(jax.random.key(0), tuple(rooms.keys() - {'latents'}))
+  )
+  return {
+    name: nn.meta.replace_boxed(boxes[name], room) if name in boxes else room
+    for name, room in rooms.items()
+  }
+
+
+def make(
+  world: World, phase: str
+) -> tuple[Callable[[jax.Array, Params], TrainState], Callable[..., Any]]:
+  """Returns `(key, rooms of the phase before) -> state`, and the train step."""
   p = world.config.phases
   if phase == 'tokenizer':
     lpips = None
     if p.tokenizer.lpips_path:
       lpips = load_lpips(p.tokenizer.lpips_path)
     return (
-      lambda key: tokenizer_step.init_tokenizer_state(world, p.tokenizer, key),
+      lambda key, rooms: tokenizer_step.init_tokenizer_state(
+        world, p.tokenizer, key
+      ),
       tokenizer_step.make_tokenizer_step(world, p.tokenizer, lpips),
     )
   if phase == 'dynamics':
     return (
-      lambda key: dynamics_step.init_dynamics_state(
-        world, p.dynamics, key, rooms
-      ),
+      functools.partial(dynamics_step.init_dynamics_state, world, p.dynamics),
       dynamics_step.make_dynamics_step(world, p.dynamics),
     )
   if phase == 'finetune':
     return (
-      lambda key: finetune_step.init_finetune_state(
-        world, p.finetune, key, rooms
-      ),
+      functools.partial(finetune_step.init_finetune_state, world, p.finetune),
       finetune_step.make_finetune_step(world, p.finetune),
     )
   return (
-    lambda key: imagination_step.init_imagination_state(
-      world, p.imagination, key, rooms
+    functools.partial(
+      imagination_step.init_imagination_state, world, p.imagination
     ),
     imagination_step.make_imagination_step(world, p.imagination),
   )

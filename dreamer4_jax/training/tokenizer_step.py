@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from einops import rearrange
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
 from dreamer4_jax.config import TokenizerPhase
-from dreamer4_jax.models import World
+from dreamer4_jax.models import Params, World
 from dreamer4_jax.objectives import mse, patch_mask
 from dreamer4_jax.training.optimizer import make_optimizer
 from dreamer4_jax.training.state import (
@@ -48,29 +49,28 @@ def make_tokenizer_step(
   optimizer = make_optimizer(phase.optimizer, phase.steps)
   rows, cols = world.config.tokenizer.grid
 
-  def step(state: TrainState, batch: Batch, key: Array):
+  def loss_fn(params: Params, state: TrainState, batch: Batch, key: Array):
     mask = patch_mask(
       key, batch.frames.shape[:2], rows * cols, phase.max_mask_ratio
     )
     target = batch.frames.astype(jnp.float32) / 255.0
+    _, images = world.tokenizer.apply(
+      {'params': params['tokenizer']},
+      batch.frames,
+      mask=mask,
+      segment_ids=batch.segment_ids,
+    )
+    losses = {'mse': mse(images, target).mean()}
+    if lpips is not None:
+      losses['lpips'] = lpips(images, target).mean()
+    scaled, rms = normalize_losses(losses, state.rms, {})
+    total = scaled['mse'] + phase.lpips_weight * scaled.get('lpips', 0.0)
+    metrics = {f'tokenizer/{k}': v for k, v in losses.items()}
+    metrics['tokenizer/psnr'] = -10 * jnp.log10(losses['mse'])
+    return total, (metrics, {**state.rms, **rms})
 
-    def loss_fn(params):
-      _, images = world.tokenizer.apply(
-        {'params': params['tokenizer']},
-        batch.frames,
-        mask=mask,
-        segment_ids=batch.segment_ids,
-      )
-      losses = {'mse': mse(images, target).mean()}
-      if lpips is not None:
-        losses['lpips'] = lpips(images, target).mean()
-      scaled, rms = normalize_losses(losses, state.rms, {})
-      total = scaled['mse'] + phase.lpips_weight * scaled.get('lpips', 0.0)
-      metrics = {f'tokenizer/{k}': v for k, v in losses.items()}
-      metrics['tokenizer/psnr'] = -10 * jnp.log10(losses['mse'])
-      return total, (metrics, {**state.rms, **rms})
-
-    return update(state, loss_fn, optimizer, phase.optimizer)
+  def step(state: TrainState, batch: Batch, key: Array):
+    return update(state, batch, key, loss_fn, optimizer, phase)
 
   return step
 
@@ -89,8 +89,8 @@ def latent_statistics(
   Args:
     world: modules.
     params: room `tokenizer`.
-    batches: clips of the dataset; whitening needs many more frames than a
-      frame has values.
+    batches: clips of the dataset, of each process its own; whitening needs
+      many more frames than a frame has values.
 
   Returns:
     `mean` and `std`, each `[L, bottleneck_dim]`; std is at least 1e-3. If
@@ -107,6 +107,7 @@ def latent_statistics(
   for batch in batches:
     z = np.asarray(encode(batch.frames, batch.segment_ids), np.float64)
     total, square, count = total + z.sum(0), square + z.T @ z, count + len(z)
+  total, square, count = map(_over_processes, (total, square, count))
   mean = total / count
   covariance = square / count - np.outer(mean, mean)
   std = np.maximum(np.sqrt(np.maximum(np.diag(covariance), 0)), 1e-3)
@@ -121,3 +122,14 @@ def latent_statistics(
     stats['whiten'] = table((basis / scale) @ basis.T)
     stats['colour'] = table((basis * scale) @ basis.T)
   return stats
+
+
+def _over_processes(x: np.ndarray | float) -> np.ndarray:
+  """Sums what each process has found, so that all have the same."""
+  x = np.ascontiguousarray(x, np.float64)
+  if jax.process_count() == 1:
+    return x
+  # As bits: JAX would round to float32.
+  bits = x.reshape(-1).view(np.uint32)
+  everywhere = np.asarray(multihost_utils.process_allgather(bits))
+  return everywhere.view(np.float64).sum(axis=0).reshape(x.shape)

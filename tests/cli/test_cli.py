@@ -56,9 +56,12 @@ def test_phase_and_run_dir_can_be_chosen(experiment, calls, tmp_path):
   args = ['--phase', 'dynamics', '--run-dir', str(tmp_path / 'x')]
   assert main(['train', experiment, *args]) == 0
   assert calls[0][1:] == (tmp_path / 'x', ('dynamics',))
+  args = ['--phase', 'finetune', 'dynamics', '--run-dir', str(tmp_path / 'x')]
+  assert main(['train', experiment, *args]) == 0
+  assert calls[1][2] == ('dynamics', 'finetune')
   with pytest.raises(SystemExit) as info:
     main(['train', experiment, '--phase', 'sleep'])
-  assert info.value.code == 2 and len(calls) == 1
+  assert info.value.code == 2 and len(calls) == 2
 
 
 def get(config, name):

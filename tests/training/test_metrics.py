@@ -1,5 +1,6 @@
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -39,3 +40,10 @@ def test_a_metric_that_is_no_scalar_is_named(tmp_path):
   with MetricWriter(tmp_path) as writer:
     with pytest.raises(ValueError, match=r"'a/b' has shape \(2,\)"):
       writer.write(1, {'a/b': np.zeros(2)})
+
+
+def test_of_several_processes_only_the_first_writes(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  with MetricWriter(tmp_path) as writer:
+    writer.write(1, {'a/b': 1.0})
+  assert not list(tmp_path.iterdir())

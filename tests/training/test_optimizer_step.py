@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.config import OptimizerConfig
+from dreamer4_jax.config import OptimizerConfig, PhaseConfig
 from dreamer4_jax.objectives import rms_init
 from dreamer4_jax.training.optimizer import make_optimizer, make_schedule
 from dreamer4_jax.training.state import (
@@ -104,10 +104,13 @@ def quadratic(config, steps):
   optimizer = make_optimizer(config, 100)
   state = make_state({'x': jnp.float32(1)}, {}, optimizer, ('a',))
 
-  def loss_fn(params):
+  def loss_fn(params, state, batch, key):
+    del state, batch, key
     return 100 * params['x'] ** 2, ({'room/x': params['x']}, {'a': rms_init()})
 
-  step = jax.jit(lambda s: update(s, loss_fn, optimizer, config))
+  phase = PhaseConfig(optimizer=config)
+  key = jax.random.key(0)
+  step = jax.jit(lambda s: update(s, (), key, loss_fn, optimizer, phase))
   states, metrics = [state], []
   for _ in range(steps):
     state, m = step(state)

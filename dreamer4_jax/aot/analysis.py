@@ -1,0 +1,125 @@
+"""What the compiler says of a program."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from dreamer4_jax.aot.chips import CHIPS
+from dreamer4_jax.aot.hlo import Program
+
+# What travels on a ring, beside the bytes of `hlo.Cost`: a sum is scattered,
+# then gathered.
+_TRAVELS = {'all-reduce': 2}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+  """A compiled program; all but `parameters` and `devices` for one device.
+
+  Attributes:
+    chip: name in `chips.CHIPS`.
+    devices: devices it runs on.
+    parameters: numbers in its networks.
+    model_flops: of matrix products, nothing computed twice.
+    executed_flops: with what the backward pass computes again.
+    arguments: bytes of state and batch.
+    outputs: bytes of results that do not replace an argument.
+    temporaries: bytes in between, at the worst moment.
+    code: bytes of the program itself.
+    cycles: the compiler's estimate, collectives left out.
+    collectives: by kind, how often it runs and its bytes, as in `hlo.Cost`.
+    seconds_to_compile: what compiling took.
+  """
+
+  chip: str
+  devices: int
+  parameters: int
+  model_flops: float
+  executed_flops: float
+  arguments: int
+  outputs: int
+  temporaries: int
+  code: int
+  cycles: float
+  collectives: dict[str, tuple[int, float]]
+  seconds_to_compile: float
+
+  @property
+  def memory(self) -> int:
+    """Bytes of the chip's memory."""
+    return CHIPS[self.chip].memory
+
+  @property
+  def used(self) -> int:
+    """Bytes of the chip's memory that are needed."""
+    return self.arguments + self.outputs + self.temporaries + self.code
+
+  @property
+  def spare(self) -> float:
+    """Share of the chip's memory that stays free; negative if too little."""
+    return 1 - self.used / self.memory
+
+  @property
+  def computing(self) -> float:
+    """Seconds of the estimated cycles."""
+    return self.cycles / CHIPS[self.chip].clock
+
+  @property
+  def moving(self) -> float:
+    """Seconds of the collectives over all links of the chip, at best."""
+    travels = sum(
+      _TRAVELS.get(kind, 1) * size
+      for kind, (_, size) in self.collectives.items()
+    )
+    return travels / CHIPS[self.chip].links
+
+  def utilisation(self, *, overlapped: bool) -> float:
+    """Model FLOPs over the chip's rate, in the estimated time.
+
+    Args:
+      overlapped: whether the longer of computing and moving hides the other;
+        else they take turns.
+    """
+    both = max if overlapped else sum
+    seconds = both([self.computing, self.moving])
+    return self.model_flops / CHIPS[self.chip].flops / seconds if seconds else 0
+
+
+def measure(
+  compiled: Any,
+  *,
+  chip: str,
+  devices: int,
+  parameters: int,
+  model_flops: float,
+  executed_flops: float,
+  seconds_to_compile: float,
+) -> Measured:
+  """Reads memory, collectives and cycles off a compiled program.
+
+  Args:
+    compiled: result of `lowered.compile()`.
+    chip: what it was compiled for; see `Measured`, as of the others.
+    devices: how many of them.
+    parameters: numbers in the networks.
+    model_flops: for one device.
+    executed_flops: for one device.
+    seconds_to_compile: what compiling took.
+  """
+  memory = compiled.memory_analysis()
+  cost = Program(compiled.as_text()).cost
+  return Measured(
+    chip=chip,
+    devices=devices,
+    parameters=parameters,
+    model_flops=model_flops,
+    executed_flops=executed_flops,
+    arguments=memory.argument_size_in_bytes,
+    outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    temporaries=memory.temp_size_in_bytes,
+    code=memory.generated_code_size_in_bytes,
+    cycles=cost.cycles,
+    collectives={k: (n, cost.bytes[k]) for k, n in sorted(cost.counts.items())},
+    seconds_to_compile=seconds_to_compile,
+  )

@@ -1,0 +1,200 @@
+"""Reads the text of a compiled program: cycles and collectives, with loops.
+
+XLA's own analysis counts the body of a loop once. Here it counts as often as
+it runs; of a conditional the dearest branch counts.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator, Mapping
+import dataclasses
+import functools
+import math
+import re
+
+COLLECTIVES = (
+  'all-gather',
+  'all-reduce',
+  'reduce-scatter',
+  'all-to-all',
+  'collective-permute',
+)
+_BYTES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 'bf16': 2, 'f16': 2}
+_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{$')
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(')
+_SHAPE = re.compile(r'\b([a-z][a-z0-9]*)\[([\d,]*)\]')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONSTANT = re.compile(r' constant\((\d+)\)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """One line.
+
+  Attributes:
+    name: of the instruction.
+    shape: its result, as written.
+    opcode: what it does.
+    line: the whole line.
+  """
+
+  name: str
+  shape: str
+  opcode: str
+  line: str
+
+  @property
+  def bytes(self) -> float:
+    """Bytes of the result, all of its arrays together."""
+    arrays = [
+      math.prod(int(n) for n in sizes.split(',') if n) * _width(dtype)
+      for dtype, sizes in _SHAPE.findall(self.shape)
+    ]
+    # What is only started names its operands first, then as many results.
+    return sum(arrays[len(arrays) // 2 :] if self.starts else arrays)
+
+  @property
+  def starts(self) -> bool:
+    """Whether it begins a collective that another instruction ends."""
+    return self.opcode.endswith('-start')
+
+  @property
+  def operand(self) -> str:
+    """Name of the first operand; empty without one."""
+    match = re.search(rf' {self.opcode}\(%([\w.\-]+)', self.line)
+    return match[1] if match else ''
+
+  def calls(self, *attributes: str) -> list[str]:
+    """Computations named by the attributes, in order."""
+    found: list[str] = []
+    for attribute in attributes:
+      for match in re.findall(
+        rf'\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)', self.line
+      ):
+        found += re.findall(r'%([\w.\-]+)', match)
+    return found
+
+
+@dataclasses.dataclass
+class Cost:
+  """What runs when a computation runs once.
+
+  Attributes:
+    cycles: the compiler's estimate, of a TPU core; 0 elsewhere.
+    counts: how often each kind of collective runs.
+    bytes: bytes of their results on one device; of reduce-scatter those that
+      go in.
+  """
+
+  cycles: float = 0.0
+  counts: collections.Counter[str] = dataclasses.field(
+    default_factory=collections.Counter
+  )
+  bytes: collections.Counter[str] = dataclasses.field(
+    default_factory=collections.Counter
+  )
+
+  def add(self, other: Cost, times: int = 1) -> None:
+    """Adds another computation that runs so many times."""
+    self.cycles += times * other.cycles
+    for kind in other.counts:
+      self.counts[kind] += times * other.counts[kind]
+      self.bytes[kind] += times * other.bytes[kind]
+
+
+class Program:
+  """The computations of a module."""
+
+  def __init__(self, text: str):
+    """Takes `compiled.as_text()`."""
+    self.computations: dict[str, list[Instruction]] = {}
+    self.entry = ''
+    own: list[Instruction] = []
+    for line in text.splitlines():
+      if not line.startswith(' '):
+        if match := _COMPUTATION.match(line):
+          own = self.computations.setdefault(match[2], [])
+          self.entry = match[2] if match[1] else self.entry
+      elif match := _INSTRUCTION.match(line):
+        own.append(Instruction(match[1], match[2], match[3], line))
+    if not self.entry:
+      raise ValueError('found no ENTRY computation in the text of the program')
+
+  def __iter__(self) -> Iterator[Instruction]:
+    """Yields every instruction, each once."""
+    for own in self.computations.values():
+      yield from own
+
+  @functools.cached_property
+  def cost(self) -> Cost:
+    """Cost of the whole program."""
+    return self._cost(self.entry)
+
+  def trips(self, loop: Instruction) -> int:
+    """Returns how often a `while` runs its body."""
+    if match := _TRIPS.search(loop.line):
+      return int(match[1])
+    # A scan counts from 0 up to the one constant of its condition.
+    limits = [
+      int(n)
+      for name in self._below(loop.calls('condition')[0])
+      for x in self.computations[name]
+      for n in _CONSTANT.findall(x.line)
+    ]
+    if not limits:
+      raise ValueError(f'found no trip count of the loop {loop.name}')
+    return max(limits)
+
+  def _below(self, name: str) -> list[str]:
+    return [
+      name,
+      *(c for x in self.computations[name] for c in x.calls('calls')),
+    ]
+
+  def _cost(self, name: str) -> Cost:
+    total = Cost()
+    own = {x.name: x for x in self.computations[name]}
+    for x in own.values():
+      if match := _CYCLES.search(x.line):
+        total.cycles += int(match[1])
+      if kind := _collective(x, self.computations):
+        total.counts[kind] += 1
+        source = own.get(x.operand) if kind == 'reduce-scatter' else None
+        total.bytes[kind] += (source or x).bytes
+      if x.opcode == 'while':
+        total.add(self._cost(x.calls('body')[0]), self.trips(x))
+      elif x.opcode == 'conditional':
+        branches = x.calls(
+          'branch_computations', 'true_computation', 'false_computation'
+        )
+        costs = [self._cost(branch) for branch in branches]
+        total.add(max(costs, key=lambda c: (c.cycles, sum(c.bytes.values()))))
+      elif x.opcode in ('call', 'async-start'):
+        for callee in x.calls('to_apply', 'calls'):
+          total.add(self._cost(callee))
+    return total
+
+
+def _width(dtype: str) -> float:
+  if dtype in _BYTES:
+    return _BYTES[dtype]
+  digits = re.search(r'\d+', dtype)
+  return int(digits[0]) / 8 if digits else 0
+
+
+def _collective(
+  x: Instruction, computations: Mapping[str, list[Instruction]]
+) -> str:
+  """Names the kind of a collective; empty if it is none."""
+  if x.opcode == 'fusion':
+    # On TPU a reduction whose result is cut at once is fused with the cut.
+    inside = {y.opcode for c in x.calls('calls') for y in computations[c]}
+    called = ' '.join(x.calls('calls'))
+    if 'all-reduce-scatter' in called or 'reduce-scatter' in inside:
+      return 'reduce-scatter'
+    return next((k for k in COLLECTIVES if k in inside), '')
+  if x.opcode.endswith('-done'):
+    return ''
+  return next((k for k in COLLECTIVES if x.opcode in (k, f'{k}-start')), '')

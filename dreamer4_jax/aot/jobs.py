@@ -1,0 +1,295 @@
+"""The programs that can be compiled ahead, with nothing but shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import pathlib
+import time
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer4_jax import presets, sharding
+from dreamer4_jax.aot.analysis import Measured, measure
+from dreamer4_jax.aot.chips import open_topology
+from dreamer4_jax.aot.flops import count_flops
+from dreamer4_jax.config import (
+  PHASES,
+  ActionComponent,
+  AgentConfig,
+  Config,
+  MeshConfig,
+  require,
+)
+from dreamer4_jax.models import World, no_action
+from dreamer4_jax.rollout import init_stream, next_frame
+from dreamer4_jax.training.phases import make
+from dreamer4_jax.types import Array, Batch, PyTree
+
+PROGRAMS = (*PHASES, 'frame')
+"""Train steps by phase, and one frame of interactive play."""
+# As in the contractor data of Minecraft: keys, and the binned camera.
+_ACTIONS = (
+  ActionComponent(name='buttons', kind='binary', size=20),
+  ActionComponent(name='camera', kind='categorical', size=121),
+)
+_TASKS = tuple(f'task_{i}' for i in range(20))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+  """One program for one piece of hardware."""
+
+  preset: str = 'paper'
+  """Sizes; one of `presets.PRESETS`."""
+  program: str = 'dynamics'
+  """One of `PROGRAMS`."""
+  topology: str = 'v5p:8x8x4'
+  """Chip and torus."""
+  mesh: MeshConfig = dataclasses.field(
+    default_factory=lambda: MeshConfig(data=1, fsdp=-1)
+  )
+  """How the chips are used. Sizes that multiply to less than the topology has
+  take its first chips."""
+  length: int = 64
+  """Frames of a clip; context frames in imagination."""
+  rows: int = 1
+  """Rows of the batch for each device that holds rows."""
+  accumulate: int = 1
+  """Parts of the batch that are taken one after another."""
+  pixels: bool = False
+  """Encode frames in the step instead of reading latents."""
+  remat: str = ''
+  """What the backward pass recomputes, instead of the preset's choice."""
+  horizon: int = 15
+  """Imagined frames."""
+  steps: int = 4
+  """Denoising steps of a frame, K."""
+
+  def __post_init__(self):
+    require(
+      self.preset in presets.PRESETS, 'preset', self.preset,
+      f'must be one of {", ".join(presets.PRESETS)}',
+    )  # fmt: skip
+    require(
+      self.program in PROGRAMS, 'phase', self.program,
+      f'must be one of {", ".join(PROGRAMS)}',
+    )  # fmt: skip
+    for name in ('length', 'rows', 'accumulate', 'horizon'):
+      value = getattr(self, name)
+      require(value >= 1, name, value, 'must be at least 1')
+
+  def config(self, rows: int) -> Config:
+    """Returns the run's config, with a batch of so many rows."""
+    sizes = presets.PRESETS[self.preset]
+    if self.remat:
+      sizes = dataclasses.replace(
+        sizes,
+        tokenizer=dataclasses.replace(sizes.tokenizer, remat=self.remat),
+        dynamics=dataclasses.replace(sizes.dynamics, remat=self.remat),
+      )
+    config = Config(
+      actions=_ACTIONS,
+      tasks=_TASKS,
+      tokenizer=sizes.tokenizer,
+      dynamics=sizes.dynamics,
+      agent=AgentConfig(
+        num_tasks=len(_TASKS), hidden=sizes.dynamics.width // 2
+      ),
+    )
+    phases = config.phases
+    changes = {
+      'batch_size': rows,
+      'clip_length': self.length,
+      'accumulate': self.accumulate,
+    }
+    # A device with one row cannot cut it: then whole steps bootstrap.
+    whole = {'bootstrap_rows': 1.0, 'bootstrap_every': 4}
+    own = whole if self.rows // self.accumulate % 4 else {}
+    return dataclasses.replace(
+      config,
+      phases=dataclasses.replace(
+        phases,
+        tokenizer=dataclasses.replace(phases.tokenizer, **changes),
+        dynamics=dataclasses.replace(phases.dynamics, **changes, **own),
+        finetune=dataclasses.replace(phases.finetune, **changes, **own),
+        imagination=dataclasses.replace(
+          phases.imagination,
+          **changes,
+          horizon=self.horizon,
+          sampling_steps=self.steps,
+        ),
+      ),
+    )
+
+
+def compile_job(
+  job: Job,
+  say: Callable[[str], None] = lambda text: None,
+  text: pathlib.Path | None = None,
+) -> Measured:
+  """Compiles a program and measures what the compiler says of it.
+
+  Args:
+    job: which program, for which hardware.
+    say: told what is being done; it takes minutes.
+    text: file to write the compiled program to.
+
+  Raises:
+    ValueError: the topology is unknown, or the mesh does not fit the topology
+      or the model.
+    RuntimeError: the program does not fit the chip; the message is XLA's.
+  """
+  devices, chip = open_topology(job.topology)
+  mesh = sharding.make_mesh(job.mesh, devices)
+  say(f'{describe_job(job)}: tracing')
+  with sharding.use_mesh(mesh):
+    traced, parameters = _trace(job, mesh)
+    model = dataclasses.replace(job, remat='none')
+    flops = count_flops(_trace(model, mesh)[0].jaxpr)
+    executed = count_flops(traced.jaxpr)
+    say(f'{describe_job(job)}: compiling')
+    begin = time.perf_counter()
+    try:
+      compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+      raise RuntimeError(f'{describe_job(job)}: {error}') from error
+    seconds = time.perf_counter() - begin
+  if text:
+    text.write_text(compiled.as_text())
+  return measure(
+    compiled,
+    chip=chip,
+    devices=mesh.size,
+    parameters=parameters,
+    model_flops=flops / mesh.size,
+    executed_flops=executed / mesh.size,
+    seconds_to_compile=seconds,
+  )
+
+
+def describe_job(job: Job) -> str:
+  """Names a job in a line."""
+  sizes = ','.join(f'{a}={getattr(job.mesh, a)}' for a in sharding.AXES)
+  return (
+    f'{job.preset} {job.program} {job.length} frames {job.topology} {sizes}'
+  )
+
+
+def _trace(job: Job, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
+  """Returns the traced program, and the parameters of its networks."""
+  config = job.config(job.rows * sharding.batch_shards(mesh))
+  world = World.from_config(config)
+  if job.program == 'frame':
+    return _trace_frame(world, job, mesh)
+  init, step = make(world, job.program)
+  before = PHASES[: PHASES.index(job.program)]
+  # Keys are made while tracing: there is no device to make them on.
+  boxed = jax.eval_shape(
+    lambda: init(jax.random.key(0), _rooms(world, job, before))
+  )
+  shardings = sharding.state_sharding(mesh, boxed)
+  state = _abstract(jax.eval_shape(nn.meta.unbox, boxed), shardings)
+  sharding.check_state(mesh, state, shardings)
+  batch = _batch(world, job, mesh)
+
+  def train_step(state: PyTree, batch: Batch, step_number: Array):
+    key = jax.random.fold_in(jax.random.key(config.seed), step_number)
+    return step(state, batch, key)
+
+  jitted = jax.jit(
+    train_step,
+    donate_argnums=0,
+    out_shardings=(shardings, sharding.replicated(mesh)),
+  )
+  number = jax.ShapeDtypeStruct((), jnp.uint32)
+  trained = jax.tree.leaves((state.params, state.frozen))
+  return jitted.trace(state, batch, number), sum(x.size for x in trained)
+
+
+def _trace_frame(
+  world: World, job: Job, mesh: jax.sharding.Mesh
+) -> tuple[Any, int]:
+  """One frame of play: K passes, one that appends, and the decoder."""
+  boxed = jax.eval_shape(
+    lambda: _rooms(world, dataclasses.replace(job, pixels=True), PHASES[:2])
+  )
+  shardings = sharding.state_sharding(mesh, boxed)
+  params = _abstract(jax.eval_shape(nn.meta.unbox, boxed), shardings)
+  rows = world.config.phases.dynamics.batch_size
+  whole = sharding.replicated(mesh)
+  place = lambda tree: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree
+  )
+  stream = place(jax.eval_shape(lambda: init_stream(world, rows)))
+  action = place(jax.eval_shape(lambda: no_action(world.space, (rows,))))
+
+  def frame(params: PyTree, stream: PyTree, action: PyTree, number: Array):
+    key = jax.random.fold_in(jax.random.key(0), number)
+    return next_frame(world, params, stream, action, key, steps=job.steps)
+
+  number = jax.ShapeDtypeStruct((), jnp.uint32)
+  traced = jax.jit(frame, donate_argnums=1).trace(
+    params, stream, action, number
+  )
+  return traced, sum(x.size for x in jax.tree.leaves(params))
+
+
+def _rooms(world: World, job: Job, phases: Sequence[str]) -> PyTree:
+  """Rooms that phases leave behind, as they are at the start."""
+  rooms = {
+    'tokenizer': ('tokenizer',) if job.pixels else (),
+    'dynamics': ('dynamics',),
+    'finetune': ('task', 'policy', 'reward', 'continuation'),
+  }
+  names = tuple(room for phase in phases for room in rooms[phase])
+  found = world.init(jax.random.key(0), names)
+  found.setdefault('tokenizer', {})
+  t = world.config.tokenizer
+  shape = (t.num_latents, t.bottleneck_dim)
+  found['latents'] = {'mean': jnp.zeros(shape), 'std': jnp.ones(shape)}
+  return found
+
+
+def _batch(world: World, job: Job, mesh: jax.sharding.Mesh) -> Batch:
+  """Shapes of a batch."""
+  config = world.config
+  rows = job.rows * sharding.batch_shards(mesh)
+  lead = (rows, job.length)
+  where = sharding.batch_sharding(mesh)
+  t = config.tokenizer
+  make = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+  frames = make((*lead, t.num_latents, t.bottleneck_dim), jnp.float16)
+  if job.pixels or job.program == 'tokenizer':
+    shape = (*lead, t.image_height, t.image_width, t.channels)
+    frames = make(shape, jnp.uint8)
+  action = jax.tree.map(
+    lambda x: make(x.shape, x.dtype),
+    jax.eval_shape(functools.partial(no_action, world.space, lead)),
+  )
+  numbers, flags = make(lead, jnp.float32), make(lead, np.bool_)
+  return Batch(
+    frames=frames,
+    action=action,
+    action_mask=flags,
+    prev_action=action,
+    prev_action_mask=flags,
+    reward=numbers,
+    cont=numbers,
+    task=make(lead, jnp.int32),
+    segment_ids=make(lead, jnp.int32),
+    relevant=make((rows,), np.bool_),
+  )
+
+
+def _abstract(shapes: PyTree, shardings: PyTree) -> PyTree:
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    shardings,
+  )

@@ -1,0 +1,160 @@
+"""Tables of what was measured, and the report of a list of programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+
+import jax
+
+from dreamer4_jax.aot.analysis import Measured
+from dreamer4_jax.aot.jobs import Job, compile_job, describe_job
+from dreamer4_jax.config import MeshConfig
+
+_ONE = MeshConfig(data=1, fsdp=1, tensor=1)
+# Cut over no more chips than it takes: see docs/tpu.md.
+_CUT = MeshConfig(data=-1, fsdp=32, tensor=1)
+_PLAIN = MeshConfig(data=1, fsdp=-1, tensor=1)
+STANDARD: tuple[Job, ...] = (
+  *(
+    Job(topology=topology, length=length, mesh=_CUT)
+    for topology in ('v5p:8x8x4', 'v5p:8x8x16')
+    for length in (64, 256)
+  ),
+  Job(topology='v5p:8x8x4', length=64, mesh=_PLAIN),
+  Job(topology='v6e:16x16', length=64, mesh=_CUT),
+  *(
+    Job(program=program, topology=topology, length=64, mesh=_ONE)
+    for program in ('frame', 'imagination')
+    for topology in ('v5p:2x2x1', 'v6e:2x2')
+  ),
+  Job(program='tokenizer', topology='v5p:8x8x4', length=64, mesh=_CUT),
+)
+"""What the report holds: the paper's model on the paper's hardware and less."""
+
+_HEAD = """# What the compiler says of TPUs that we do not have
+
+Made by `dreamer4 compile --report {path}`, with jax {jax} and libtpu {libtpu}.
+The programs are the real ones, compiled by libtpu for the named topology on a
+machine without a TPU; none of them has run. Every row is one program of the
+`paper` preset unless it says otherwise, in bfloat16, on pre-tokenised data.
+
+- **memory**: state and batch, temporaries at the worst moment, and the program
+  itself, of one chip, in GiB; *spare* is the share of its HBM left over.
+- **TFLOP**: matrix products of one chip in one step. *Model* counts nothing
+  twice; *executed* has what the backward pass computes again. A step that
+  bootstraps is counted; with one row a chip, one step in four does.
+- **computing**: the compiler's estimate, from the cycles of every operation
+  times how often its loop runs. Collectives have no estimate: **moving** is
+  their bytes over the data sheet's rate of all links, at best; those of an
+  all-reduce travel twice.
+- **utilisation**: model FLOPs over the chip's peak, if the two take turns, and
+  if the longer hides the other.
+
+"""
+
+
+def describe(measured: Measured) -> str:
+  """Returns what was measured as a table for people, in Markdown."""
+  m, gib = measured, 2**30
+  rows = [
+    ('parameters', f'{m.parameters / 1e6:,.1f} M'),
+    ('devices', f'{m.devices:,}'),
+    ('model TFLOP a step and chip', f'{m.model_flops / 1e12:,.3f}'),
+    ('executed TFLOP a step and chip', f'{m.executed_flops / 1e12:,.3f}'),
+    ('state and batch', f'{m.arguments / gib:,.2f} GiB'),
+    ('results beside the state', f'{m.outputs / gib:,.2f} GiB'),
+    ('temporaries', f'{m.temporaries / gib:,.2f} GiB'),
+    ('program', f'{m.code / gib:,.2f} GiB'),
+    ('memory in use', f'{m.used / gib:,.2f} of {m.memory / gib:,.0f} GiB'),
+    ('spare', f'{m.spare:.0%}'),
+  ]
+  for kind, (count, size) in m.collectives.items():
+    rows.append((kind, f'{count:,} times, {size / gib:,.2f} GiB'))
+  rows += [
+    ('computing', f'{m.computing:.4g} s'),
+    ('moving, at best', f'{m.moving:.4g} s'),
+    (
+      'utilisation if they take turns',
+      f'{m.utilisation(overlapped=False):.1%}',
+    ),
+    (
+      'utilisation if one hides the other',
+      f'{m.utilisation(overlapped=True):.1%}',
+    ),
+    ('compiling took', f'{m.seconds_to_compile:.0f} s'),
+  ]
+  width = max(len(name) for name, _ in rows)
+  return '\n'.join(f'| {n:<{width}} | {v:>22} |' for n, v in rows)
+
+
+def write_report(
+  path: str | pathlib.Path,
+  jobs: Sequence[Job] = STANDARD,
+  *,
+  say: Callable[[str], None] = print,
+  measure: Callable[[Job, Callable[[str], None]], Measured] = compile_job,
+) -> None:
+  """Compiles what is not yet in the report, and writes it.
+
+  What was measured is kept in a JSON file beside the report, so that an
+  interrupted command goes on; delete it to measure again.
+
+  Args:
+    path: Markdown file.
+    jobs: what to compile; programs that do not fit get a row that says so.
+    say: told what is being done.
+    measure: compiles a job.
+  """
+  path = pathlib.Path(path)
+  kept = path.with_suffix('.json')
+  known = json.loads(kept.read_text()) if kept.exists() else {}
+  path.parent.mkdir(parents=True, exist_ok=True)
+  for job in jobs:
+    key = json.dumps(dataclasses.asdict(job))
+    if key not in known:
+      try:
+        known[key] = dataclasses.asdict(measure(job, say))
+      except RuntimeError as error:
+        known[key] = {'error': str(error).splitlines()[0][:300]}
+      kept.write_text(json.dumps(known, indent=1))
+    path.write_text(_render(path, jobs, known))
+
+
+def _render(
+  path: pathlib.Path, jobs: Sequence[Job], known: Mapping[str, dict]
+) -> str:
+  try:
+    libtpu = importlib.metadata.version('libtpu')
+  except importlib.metadata.PackageNotFoundError:
+    libtpu = 'of TPU_LIBRARY_PATH'
+  text = _HEAD.format(path=path.name, jax=jax.__version__, libtpu=libtpu)
+  overview = [
+    '| program | frames | topology | mesh | memory | spare | computing '
+    '| moving | utilisation |',
+    '|---|---|---|---|---|---|---|---|---|',
+  ]
+  details = []
+  for job in jobs:
+    found = known.get(json.dumps(dataclasses.asdict(job)))
+    if found is None:
+      continue
+    mesh = f'{job.mesh.data}, {job.mesh.fsdp}, {job.mesh.tensor}'
+    lead = f'| {job.program} | {job.length} | {job.topology} | {mesh} '
+    if 'error' in found:
+      overview.append(f'{lead}| does not fit: {found["error"]} | | | | |')
+      continue
+    m = Measured(**found)
+    overview.append(
+      f'{lead}| {m.used / 2**30:.1f} of {m.memory / 2**30:.0f} GiB '
+      f'| {m.spare:.0%} | {m.computing:.4g} s | {m.moving:.4g} s '
+      f'| {m.utilisation(overlapped=False):.1%} '
+      f'to {m.utilisation(overlapped=True):.1%} |'
+    )
+    details.append(
+      f'## {describe_job(job)}\n\n| | |\n|---|---|\n{describe(m)}\n'
+    )
+  return text + '\n'.join(overview) + '\n\n' + '\n'.join(details)

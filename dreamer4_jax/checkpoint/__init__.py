@@ -1,0 +1,26 @@
+"""Checkpoints: all that a run needs to go on, written together.
+
+A phase directory holds `checkpoints/STEP/` with the train state, the position
+of the data iterators, the config, and the version of the code. A checkpoint
+appears under its name only when it is complete, so a kill or a full disk while
+saving costs the steps since the one before. The only user of Orbax.
+"""
+
+from dreamer4_jax.checkpoint.best import Best
+from dreamer4_jax.checkpoint.items import DamagedCheckpointError
+from dreamer4_jax.checkpoint.loading import (
+  check_run,
+  load_arrays,
+  load_state_dict,
+)
+from dreamer4_jax.checkpoint.manager import Checkpoints, Restored
+
+__all__ = [
+  'Best',
+  'Checkpoints',
+  'DamagedCheckpointError',
+  'Restored',
+  'check_run',
+  'load_arrays',
+  'load_state_dict',
+]

@@ -1,0 +1,83 @@
+"""Which checkpoints are kept, and which of them is the best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import logging
+import math
+import pathlib
+import shutil
+from typing import Any, Literal
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from dreamer4_jax.config import PhaseConfig
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Best:
+  """What makes a checkpoint better than another."""
+
+  metric: str
+  """Name of the value that checkpoints are compared by."""
+  mode: Literal['min', 'max'] = 'min'
+  """Whether a low or a high value is good."""
+  keep: int = 1
+  """How many of the best are kept, besides the latest."""
+
+  @classmethod
+  def of(cls, phase: PhaseConfig) -> Best | None:
+    """Returns what a phase asks for, if it keeps the best at all."""
+    if not phase.keep_best:
+      return None
+    return cls(
+      metric=phase.best_metric, mode=phase.best_mode, keep=phase.keep_best
+    )
+
+  def quality(self, values: Mapping[str, float] | None) -> float:
+    """Returns a number that is higher for better checkpoints.
+
+    It is minus infinity without a value, or with one of another metric only,
+    which an earlier config asked for.
+    """
+    value = (values or {}).get(self.metric, math.nan)
+    if not math.isfinite(value):
+      return -math.inf
+    return value if self.mode == 'max' else -value
+
+
+def keep_options(keep_last: int, best: Best | None) -> dict[str, Any]:
+  """Returns the options of Orbax's manager that keep these checkpoints."""
+  latest = policies.LatestN(keep_last)
+  if best is None:
+    return {'preservation_policy': latest}
+  top = policies.BestN(
+    get_metric_fn=best.quality,
+    n=best.keep,
+    keep_checkpoints_without_metrics=False,
+  )
+  return {
+    'preservation_policy': policies.AnyPreservationPolicy([latest, top]),
+    'best_fn': best.quality,  # Values are written only if this is set.
+  }
+
+
+def drop_damaged_values(directory: pathlib.Path) -> None:
+  """Removes values that cannot be read, which keep a manager from opening.
+
+  Their checkpoints remain, and are not among the best.
+  """
+  if jax.process_index() == 0:
+    for path in directory.glob('*/metrics/metrics'):
+      try:
+        json.loads(path.read_text())
+      except ValueError as error:
+        _LOG.warning('%s: cannot be read (%s); dropped', path, error)
+        shutil.rmtree(path.parent)
+  ocp.multihost.sync_global_processes('drop_damaged_values')

@@ -1,0 +1,154 @@
+"""What a checkpoint consists of, and how each part is read.
+
+A phase directory holds `checkpoints/STEP/{state,data,config,info}`, and
+`metrics` if the best are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+import json
+import logging
+import pathlib
+from typing import Any
+
+import grain
+import jax
+import orbax.checkpoint as ocp
+
+from dreamer4_jax.config import Config
+from dreamer4_jax.iterator_state import StateText
+
+_LOG = logging.getLogger(__name__)
+SUBDIR = 'checkpoints'
+
+
+class DamagedCheckpointError(Exception):
+  """A complete-looking checkpoint cannot be read."""
+
+
+class Manager(ocp.CheckpointManager):
+  """Orbax's manager, which leaves asking about SIGTERM to the loop.
+
+  JAX's runtime compares the numbers of all questions. A manager asks again
+  while it saves, with the step for a number; see `Checkpoints.asked_to_stop`.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    """Returns false."""
+    del step
+    return False
+
+
+def open_manager(directory: pathlib.Path, **options: Any) -> Manager:
+  """Returns a manager with a handler for each part; options are Orbax's."""
+  return Manager(
+    directory,
+    options=ocp.CheckpointManagerOptions(**options),
+    item_handlers={
+      'state': ocp.PyTreeCheckpointHandler(),
+      'data': grain.checkpoint.CheckpointHandler(),
+      'config': ocp.JsonCheckpointHandler(),
+      'info': ocp.JsonCheckpointHandler(),
+    },
+  )
+
+
+def open_for_reading(directory: pathlib.Path) -> Manager:
+  """Returns a manager that changes nothing on disk."""
+  return open_manager(directory, read_only=True, lightweight_initialize=True)
+
+
+def read(manager: Manager, path: pathlib.Path, **items: Any) -> Any:
+  """Reads parts of the checkpoint at `path`, given by Orbax arguments.
+
+  Raises:
+    DamagedCheckpointError: that fails.
+  """
+  args = ocp.args.Composite(**items)
+  return reading(path, lambda: manager.restore(int(path.name), args=args))
+
+
+def read_config(manager: Manager, path: pathlib.Path) -> Config:
+  """Reads the config; raises as `read` does."""
+  plain = read(manager, path, config=ocp.args.JsonRestore())['config']
+  return Config.from_json(json.dumps(plain))
+
+
+def read_info(manager: Manager, path: pathlib.Path) -> dict[str, Any]:
+  """Reads code version and counters; empty in checkpoints of old versions."""
+  if not (path / 'info').exists():
+    return {}
+  return read(manager, path, info=ocp.args.JsonRestore())['info']
+
+
+def read_data(manager: Manager, path: pathlib.Path) -> Any:
+  """Reads the state of the iterators; raises as `read` does.
+
+  Each process takes its own. If their number has changed, all take that of the
+  first: loaders count global batches, so their states are the same.
+  """
+  text = StateText()
+  mine = f'process_{jax.process_index()}-of-{jax.process_count()}.json'
+  others = sorted((path / 'data').glob('process_0-of-*.json'))
+  if (path / 'data' / mine).exists() or not others:
+    read(manager, path, data=grain.checkpoint.CheckpointRestore(text))
+  else:
+    text.set_state(reading(path, others[0].read_bytes))
+  return reading(path, text.data)
+
+
+def read_metadata(manager: Manager, path: pathlib.Path) -> dict[str, Any]:
+  """Reads shapes and types of the state; raises as `read` does."""
+  return reading(
+    path, lambda: dict(manager.item_metadata(int(path.name))['state'].tree)
+  )
+
+
+def read_values(manager: Manager, path: pathlib.Path) -> dict[str, float]:
+  """Reads what the best are chosen by; empty if it was not saved.
+
+  Raises:
+    DamagedCheckpointError: it cannot be read.
+  """
+  return reading(path, lambda: manager.metrics(int(path.name)) or {})
+
+
+def reading(path: pathlib.Path, call: Callable[[], Any]) -> Any:
+  """Returns `call()`; makes its errors `DamagedCheckpointError`."""
+  try:
+    return call()
+  except (MemoryError, jax.errors.JaxRuntimeError):
+    raise  # No memory is no damage.
+  except Exception as error:
+    reason = f'{type(error).__name__}: {error}'.splitlines()[0][:200]
+    raise DamagedCheckpointError(
+      f'{path}: cannot be read ({reason})'
+    ) from error
+
+
+def first_readable(
+  steps: Iterable[int], read: Callable[[int], Any], directory: pathlib.Path
+) -> tuple[Any, list[int]]:
+  """Returns `read` of the first readable step, and the unreadable before it.
+
+  Args:
+    steps: in the order in which they are tried.
+    read: raises `DamagedCheckpointError` for one that it cannot read.
+    directory: where they are.
+  """
+  damaged: list[int] = []
+  reasons: list[str] = []
+  for step in steps:
+    try:
+      result = read(step)
+    except DamagedCheckpointError as error:
+      damaged.append(step)
+      reasons.append(str(error))
+      continue
+    for reason in reasons:
+      _LOG.warning('damaged checkpoint: %s; going back to %d', reason, step)
+    return result, damaged
+  if not damaged:
+    raise FileNotFoundError(f'{directory}: no complete checkpoint')
+  raise DamagedCheckpointError('; '.join(reasons))

@@ -1,0 +1,81 @@
+"""Where activations and gathered weights lie on the mesh, by logical names.
+
+Left alone, XLA's partitioner keeps weights that are cut over `fsdp` where they
+are and moves activations instead, many times their size. So activations are
+pinned to their own devices at every layer, and a weight is gathered where it
+is used, in the compute dtype; its gradient goes back to the weight's own
+layout, which is a reduce-scatter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import functools
+import math
+
+from flax import linen as nn
+import jax
+from jax.sharding import PartitionSpec
+
+from dreamer4_jax.types import Array
+
+Axes = tuple[str | None, ...]
+GATHERED = 'embed'
+"""Logical axis along which weights are stored in pieces and used whole."""
+
+
+def constrain(x: Array, axes: Sequence[str | None]) -> Array:
+  """Lays an array out on the mesh; does nothing where there is none.
+
+  Args:
+    x: the array.
+    axes: logical name of each of its first dimensions; the others stay whole,
+      as do those that their mesh axes do not divide.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or not nn.get_logical_axis_rules():
+    return x
+  spec = nn.logical_to_mesh_axes(tuple(axes))
+
+  def fits(dimension: int, where: str | tuple[str, ...] | None) -> bool:
+    names = (where,) if isinstance(where, str) else where or ()
+    return dimension % math.prod(mesh.shape[name] for name in names) == 0
+
+  return jax.lax.with_sharding_constraint(
+    x,
+    PartitionSpec(
+      *(
+        where if fits(x.shape[i], where) else None
+        for i, where in enumerate(spec)
+      )
+    ),
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gather(weight: Array, axes: Axes) -> Array:
+  """Makes a weight whole along `GATHERED`, for one use.
+
+  Args:
+    weight: as it is stored, already in the compute dtype.
+    axes: logical names of its dimensions.
+  """
+  return constrain(weight, _whole(axes))
+
+
+def _gather_forward(weight: Array, axes: Axes) -> tuple[Array, None]:
+  return gather(weight, axes), None
+
+
+def _gather_backward(axes: Axes, _: None, gradient: Array) -> tuple[Array]:
+  # First whole, then cut: the sum over devices of what each has found, of
+  # which each keeps its piece. Cut at once, the gradient of a table is made
+  # from the rows of all devices.
+  return (constrain(constrain(gradient, _whole(axes)), axes),)
+
+
+def _whole(axes: Axes) -> Axes:
+  return tuple(None if a == GATHERED else a for a in axes)
+
+
+gather.defvjp(_gather_forward, _gather_backward)

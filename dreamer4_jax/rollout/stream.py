@@ -1,0 +1,89 @@
+"""Interactive play: one action in, one picture out.
+
+A frame is one program: K passes that read the cache, one that appends to it,
+and the tokenizer's decoder with a cache of its own.
+"""
+
+from __future__ import annotations
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from dreamer4_jax.models import (
+  Params,
+  World,
+  dynamics_cache,
+  tokenizer_caches,
+)
+from dreamer4_jax.nn import TimeCache, append
+from dreamer4_jax.rollout.denoise import FrameInput, append_frame, denoise_frame
+from dreamer4_jax.types import Actions, Array
+
+
+@struct.dataclass
+class Stream:
+  """The past of B games that are being played in the model.
+
+  Attributes:
+    dynamics: cache of the dynamics, without agent token.
+    decoder: cache of the tokenizer's decoder.
+  """
+
+  dynamics: TimeCache
+  decoder: TimeCache
+
+
+def init_stream(world: World, batch: int) -> Stream:
+  """Returns the past of `batch` games in which nothing has happened."""
+  _, decoder = tokenizer_caches(world.config.tokenizer, batch)
+  return Stream(
+    dynamics=dynamics_cache(world.config.dynamics, batch, agent=False),
+    decoder=decoder,
+  )
+
+
+def next_frame(
+  world: World,
+  params: Params,
+  stream: Stream,
+  action: Actions,
+  key: Array,
+  *,
+  steps: int,
+) -> tuple[Array, Stream]:
+  """Imagines the frame that an action leads to, and draws it.
+
+  Args:
+    world: modules.
+    params: rooms `tokenizer`, `latents`, `dynamics`.
+    stream: the past; donate it to the program, which writes it in place.
+    action: components `[B, ...]`.
+    key: all randomness.
+    steps: K, a power of two.
+
+  Returns:
+    `[B, H, W, C]` uint8, and the stream with this frame in it.
+  """
+  start, noise = jax.random.split(key)
+  batch = stream.decoder.segment.shape[0]
+  inputs = FrameInput(
+    prev_action=jax.tree.map(lambda a: a[:, None], action),
+    prev_action_mask=jnp.ones((batch, 1), bool),
+    agent=None,
+  )
+  shape = (batch, 1, world.config.dynamics.num_spatial_tokens, world.channels)
+  z = denoise_frame(
+    world,
+    params,
+    stream.dynamics,
+    inputs,
+    jax.random.normal(start, shape),
+    steps=steps,
+  )
+  _, dynamics = append_frame(
+    world, params, stream.dynamics, inputs, z, jax.random.normal(noise, shape)
+  )
+  images, new = world.decode(params, z, cache=stream.decoder)
+  pixels = jnp.round(jnp.clip(images[:, 0], 0, 1) * 255).astype(jnp.uint8)
+  return pixels, Stream(dynamics=dynamics, decoder=append(stream.decoder, new))

@@ -1,0 +1,75 @@
+"""Frames of play against rollouts, and the decoder's stream against a clip."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer4_jax.models import dynamics_cache
+from dreamer4_jax.rollout import (
+  FrameInput,
+  append_frame,
+  denoise_frame,
+  init_stream,
+  next_frame,
+)
+from tests.models.tiny_world import random_actions, world_and_params
+
+WORLD, PARAMS = world_and_params()
+FRAMES, STEPS = 6, 2  # More frames than the ring holds.
+
+
+def test_played_frames_are_the_decoded_rollout():
+  rng = np.random.default_rng(0)
+  actions = [random_actions(rng, (2,)) for _ in range(FRAMES)]
+  keys = jax.random.split(jax.random.key(3), FRAMES)
+  play = jax.jit(
+    lambda stream, action, key: next_frame(
+      WORLD, PARAMS, stream, action, key, steps=STEPS
+    )
+  )
+  stream, shown = init_stream(WORLD, 2), []
+  for action, key in zip(actions, keys, strict=True):
+    image, stream = play(stream, action, key)
+    shown.append(image)
+  assert play._cache_size() == 1
+  assert shown[0].shape == (2, 20, 12, 3) and shown[0].dtype == jnp.uint8
+
+  @jax.jit
+  def tokens(cache, action, key):
+    start, noise = jax.random.split(key)
+    inputs = FrameInput(
+      prev_action=jax.tree.map(lambda a: a[:, None], action),
+      prev_action_mask=jnp.ones((2, 1), bool),
+      agent=None,
+    )
+    shape = (2, 1, 2, 8)
+    z = denoise_frame(
+      WORLD, PARAMS, cache, inputs, jax.random.normal(start, shape), steps=STEPS
+    )
+    noise = jax.random.normal(noise, shape)
+    return z, append_frame(WORLD, PARAMS, cache, inputs, z, noise)[1]
+
+  cache, z = dynamics_cache(WORLD.config.dynamics, 2, agent=False), []
+  for action, key in zip(actions, keys, strict=True):
+    own, cache = tokens(cache, action, key)
+    z.append(own)
+  images, _ = jax.jit(lambda z: WORLD.decode(PARAMS, z))(
+    jnp.concatenate(z, axis=1)
+  )
+  expected = np.clip(np.asarray(images), 0, 1) * 255
+  # Half a level of rounding, and float32.
+  np.testing.assert_allclose(np.stack(shown, axis=1), expected, atol=0.51)
+  assert np.ptp(expected) > 50
+
+
+def test_the_action_matters():
+  rng = np.random.default_rng(0)
+  action = random_actions(rng, (2,))
+  other = {**action, 'move': (action['move'] + 1) % 3}
+  stream = init_stream(WORLD, 2)
+  play = jax.jit(
+    lambda action: next_frame(
+      WORLD, PARAMS, stream, action, jax.random.key(0), steps=STEPS
+    )[0]
+  )
+  assert np.any(play(action) != play(other))

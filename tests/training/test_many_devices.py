@@ -1,0 +1,160 @@
+"""One device or eight: every phase takes the same steps.
+
+The suite has the dynamics phase on every mesh. All phases:
+
+    MESHES=all python -m pytest tests/training/test_many_devices.py
+"""
+
+import dataclasses
+import functools
+import os
+
+from flax import linen as nn
+import jax
+import numpy as np
+import pytest
+
+from dreamer4_jax import sharding
+from dreamer4_jax.aot.hlo import Program
+from dreamer4_jax.config import (
+  PHASES,
+  DynamicsPhase,
+  FinetunePhase,
+  ImaginationPhase,
+  MeshConfig,
+  OptimizerConfig,
+  Phases,
+  TokenizerPhase,
+)
+from dreamer4_jax.models import World
+from dreamer4_jax.training import phases
+from tests.models.tiny_world import (
+  CONFIG,
+  make_batch,
+  with_dynamics,
+  world_and_params,
+)
+
+STEPS, ROWS, FRAMES = 5, 8, 4
+SAME = dict(
+  steps=100,
+  batch_size=ROWS,
+  clip_length=FRAMES,
+  # An epsilon above the rounding of a gradient: else Adam moves what has hardly
+  # any by the whole learning rate, to either side.
+  optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1, eps=1e-3),
+)
+WHOLE = dict(bootstrap_rows=1.0, bootstrap_every=2)
+SMALL = with_dynamics(CONFIG, num_kv_heads=2, depth=4)
+TINY = dataclasses.replace(
+  SMALL,
+  phases=Phases(
+    tokenizer=TokenizerPhase(**SAME),
+    dynamics=DynamicsPhase(**SAME, **WHOLE),
+    finetune=FinetunePhase(**SAME, **WHOLE),
+    imagination=ImaginationPhase(**SAME, horizon=2, sampling_steps=2),
+  ),
+)
+MESHES = {
+  '8,1,1': MeshConfig(data=8),
+  '1,8,1': MeshConfig(data=1, fsdp=8),
+  '2,2,2': MeshConfig(data=2, fsdp=2, tensor=2),
+}
+
+
+@functools.cache
+def train(phase, name=''):
+  """Returns losses and parameters of a few steps on a mesh, or one device."""
+  mesh = sharding.make_mesh(MESHES.get(name, MeshConfig(data=1)), jax.devices())
+  world = World.from_config(TINY)
+  rooms = {k: v for k, v in world_and_params(SMALL)[1].items() if k != 'prior'}
+  rooms = phases.boxed(world, rooms)
+  init, step = phases.make(world, phase)
+  init = functools.partial(init, jax.random.key(0))
+  with sharding.use_mesh(mesh):
+    where = sharding.state_sharding(mesh, jax.eval_shape(init, rooms))
+    state = jax.jit(lambda rooms: nn.unbox(init(rooms)), out_shardings=where)(
+      sharding.place_whole(mesh, rooms)
+    )
+    out = where, sharding.replicated(mesh)
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=out)
+    losses = []
+    for i in range(STEPS):
+      batch = sharding.place_batch(mesh, make_batch(ROWS, FRAMES, seed=i))
+      state, metrics = compiled(state, batch, jax.random.key(i))
+      losses.append(float(metrics['loss']))
+    cut = [x for x in jax.tree.leaves(state) if not x.is_fully_replicated]
+  return losses, jax.device_get(state.params), len(cut)
+
+
+GRID = [
+  (phase, name)
+  for phase in PHASES
+  for name in MESHES
+  if phase == 'dynamics' or os.environ.get('MESHES') == 'all'
+]
+
+
+@pytest.mark.parametrize(('phase', 'name'), GRID)
+def test_eight_devices_are_one(phase, name):
+  losses, params, _ = train(phase)
+  many_losses, many, cut = train(phase, name)
+  # Losses are sums of terms of the order of 1, some of them negative.
+  np.testing.assert_allclose(many_losses, losses, rtol=2e-5, atol=5e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), many, params
+  )
+  assert (cut > 20) == (name != '8,1,1')
+  assert len(set(losses)) == STEPS
+
+
+def test_bootstrap_rows_stay_on_their_devices():
+  # Four rows a device, of which one bootstraps. What travels are weights and
+  # sums: nothing as large as a part of the batch.
+  frames, rows = 8, 32
+  phase = dataclasses.replace(
+    TINY.phases.dynamics,
+    batch_size=rows,
+    bootstrap_rows=0.25,
+    bootstrap_every=1,
+  )
+  config = dataclasses.replace(
+    TINY, phases=dataclasses.replace(TINY.phases, dynamics=phase)
+  )
+  mesh = sharding.make_mesh(MESHES['1,8,1'])
+  world = World.from_config(config)
+  init, step = phases.make(world, 'dynamics')
+  latents = world_and_params(SMALL)[1]['latents']
+  rooms = phases.boxed(world, {'latents': latents})
+  rooms['tokenizer'] = {}
+  batch = make_batch(rows, frames)
+  # Latents for frames, as from a pre-tokenised dataset.
+  batch = batch.replace(frames=np.zeros((rows, frames, 4, 4), np.float16))
+  with sharding.use_mesh(mesh):
+    boxed = jax.eval_shape(init, jax.random.key(0), rooms)
+    where = sharding.state_sharding(mesh, boxed)
+    unboxed = jax.eval_shape(nn.unbox, boxed)
+    state = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      unboxed,
+      where,
+    )
+    text = (
+      jax.jit(step, donate_argnums=0, out_shardings=(where, None))
+      .lower(state, sharding.place_batch(mesh, batch), jax.random.key(0))
+      .compile()
+      .as_text()
+    )
+  moved = [
+    x
+    for x in Program(text)
+    if x.opcode.startswith(('all-', 'reduce-scatter', 'collective-permute'))
+  ]
+  weights = max(x.size for x in jax.tree.leaves(unboxed.params))
+  tokens = rows * frames * 2 * 8
+  assert weights < tokens / 4
+  assert any(x.opcode == 'all-gather' for x in moved)
+  for x in moved:
+    # Sums of two gradients may travel together.
+    limit = 2 if x.opcode == 'all-reduce' else 1
+    assert x.bytes <= limit * 4 * weights, x.line

@@ -1,0 +1,133 @@
+"""Steps that are not finite, and the metric that makes the best."""
+
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer4_jax import checkpoint
+from dreamer4_jax.config import Config
+from tests.training.toy import Clips, Interrupted, lines, run, step_fn
+
+
+def test_a_loss_that_stays_nan_stops_training_and_is_not_saved(tmp_path):
+  run(tmp_path, steps=5)
+  bad = {2: Clips(2, value=np.nan), 4: Clips(4, value=np.nan)}
+  with pytest.raises(FloatingPointError, match=r'toy/loss.* step 25, .* 20 '):
+    run(tmp_path, bad, steps=100)
+  _, config = checkpoint.load_arrays(tmp_path / 'tokenizer')
+  assert config == Config(seed=3)
+  with checkpoint.Checkpoints(tmp_path / 'tokenizer') as checkpoints:
+    assert checkpoints.latest() == 5
+  with pytest.raises(FloatingPointError, match=r'step 14, .* 9 times'):
+    run(tmp_path, {2: Clips(2, value=np.nan), 4: Clips(4, value=np.nan)})
+
+
+def test_one_bad_batch_does_not_stop_training(tmp_path):
+  def spiky(state, batch, key):
+    new, metrics = step_fn(state, batch, key)
+    spike = state.opt[0].count == 3
+    metrics['toy/loss'] = jnp.where(spike, jnp.inf, metrics['toy/loss'])
+    return new, metrics
+
+  run(tmp_path, step_fn=spiky)
+  losses = [line['toy/loss'] for line in lines(tmp_path)]
+  assert np.isinf(losses).tolist() == [False, True] + [False] * 5
+
+
+class Spoiled(Clips):
+  """Some batches are not finite."""
+
+  def __init__(self, length, bad):
+    super().__init__(length)
+    self.bad = bad
+
+  def __next__(self):
+    bad = self.next in self.bad
+    batch = super().__next__()
+    return {'x': batch['x'] * np.nan} if bad else batch
+
+
+def skipping(state, batch, key):
+  """Leaves the state as it was unless the loss is finite."""
+  new, metrics = step_fn(state, batch, key)
+  good = jnp.isfinite(metrics['toy/loss'])
+  state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+  return state, {**metrics, 'skipped': (~good).astype(jnp.float32)}
+
+
+def short(directory, bad, **changes):
+  changes = {'long_clip_length': 0, 'step_fn': skipping, **changes}
+  return run(directory, {2: Spoiled(2, bad)}, **changes)
+
+
+def test_a_skipped_step_forbids_no_checkpoint(tmp_path, caplog):
+  before = short(tmp_path / 'a', (), steps=4)
+  after = short(tmp_path / 'b', (4,), steps=5, log_every=1)
+  chex.assert_trees_all_equal(before, after)
+  arrays, _ = checkpoint.load_arrays(tmp_path / 'b/tokenizer')
+  np.testing.assert_array_equal(arrays['params']['w'], before.params['w'])
+  with checkpoint.Checkpoints(tmp_path / 'b/tokenizer') as saved:
+    assert saved.latest() == 5
+  assert [line['skipped'] for line in lines(tmp_path / 'b')] == [0, 0, 0, 0, 1]
+  assert 'toy/loss' in caplog.text and 'step 5 is not finite' in caplog.text
+
+
+def test_many_skipped_steps_in_a_row_stop_training(tmp_path, caplog):
+  bad = (*range(2, 21), *range(22, 100))  # 19, a good one, all others.
+  message = r'toy/loss.* step 42, .* 20 times in a row\. They were skipped'
+  with pytest.raises(FloatingPointError, match=message):
+    short(tmp_path, bad, steps=150, checkpoint_every=8)
+  said = [r for r in caplog.records if 'skipped' in r.getMessage()]
+  assert len(said) == 10
+  good = short(tmp_path / 'good', range(2, 21), steps=22)
+  with checkpoint.Checkpoints(tmp_path / 'tokenizer', keep_last=9) as saved:
+    assert saved.latest() == 40
+  arrays, _ = checkpoint.load_arrays(tmp_path / 'tokenizer')
+  np.testing.assert_array_equal(arrays['params']['w'], good.params['w'])
+
+
+def values(directory):
+  found = (directory / 'tokenizer/checkpoints').glob('*/metrics/metrics')
+  return {int(p.parts[-3]): json.loads(p.read_text()) for p in found}
+
+
+def means(directory, window):
+  """The running mean of the loss after each step."""
+  mean, found = 0.0, {}
+  for line in lines(directory):
+    mean += (line['toy/loss'] - mean) / min(line['step'], window)
+    found[line['step']] = mean
+  return found
+
+
+def test_checkpoints_are_compared_by_a_running_mean(tmp_path):
+  best = {'keep_best': 3, 'best_metric': 'toy/loss', 'log_every': 1}
+  run(tmp_path / 'whole', **best)
+  expected = means(tmp_path / 'whole', 5)
+  assert values(tmp_path / 'whole') == {
+    step: {'toy/loss': pytest.approx(expected[step], rel=1e-6)}
+    for step in (5, 10, 14)
+  }
+  with pytest.raises(Interrupted):
+    run(tmp_path / 'cut', {2: Clips(2, stop_at=6), 4: Clips(4)}, **best)
+  run(tmp_path / 'cut', **best)
+  assert values(tmp_path / 'cut') == values(tmp_path / 'whole')
+
+
+def test_the_phase_keeps_as_many_as_its_config_says(tmp_path):
+  best = {'keep_best': 1, 'best_metric': 'toy/loss', 'best_mode': 'max'}
+  run(tmp_path, keep_last=2, checkpoint_every=2, log_every=1, **best)
+  found = means(tmp_path, 2)
+  top = max(range(2, 15, 2), key=found.get)
+  assert top < 12
+  kept = (tmp_path / 'tokenizer/checkpoints').iterdir()
+  assert sorted(int(p.name) for p in kept) == [top, 12, 14]
+
+
+def test_a_metric_that_is_not_there_is_named(tmp_path):
+  with pytest.raises(ValueError, match=r"tokenizer\.best_metric = 'x'.*loss"):
+    run(tmp_path, keep_best=1, best_metric='x')
