@@ -42,8 +42,8 @@ def rms_normalize(
 
   `m <- decay m + (1 - decay) loss^2`, then `loss / max(sqrt(m / bias), eps)`
   with `bias = 1 - decay^n` after n updates. The current loss is part of its
-  own denominator, so the first result is 1 whatever the scale. (Section 8 of
-  our specification; the paper normalises losses but does not say how.)
+  own denominator, so the first result is 1 whatever the scale. (The paper
+  normalises losses but does not say how.)
 
   Args:
     loss: scalar.
