@@ -145,7 +145,8 @@ def _render(
     mesh = f'{job.mesh.data}, {job.mesh.fsdp}, {job.mesh.tensor}'
     lead = f'| {job.program} | {job.length} | {job.topology} | {mesh} '
     if 'error' in found:
-      overview.append(f'{lead}| does not fit: {found["error"]} | | | | |')
+      what = 'fit' if 'RESOURCE_EXHAUSTED' in found['error'] else 'compile'
+      overview.append(f'{lead}| does not {what}: {found["error"]} | | | | |')
       continue
     m = Measured(**found)
     overview.append(

@@ -95,14 +95,16 @@ def test_a_report_goes_on_where_it_was_interrupted(here, tmp_path):
     if job is third and len(asked) == 3:
       raise KeyboardInterrupt
     if job is second:
-      raise RuntimeError('Ran out of memory in memory space hbm\nand more')
+      raise RuntimeError('RESOURCE_EXHAUSTED: of memory\nand more')
     return sample
 
   with pytest.raises(KeyboardInterrupt):
     write_report(path, (first, second, third), measure=measure)
   text = path.read_text()
   assert '| dynamics | 4 | v5p:2x2x2 | 1, -1, 1 | 3.0 of 95 GiB | 97% |' in text
-  assert '| 8 | v5p:2x2x2 | 1, -1, 1 | does not fit: Ran out of memory' in text
+  assert (
+    '| 8 | v5p:2x2x2 | 1, -1, 1 | does not fit: RESOURCE_EXHAUSTED: of' in text
+  )
   assert '| 16 |' not in text and 'and more' not in text
   write_report(path, (first, second, third), measure=measure)
   assert asked == [4, 8, 16, 16]
