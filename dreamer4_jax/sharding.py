@@ -123,16 +123,23 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
     )
 
 
-def check_state(mesh: Mesh, abstract_state: PyTree, shardings: PyTree) -> None:
-  """Raises `ValueError` unless the mesh divides every array that it cuts.
+def place_abstract(mesh: Mesh, boxed: PyTree) -> PyTree:
+  """Returns the arrays of a train state as shapes that know their sharding.
 
   Args:
     mesh: the mesh.
-    abstract_state: unboxed arrays, as `jax.ShapeDtypeStruct`.
-    shardings: from `state_sharding`.
+    boxed: as `state_sharding` takes it.
+
+  Returns:
+    A tree of `jax.ShapeDtypeStruct`, without boxes.
+
+  Raises:
+    ValueError: the mesh does not divide an array that it cuts.
   """
 
-  def check(path: tuple, x: jax.ShapeDtypeStruct, where: NamedSharding) -> None:
+  def place(
+    path: tuple, x: jax.ShapeDtypeStruct, where: NamedSharding
+  ) -> jax.ShapeDtypeStruct:
     for size, axes in zip(x.shape, where.spec, strict=False):
       names = (axes,) if isinstance(axes, str) else axes or ()
       pieces = math.prod(mesh.shape[name] for name in names)
@@ -144,8 +151,11 @@ def check_state(mesh: Mesh, abstract_state: PyTree, shardings: PyTree) -> None:
           'smaller size for this axis, or change the width, the heads or '
           'mlp_hidden of the model'
         )
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
 
-  jax.tree_util.tree_map_with_path(check, abstract_state, shardings)
+  return jax.tree_util.tree_map_with_path(
+    place, jax.eval_shape(nn.meta.unbox, boxed), state_sharding(mesh, boxed)
+  )
 
 
 def place_batch(mesh: Mesh, batch: PyTree) -> PyTree:

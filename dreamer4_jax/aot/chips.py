@@ -24,36 +24,22 @@ class Chip:
   Attributes:
     memory: bytes of HBM.
     flops: bfloat16 operations per second.
-    bandwidth: HBM bytes per second.
     links: bytes per second over all links to other chips, one way.
     clock: cycles per second of a core.
   """
 
   memory: int
   flops: float
-  bandwidth: float
   links: float
   clock: float
 
 
 CHIPS = {
-  'v4': Chip(
-    memory=32 * _GIB, flops=275e12, bandwidth=1228e9, links=3 * 45e9 * 2,
-    clock=1.05e9,
-  ),
-  'v5e': Chip(
-    memory=16 * _GIB, flops=197e12, bandwidth=819e9, links=2 * 45e9 * 2,
-    clock=1.5e9,
-  ),
-  'v5p': Chip(
-    memory=95 * _GIB, flops=459e12, bandwidth=2765e9, links=3 * 90e9 * 2,
-    clock=1.75e9,
-  ),
-  'v6e': Chip(
-    memory=32 * _GIB, flops=918e12, bandwidth=1640e9, links=2 * 90e9 * 2,
-    clock=1.75e9,
-  ),
-}  # fmt: skip
+  'v4': Chip(memory=32 * _GIB, flops=275e12, links=3 * 45e9 * 2, clock=1.05e9),
+  'v5e': Chip(memory=16 * _GIB, flops=197e12, links=2 * 45e9 * 2, clock=1.5e9),
+  'v5p': Chip(memory=95 * _GIB, flops=459e12, links=3 * 90e9 * 2, clock=1.75e9),
+  'v6e': Chip(memory=32 * _GIB, flops=918e12, links=2 * 90e9 * 2, clock=1.75e9),
+}
 """By the name that topologies begin with."""
 
 
@@ -78,7 +64,7 @@ def open_topology(name: str) -> tuple[Sequence[Any], str]:
   if not path and importlib.util.find_spec('libtpu') is None:
     raise ValueError(
       'libtpu is not installed; its compiler runs on any x86-64 Linux: '
-      "pip install 'dreamer4-jax[aot]'"
+      "pip install -e '.[tpu]' in the checkout, or pip install 'jax[tpu]'"
     )
   # Without these it looks for a TPU machine's metadata, for minutes.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')

@@ -20,7 +20,7 @@ def count_flops(jaxpr: Any) -> int:
     jaxpr: of `jax.make_jaxpr(...)(...)`, closed or open.
 
   Raises:
-    NotImplementedError: the program has a loop of unknown length.
+    ValueError: the program has a loop of unknown length.
   """
   jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
   total = 0
@@ -33,7 +33,10 @@ def count_flops(jaxpr: Any) -> int:
     elif name == 'scan':
       total += params['length'] * count_flops(params['jaxpr'])
     elif name == 'while' and count_flops(params['body_jaxpr']):
-      raise NotImplementedError('products in a loop of unknown length')
+      raise ValueError(
+        'matrix products in a while loop, of which nobody knows how often it '
+        'runs; use jax.lax.scan or fori_loop with fixed bounds'
+      )
     elif name != 'while':
       total += sum(map(count_flops, _inner(params)))
   return total

@@ -9,7 +9,6 @@ import pathlib
 import time
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +27,7 @@ from dreamer4_jax.config import (
 )
 from dreamer4_jax.models import World, no_action
 from dreamer4_jax.rollout import init_stream, next_frame
+from dreamer4_jax.training.loop import jit_step
 from dreamer4_jax.training.phases import make
 from dreamer4_jax.types import Array, Batch, PyTree
 
@@ -176,8 +176,10 @@ def compile_job(
 def describe_job(job: Job) -> str:
   """Names a job in a line."""
   sizes = ','.join(f'{a}={getattr(job.mesh, a)}' for a in sharding.AXES)
+  remat = f' remat={job.remat}' if job.remat else ''
   return (
     f'{job.preset} {job.program} {job.length} frames {job.topology} {sizes}'
+    f'{remat}'
   )
 
 
@@ -193,23 +195,12 @@ def _trace(job: Job, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
   boxed = jax.eval_shape(
     lambda: init(jax.random.key(0), _rooms(world, job, before))
   )
-  shardings = sharding.state_sharding(mesh, boxed)
-  state = _abstract(jax.eval_shape(nn.meta.unbox, boxed), shardings)
-  sharding.check_state(mesh, state, shardings)
-  batch = _batch(world, job, mesh)
-
-  def train_step(state: PyTree, batch: Batch, step_number: Array):
-    key = jax.random.fold_in(jax.random.key(config.seed), step_number)
-    return step(state, batch, key)
-
-  jitted = jax.jit(
-    train_step,
-    donate_argnums=0,
-    out_shardings=(shardings, sharding.replicated(mesh)),
-  )
+  state = sharding.place_abstract(mesh, boxed)
+  jitted = jit_step(step, job.program, config.seed, mesh, state)
   number = jax.ShapeDtypeStruct((), jnp.uint32)
-  trained = jax.tree.leaves((state.params, state.frozen))
-  return jitted.trace(state, batch, number), sum(x.size for x in trained)
+  traced = jitted.trace(state, _batch(world, job, mesh), number)
+  networks = jax.tree.leaves((state.params, state.frozen))
+  return traced, sum(x.size for x in networks)
 
 
 def _trace_frame(
@@ -219,8 +210,7 @@ def _trace_frame(
   boxed = jax.eval_shape(
     lambda: _rooms(world, dataclasses.replace(job, pixels=True), PHASES[:2])
   )
-  shardings = sharding.state_sharding(mesh, boxed)
-  params = _abstract(jax.eval_shape(nn.meta.unbox, boxed), shardings)
+  params = sharding.place_abstract(mesh, boxed)
   rows = world.config.phases.dynamics.batch_size
   whole = sharding.replicated(mesh)
   place = lambda tree: jax.tree.map(
@@ -263,16 +253,18 @@ def _batch(world: World, job: Job, mesh: jax.sharding.Mesh) -> Batch:
   lead = (rows, job.length)
   where = sharding.batch_sharding(mesh)
   t = config.tokenizer
-  make = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-  frames = make((*lead, t.num_latents, t.bottleneck_dim), jnp.float16)
+  array = lambda shape, dtype: jax.ShapeDtypeStruct(
+    shape, dtype, sharding=where
+  )
+  frames = array((*lead, t.num_latents, t.bottleneck_dim), jnp.float16)
   if job.pixels or job.program == 'tokenizer':
     shape = (*lead, t.image_height, t.image_width, t.channels)
-    frames = make(shape, jnp.uint8)
+    frames = array(shape, jnp.uint8)
   action = jax.tree.map(
-    lambda x: make(x.shape, x.dtype),
+    lambda x: array(x.shape, x.dtype),
     jax.eval_shape(functools.partial(no_action, world.space, lead)),
   )
-  numbers, flags = make(lead, jnp.float32), make(lead, np.bool_)
+  numbers, flags = array(lead, jnp.float32), array(lead, np.bool_)
   return Batch(
     frames=frames,
     action=action,
@@ -281,15 +273,7 @@ def _batch(world: World, job: Job, mesh: jax.sharding.Mesh) -> Batch:
     prev_action_mask=flags,
     reward=numbers,
     cont=numbers,
-    task=make(lead, jnp.int32),
-    segment_ids=make(lead, jnp.int32),
-    relevant=make((rows,), np.bool_),
-  )
-
-
-def _abstract(shapes: PyTree, shardings: PyTree) -> PyTree:
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    shardings,
+    task=array(lead, jnp.int32),
+    segment_ids=array(lead, jnp.int32),
+    relevant=array((rows,), np.bool_),
   )

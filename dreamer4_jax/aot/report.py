@@ -25,6 +25,7 @@ STANDARD: tuple[Job, ...] = (
     for length in (64, 256)
   ),
   Job(topology='v5p:8x8x4', length=64, mesh=_PLAIN),
+  Job(topology='v5p:8x8x4', length=64, mesh=_CUT, remat='dots'),
   Job(topology='v6e:16x16', length=64, mesh=_CUT),
   *(
     Job(program=program, topology=topology, length=64, mesh=_ONE)
@@ -100,8 +101,8 @@ def write_report(
 ) -> None:
   """Compiles what is not yet in the report, and writes it.
 
-  What was measured is kept in a JSON file beside the report, so that an
-  interrupted command goes on; delete it to measure again.
+  What was measured is kept in a JSON file beside the report, with versions, so
+  that an interrupted command goes on; delete it to measure again.
 
   Args:
     path: Markdown file.
@@ -114,7 +115,7 @@ def write_report(
   known = json.loads(kept.read_text()) if kept.exists() else {}
   path.parent.mkdir(parents=True, exist_ok=True)
   for job in jobs:
-    key = json.dumps(dataclasses.asdict(job))
+    key = _key(job)
     if key not in known:
       try:
         known[key] = dataclasses.asdict(measure(job, say))
@@ -124,14 +125,23 @@ def write_report(
     path.write_text(_render(path, jobs, known))
 
 
-def _render(
-  path: pathlib.Path, jobs: Sequence[Job], known: Mapping[str, dict]
-) -> str:
+def _versions() -> dict[str, str]:
   try:
     libtpu = importlib.metadata.version('libtpu')
   except importlib.metadata.PackageNotFoundError:
     libtpu = 'of TPU_LIBRARY_PATH'
-  text = _HEAD.format(path=path.name, jax=jax.__version__, libtpu=libtpu)
+  return {'jax': jax.__version__, 'libtpu': libtpu}
+
+
+def _key(job: Job) -> str:
+  """What was measured with other versions is measured again."""
+  return json.dumps({**dataclasses.asdict(job), **_versions()})
+
+
+def _render(
+  path: pathlib.Path, jobs: Sequence[Job], known: Mapping[str, dict]
+) -> str:
+  text = _HEAD.format(path=path.name, **_versions())
   overview = [
     '| program | frames | topology | mesh | memory | spare | computing '
     '| moving | utilisation |',
@@ -139,11 +149,12 @@ def _render(
   ]
   details = []
   for job in jobs:
-    found = known.get(json.dumps(dataclasses.asdict(job)))
+    found = known.get(_key(job))
     if found is None:
       continue
     mesh = f'{job.mesh.data}, {job.mesh.fsdp}, {job.mesh.tensor}'
-    lead = f'| {job.program} | {job.length} | {job.topology} | {mesh} '
+    name = f'{job.program}, remat {job.remat}' if job.remat else job.program
+    lead = f'| {name} | {job.length} | {job.topology} | {mesh} '
     if 'error' in found:
       what = 'fit' if 'RESOURCE_EXHAUSTED' in found['error'] else 'compile'
       overview.append(f'{lead}| does not {what}: {found["error"]} | | | | |')

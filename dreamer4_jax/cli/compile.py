@@ -17,7 +17,7 @@ def add_command(commands) -> None:
     description='Compiles a real program for a named TPU topology through '
     'libtpu, on a machine without a TPU, and prints what it needs: memory of '
     'a chip, FLOPs, collectives, the estimated time. Nothing is run. Needs '
-    'the extra aot.',
+    'the extra tpu.',
   )
   parser.add_argument('--preset', default='paper', help='model sizes')
   parser.add_argument(

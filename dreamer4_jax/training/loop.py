@@ -130,13 +130,7 @@ def run_phase(
   with contextlib.ExitStack() as stack:
     stack.enter_context(sharding.use_mesh(mesh))
     boxed = jax.eval_shape(init_state, *given)
-    shardings = sharding.state_sharding(mesh, boxed)
-    abstract = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      jax.eval_shape(nn.meta.unbox, boxed),
-      shardings,
-    )
-    sharding.check_state(mesh, abstract, shardings)
+    abstract = sharding.place_abstract(mesh, boxed)
     checkpoints = stack.enter_context(
       Checkpoints(
         phase_dir,
@@ -150,7 +144,7 @@ def run_phase(
       # As arguments: constants would be copied into the program.
       state = jax.jit(
         lambda *given: nn.meta.unbox(init_state(*given)),
-        out_shardings=shardings,
+        out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
       )(*sharding.place_whole(mesh, given))
     else:
       restored = checkpoints.restore(
@@ -165,7 +159,7 @@ def run_phase(
     if start >= total:
       return state
 
-    step_fn = _compiled(step_fn, phase, config.seed, mesh, shardings)
+    step_fn = jit_step(step_fn, phase, config.seed, mesh, abstract)
     writer = stack.enter_context(MetricWriter(phase_dir, resume_step=start))
     bar = stack.enter_context(
       tqdm.tqdm(
@@ -224,13 +218,28 @@ def _asked_to_stop(checkpoints: Checkpoints, sigterm: Sigterm) -> bool:
   return sigterm.received
 
 
-def _compiled(
+def jit_step(
   step_fn: StepFn,
   phase: str,
   seed: int,
   mesh: jax.sharding.Mesh,
-  shardings: PyTree,
-) -> Callable[[PyTree, PyTree, np.uint32], tuple[PyTree, Metrics]]:
+  abstract_state: PyTree,
+) -> Callable[[PyTree, PyTree, Array], tuple[PyTree, Metrics]]:
+  """Jits a step as `run_phase` runs it.
+
+  Args:
+    step_fn: pure `(state, batch, key) -> (state, metrics)`.
+    phase: one of `config.PHASES`.
+    seed: of the run.
+    mesh: the device mesh.
+    abstract_state: from `sharding.place_abstract`.
+
+  Returns:
+    Jitted `(state, batch, step) -> (state, metrics)` with the step's number, a
+    uint32, in the place of the key. The state is donated and stays where it
+    is; metrics are on all devices.
+  """
+
   def train_step(state, batch, step):
     key = jax.random.fold_in(jax.random.key(seed), PHASES.index(phase))
     return step_fn(state, batch, jax.random.fold_in(key, step))
@@ -238,7 +247,10 @@ def _compiled(
   return jax.jit(
     train_step,
     donate_argnums=0,
-    out_shardings=(shardings, sharding.replicated(mesh)),
+    out_shardings=(
+      jax.tree.map(lambda x: x.sharding, abstract_state),
+      sharding.replicated(mesh),
+    ),
   )
 
 

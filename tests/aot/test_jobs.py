@@ -80,10 +80,10 @@ def test_without_libtpu_the_remedy_is_named(monkeypatch, capsys):
   monkeypatch.delenv('TPU_LIBRARY_PATH', raising=False)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   assert main(['compile', '--topology', 'v5p:2x2x1']) == 2
-  assert "pip install 'dreamer4-jax[aot]'" in capsys.readouterr().err
+  assert "pip install -e '.[tpu]'" in capsys.readouterr().err
 
 
-def test_a_report_goes_on_where_it_was_interrupted(here, tmp_path):
+def test_a_report_goes_on_where_it_was_interrupted(here, tmp_path, monkeypatch):
   path, asked = tmp_path / 'tpu.md', []
   first, second, third = (
     dataclasses.replace(JOB, length=n) for n in (4, 8, 16)
@@ -111,6 +111,11 @@ def test_a_report_goes_on_where_it_was_interrupted(here, tmp_path):
   # 2 s of cycles, 1 s on the links; a second's worth of FLOPs at the peak.
   assert '| 97% | 2 s | 1 s | 33.3% to 50.0% |' in path.read_text()
   assert len(json.loads((tmp_path / 'tpu.json').read_text())) == 3
+  # Another compiler says something else.
+  monkeypatch.setattr(jax, '__version__', '99.0')
+  write_report(path, (first,), measure=measure)
+  assert asked == [4, 8, 16, 16, 4]
+  assert 'with jax 99.0 and libtpu' in path.read_text()
 
 
 def _sample():
