@@ -29,6 +29,7 @@ from data_pipelines import writer
 from dreamer4_jax.config import require
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.data.sources import Request, Stretch, open_builder
+from dreamer4_jax.memory import keep_freed_memory
 from dreamer4_jax.models import Params, World, tokenizer_caches
 from dreamer4_jax.nn import TimeCache, append, start_segment
 from dreamer4_jax.training.phases import load_rooms
@@ -245,6 +246,7 @@ def _between(
 def main() -> None:
   """Pre-tokenises one dataset and prints the frames of each split."""
   config = tyro.cli(PretokeniseConfig)
+  keep_freed_memory()
   print(json.dumps({'out': config.out, 'frames': pretokenise(config)}))
 
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import functools
 import math
 from typing import Any
 
 from flax import linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -49,11 +51,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       may take the first of them only.
 
   Returns:
-    The mesh. Its axes are `Auto`: Linen's constraints fail on the `Explicit`
-    axes that `jax.make_mesh` gives by default.
+    The mesh. Its axes are `Auto`: Linen's constraints fail on `Explicit` axes.
+    Of several TPU slices each holds whole copies of the parameters.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or `data`
+      does not divide over the TPU slices.
   """
   sizes = {axis: getattr(config, axis) for axis in AXES}
   given = devices is not None
@@ -70,11 +73,36 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
       f'{num_devices}; the fixed ones multiply to {fixed}. Set one of them '
       'to -1 to take all devices that are left.'
     )
-  return jax.make_mesh(
-    tuple(filled.values()),
-    AXES,
-    axis_types=(AxisType.Auto,) * len(AXES),
+  return Mesh(
+    _arrange(filled, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+  )
+
+
+def _arrange(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
+  """Lays the axes along the links between the devices."""
+  # An axis need not be a side of the torus: pieces of sides will do.
+  arrange = functools.partial(
+    mesh_utils.create_device_mesh,
     devices=devices,
+    allow_split_physical_axes=True,
+  )
+  slices = 1
+  if devices[0].platform == 'tpu':
+    slices = len({getattr(d, 'slice_index', 0) for d in devices})
+  if slices == 1:
+    return arrange([*sizes.values()])
+  # Between slices the links are slow; only copies of the parameters cross them.
+  if sizes['data'] % slices:
+    raise ValueError(
+      f'mesh.data = {sizes["data"]}: must be divisible by the number of TPU '
+      f'slices, {slices}'
+    )
+  inside = {**sizes, 'data': sizes['data'] // slices}
+  return mesh_utils.create_hybrid_device_mesh(
+    [*inside.values()],
+    [slices if axis == 'data' else 1 for axis in sizes],
+    devices,
+    allow_split_physical_axes=True,
   )
 
 

@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 import pathlib
+import re
 
 import pytest
 
@@ -12,7 +13,6 @@ OUTER = ('experiments', 'data_pipelines')
 
 # What a room may import besides itself and EVERYWHERE.
 EVERYWHERE = {'types', 'config'}
-MODELS = {'models', 'rollout', 'nn'}
 ROOMS = {
   'types': set(),
   'config': set(),
@@ -103,6 +103,16 @@ def test_every_module_keeps_to_its_room():
 def test_every_room_is_in_the_table():
   rooms = {n.split('.')[1] for n, _ in modules() if n.startswith(PACKAGE)}
   assert rooms - {'__init__'} <= set(ROOMS)
+
+
+def test_the_readme_has_the_same_table():
+  text = (ROOT / 'README.md').read_text()
+  rows = re.findall(r'^\| `(\w+)` \|.*\| (.*?) ?\|$', text, re.MULTILINE)
+  table = {room: set(re.findall(r'`(\w+)`', used)) for room, used in rows}
+  built = {p.stem for p in (ROOT / PACKAGE).iterdir()} & set(ROOMS)
+  expected = {room: ROOMS[room] for room in built - EVERYWHERE}
+  found = {room: table.get(room) for room in expected}
+  assert found == expected | {'cli': set()}  # May import everything.
 
 
 def test_config_and_types_stand_alone():

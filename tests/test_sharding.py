@@ -43,6 +43,34 @@ def test_a_mesh_of_fixed_sizes_may_take_the_first_devices_only():
     sharding.make_mesh(MeshConfig(data=1, fsdp=2))
 
 
+class Chip:
+  """What a mesh asks of a chip."""
+
+  platform, device_kind, process_index, core_on_chip = 'tpu', 'TPU v5', 0, 0
+
+  def __init__(self, number, slice_index, coords):
+    self.id, self.slice_index, self.coords = number, slice_index, coords
+
+
+def test_parameters_stay_within_a_slice():
+  # In whatever order the runtime lists them.
+  chips = [Chip(i, i % 2, (i // 2 % 2, i // 4, 0)) for i in range(8)]
+  mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=2), chips)
+  assert mesh.shape_tuple == (('data', 4), ('fsdp', 2), ('tensor', 1))
+  slices = [[d.slice_index for d in row.flat] for row in mesh.devices]
+  assert slices == [[0, 0], [0, 0], [1, 1], [1, 1]]
+  with pytest.raises(ValueError, match=r'mesh\.data = 1: .* slices, 2'):
+    sharding.make_mesh(MeshConfig(data=1, fsdp=-1), chips)
+
+
+def test_an_axis_may_be_a_piece_of_a_side_of_the_torus():
+  torus = np.ndindex(8, 8, 16)
+  chips = [Chip(i, 0, coords) for i, coords in enumerate(torus)]
+  mesh = sharding.make_mesh(MeshConfig(data=-1, fsdp=32), chips)
+  assert mesh.shape_tuple == (('data', 32), ('fsdp', 32), ('tensor', 1))
+  assert len(set(mesh.devices.flat)) == 1024
+
+
 def test_a_batch_is_cut_over_data_and_fsdp_in_order():
   mesh = make_mesh(MeshConfig(data=2, fsdp=2))
   batch = {'x': np.arange(24).reshape(8, 3), 'y': np.arange(8)}

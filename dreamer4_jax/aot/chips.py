@@ -70,6 +70,8 @@ def open_topology(name: str) -> tuple[Sequence[Any], str]:
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5p-8')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  # Several may compile at once: no chip is taken.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   jax.config.update('jax_platforms', 'cpu')
   try:
     found = topologies.get_topology_desc(platform='tpu', topology_name=name)

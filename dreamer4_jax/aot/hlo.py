@@ -195,6 +195,4 @@ def _collective(
     if 'all-reduce-scatter' in called or 'reduce-scatter' in inside:
       return 'reduce-scatter'
     return next((k for k in COLLECTIVES if k in inside), '')
-  if x.opcode.endswith('-done'):
-    return ''
   return next((k for k in COLLECTIVES if x.opcode in (k, f'{k}-start')), '')

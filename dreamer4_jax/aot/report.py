@@ -15,24 +15,29 @@ from dreamer4_jax.aot.jobs import Job, compile_job, describe_job
 from dreamer4_jax.config import MeshConfig
 
 _ONE = MeshConfig(data=1, fsdp=1, tensor=1)
-# Cut over no more chips than it takes: see docs/tpu.md.
-_CUT = MeshConfig(data=-1, fsdp=32, tensor=1)
 _PLAIN = MeshConfig(data=1, fsdp=-1, tensor=1)
+
+
+def _cut(fsdp: int) -> MeshConfig:
+  """Cut over no more chips than it takes (see docs/tpu.md), by whole sides."""
+  return MeshConfig(data=-1, fsdp=fsdp, tensor=1)
+
+
 STANDARD: tuple[Job, ...] = (
   *(
-    Job(topology=topology, length=length, mesh=_CUT)
-    for topology in ('v5p:8x8x4', 'v5p:8x8x16')
+    Job(topology=topology, length=length, mesh=_cut(fsdp))
+    for topology, fsdp in (('v5p:8x8x4', 32), ('v5p:8x8x16', 64))
     for length in (64, 256)
   ),
   Job(topology='v5p:8x8x4', length=64, mesh=_PLAIN),
-  Job(topology='v5p:8x8x4', length=64, mesh=_CUT, remat='dots'),
-  Job(topology='v6e:16x16', length=64, mesh=_CUT),
+  Job(topology='v5p:8x8x4', length=64, mesh=_cut(32), remat='dots'),
+  Job(topology='v6e:16x16', length=64, mesh=_cut(16)),
   *(
     Job(program=program, topology=topology, length=64, mesh=_ONE)
     for program in ('frame', 'imagination')
     for topology in ('v5p:2x2x1', 'v6e:2x2')
   ),
-  Job(program='tokenizer', topology='v5p:8x8x4', length=64, mesh=_CUT),
+  Job(program='tokenizer', topology='v5p:8x8x4', length=64, mesh=_cut(32)),
 )
 """What the report holds: the paper's model on the paper's hardware and less."""
 

@@ -45,11 +45,16 @@ TEXT = """HloModule step, is_scheduled=true
   ROOT %x.2 = f32[8]{0} copy(%x), backend_config={"estimated_cycles":"70"}
 }
 
+%offloaded (x: f32[8]) -> f32[8] {
+  ROOT %x.3 = f32[8]{0} copy(%x), backend_config={"estimated_cycles":"3"}
+}
+
 ENTRY %main (p: f32[8]) -> f32[8] {
   %p = f32[8]{0} parameter(0)
   %start = (f32[4]{0}, f32[32]{0}) all-gather-start(%p), dimensions={0}
   %done = f32[32]{0} all-gather-done(%start)
   %loop = (s32[], f32[8]{0}) while(%p), condition=%condition.1, body=%body.1
+  %aside = ((f32[8]{0}), f32[8]{0}) async-start(%p), calls=%offloaded
   ROOT %either = f32[8]{0} conditional(%p), branch_computations={%cheap, %dear}
 }
 """
@@ -57,7 +62,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 def test_loops_are_multiplied_and_the_dearest_branch_is_taken():
   cost = Program(TEXT).cost
-  assert cost.cycles == 9 * 100 + 70
+  assert cost.cycles == 9 * 100 + 3 + 70
   assert cost.counts == {'all-gather': 9 + 1, 'reduce-scatter': 9}
   # The asynchronous one names its operand, 4 numbers, and its result, 32.
   assert cost.bytes['all-gather'] == 9 * 64 * 8 * 2 + 32 * 4

@@ -28,6 +28,7 @@ from dreamer4_jax.config import (
 )
 from dreamer4_jax.models import World
 from dreamer4_jax.training import phases
+from dreamer4_jax.training.loop import jit_step
 from tests.models.tiny_world import (
   CONFIG,
   make_batch,
@@ -72,7 +73,8 @@ def train(phase, name=''):
   init, step = phases.make(world, phase)
   init = functools.partial(init, jax.random.key(0))
   with sharding.use_mesh(mesh):
-    where = sharding.state_sharding(mesh, jax.eval_shape(init, rooms))
+    abstract = sharding.place_abstract(mesh, jax.eval_shape(init, rooms))
+    where = jax.tree.map(lambda x: x.sharding, abstract)
     state = jax.jit(lambda rooms: nn.unbox(init(rooms)), out_shardings=where)(
       sharding.place_whole(mesh, rooms)
     )
@@ -132,25 +134,16 @@ def test_bootstrap_rows_stay_on_their_devices():
   batch = batch.replace(frames=np.zeros((rows, frames, 4, 4), np.float16))
   with sharding.use_mesh(mesh):
     boxed = jax.eval_shape(init, jax.random.key(0), rooms)
-    where = sharding.state_sharding(mesh, boxed)
-    unboxed = jax.eval_shape(nn.unbox, boxed)
-    state = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      unboxed,
-      where,
-    )
-    text = (
-      jax.jit(step, donate_argnums=0, out_shardings=(where, None))
-      .lower(state, sharding.place_batch(mesh, batch), jax.random.key(0))
-      .compile()
-      .as_text()
-    )
+    state = sharding.place_abstract(mesh, boxed)
+    jitted = jit_step(step, 'dynamics', 0, mesh, state)
+    placed = sharding.place_batch(mesh, batch)
+    text = jitted.lower(state, placed, np.uint32(0)).compile().as_text()
   moved = [
     x
     for x in Program(text)
     if x.opcode.startswith(('all-', 'reduce-scatter', 'collective-permute'))
   ]
-  weights = max(x.size for x in jax.tree.leaves(unboxed.params))
+  weights = max(x.size for x in jax.tree.leaves(state.params))
   tokens = rows * frames * 2 * 8
   assert weights < tokens / 4
   assert any(x.opcode == 'all-gather' for x in moved)
