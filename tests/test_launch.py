@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import time
@@ -10,6 +11,7 @@ import pytest
 
 LAUNCH = pathlib.Path(__file__).parents[1] / 'experiments/launch'
 SCRIPTS = sorted(LAUNCH.glob('*.sh'))
+SET_BY_SLURM = {'SLURM_JOB_ID', 'SLURM_RESTART_COUNT'}
 
 
 @pytest.fixture
@@ -41,6 +43,13 @@ def run(script, *args, **env):
 def test_help_names_every_variable_and_needs_none(path):
   result = run(path.name, '--help')
   assert result.returncode == 0 and 'usage:' in result.stdout
+  text = path.read_text()
+  used = set(re.findall(r'\$\{([A-Z_]+)[:}]', text)) - SET_BY_SLURM
+  for names in re.findall(r'need ([A-Z_ ]+)|name in ([A-Z_ ]+)', text):
+    used.update(' '.join(names).split())
+  assert used
+  for name in used:
+    assert re.search(rf'^  .*\b{name}\b', result.stdout, re.MULTILINE), name
   result = run(path.name, 'x.py')
   assert result.returncode == 2 and f'{path.name}: ' in result.stderr
 

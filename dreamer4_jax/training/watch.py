@@ -119,7 +119,7 @@ class Watch:
     if losses:
       self._bar.set_postfix({'loss': f'{values[losses[0]]:.4g}'}, refresh=False)
     self._bar.update()
-    if self._best and not skipped:
+    if self._best:
       self._mean.add(float(values[self._best]))
     if self.bad_steps:
       self._note(step, str(bad) if bad else 'the gradient', skipped)

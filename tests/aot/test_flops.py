@@ -19,7 +19,8 @@ def test_a_product_with_batch_and_several_contracted_axes():
 def test_loops_count_as_often_as_they_run_and_branches_at_their_dearest():
   def fn(x, w):
     y, _ = jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, length=5)
-    cheap, dear = (lambda a: a), (lambda a: jax.jit(jnp.matmul)(a @ w, w))
+    cheap = lambda a: a @ w
+    dear = lambda a: jax.jit(jnp.matmul)(a @ w, w)
     return jax.lax.cond(y.sum() > 0, cheap, dear, y)
 
   assert count(fn, (4, 8), (8, 8)) == (5 + 2) * 2 * 4 * 8 * 8

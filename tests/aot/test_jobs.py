@@ -42,14 +42,28 @@ def test_the_dynamics_step_is_measured(here, tmp_path):
   assert '| spare' in describe(m)
 
 
-def test_twice_the_rows_are_twice_the_arithmetic(here):
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jobs, 'measure', lambda compiled, **found: found)
-    patch.setattr(jax.stages.Lowered, 'compile', lambda self: None)
-    one, two = (
-      compile_job(dataclasses.replace(JOB, program='frame', rows=rows))
-      for rows in (1, 2)
-    )
+@pytest.fixture
+def not_compiled(here, monkeypatch):
+  monkeypatch.setattr(jobs, 'measure', lambda compiled, **found: found)
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', lambda self: None)
+
+
+def test_what_is_computed_again_is_executed_but_not_of_the_model(not_compiled):
+  plain, full = (
+    compile_job(dataclasses.replace(JOB, remat=remat))
+    for remat in ('none', 'full')
+  )
+  assert full['model_flops'] == plain['model_flops']
+  # The forward pass once more, beside two bootstrap passes of a quarter of the
+  # rows, forward, and backward, which is twice the forward pass.
+  assert 1.2 < full['executed_flops'] / plain['executed_flops'] < 1.3
+
+
+def test_twice_the_rows_are_twice_the_arithmetic(not_compiled):
+  one, two = (
+    compile_job(dataclasses.replace(JOB, program='frame', rows=rows))
+    for rows in (1, 2)
+  )
   assert two['model_flops'] == 2 * one['model_flops']
   assert two['parameters'] == one['parameters']
 

@@ -28,6 +28,11 @@ def home(tmp_path):
     ('--coordinator a:1', 'together with --num-processes and --process-id'),
     ('--num-processes 2', 'together with --num-processes and --process-id'),
     ('--coordinator a --num-processes 2 --process-id 0', 'must be HOST:PORT'),
+    ('--coordinator a:0 --num-processes 2 --process-id 0', 'must be HOST:PORT'),
+    (
+      '--coordinator a:65536 --num-processes 2 --process-id 0',
+      'must be HOST:PORT',
+    ),
     ('--coordinator a:b --num-processes 2 --process-id 0', 'must be HOST:PORT'),
     (
       '--coordinator a:1 --num-processes 2 --process-id 2',

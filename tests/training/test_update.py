@@ -102,6 +102,27 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(bad):
   )
 
 
+@pytest.mark.parametrize('where', ['loss', 'gradient'])
+def test_either_of_loss_and_gradient_spoils_a_step(where):
+  state, optimizer = start()
+
+  def spoiled(params, state, batch, key):
+    loss, aux = loss_fn(params, state, batch, key)
+    x = params['a']['x']
+    # The root of 0 is 0, and its slope infinite.
+    more = jax.lax.stop_gradient(x / 0) if where == 'loss' else jnp.sqrt(x * 0)
+    return loss + more, aux
+
+  key = jax.random.key(0)
+  after, metrics = jax.jit(
+    lambda s, b: update(s, b, key, spoiled, optimizer, PHASE)
+  )(state, ROWS)
+  assert np.isfinite(metrics['loss']) == (where == 'gradient')
+  assert np.isfinite(metrics['grad_norm']) == (where == 'loss')
+  assert metrics['skipped'] == after.skipped == 1
+  assert after.params['a']['x'] == state.params['a']['x']
+
+
 def test_accumulate_must_divide_the_batch():
   with pytest.raises(ValueError, match=r'accumulate = 3: must divide .* = 8'):
     dataclasses.replace(PHASE, accumulate=3)
