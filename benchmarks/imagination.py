@@ -1,0 +1,157 @@
+"""Imagined rollouts, beside the passes that they consist of.
+
+python -m benchmarks.imagination
+python -m benchmarks.imagination --preset base --batches 1 4 16 64 256
+
+Prints one JSON object. `rollout` imagines `horizon` frames from contexts of
+latents and evaluates the policy at each, `rollout_twice` twice as many. What a
+rollout has to do is timed alone, by the piece: the context in one pass, a pass
+that reads the cache, and one that appends to it. Several batch sizes show where
+frames per second saturate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import harness
+from dreamer4_jax.config import require
+from dreamer4_jax.nn import TimeCache
+from dreamer4_jax.rollout import (
+  FrameInput,
+  append_frame,
+  imagine,
+  prepare_context,
+  sample_policy,
+)
+from dreamer4_jax.rollout.denoise import context_levels
+from dreamer4_jax.types import Array, PyTree
+
+ROOMS = ('dynamics', 'task', 'policy')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Imagination(harness.Settings):
+  """What to measure."""
+
+  preset: str = 'reference'
+  """Sizes."""
+  batches: tuple[int, ...] = (8,)
+  """Rollouts side by side."""
+  context: int = 16
+  """Frames of context."""
+  horizon: int = 32
+  """Imagined frames."""
+  steps: int = 4
+  """Denoising steps of a frame, K."""
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ('context', 'horizon', 'steps'):
+      value = getattr(self, name)
+      require(value >= 1, name, value, 'must be at least 1')
+    require(
+      len(self.batches) > 0 and min(self.batches) >= 1,
+      'batches', self.batches, 'must be numbers of at least 1',
+    )  # fmt: skip
+
+
+def make_cases(settings: Imagination) -> dict[str, harness.Case]:
+  """Compiles the rollouts and their parts for every batch size."""
+  world = harness.make_world(settings.preset)
+  params = harness.init_params(world, ROOMS)
+  return {
+    f'{name}_{rows}': case
+    for rows in settings.batches
+    for name, case in _cases_of(settings, world, params, rows).items()
+  }
+
+
+def _cases_of(
+  s: Imagination, world: Any, params: PyTree, rows: int
+) -> dict[str, harness.Case]:
+  batch = harness.make_batch(world, rows, s.context)
+  key = jax.random.key(0)
+
+  def rollout(params: PyTree, batch: PyTree, *, horizon: int) -> Any:
+    return imagine(
+      world,
+      params,
+      batch,
+      key,
+      policy=sample_policy(world, params),
+      horizon=horizon,
+      sampling_steps=s.steps,
+    )
+
+  def context(params: PyTree, batch: PyTree) -> Any:
+    return prepare_context(world, params, batch, key, with_agent=True)
+
+  def inputs(params: PyTree) -> FrameInput:
+    action = jax.tree.map(lambda a: a[:, :1], batch.prev_action)
+    token = world.agent_token(params, batch.task[:, :1])
+    return FrameInput(
+      prev_action=action,
+      prev_action_mask=batch.prev_action_mask[:, :1],
+      agent=token,
+    )
+
+  def one_pass(params: PyTree, cache: TimeCache, z: Array) -> Array:
+    given = inputs(params)
+    return world.denoise(
+      params,
+      z,
+      *context_levels(world, z.shape[:2]),
+      given.prev_action,
+      given.prev_action_mask,
+      agent=given.agent,
+      cache=cache,
+    ).prediction
+
+  def append(state: PyTree, number: Array) -> tuple[Array, PyTree]:
+    params, cache, z = state
+    h, cache = append_frame(world, params, cache, inputs(params), z, z)
+    return h, (params, cache, z)
+
+  cache = jax.jit(context)(params, batch).cache
+  shape = (rows, 1, world.config.dynamics.num_spatial_tokens, world.channels)
+  z = jnp.ones(shape)
+  frames = rows * s.horizon
+  return {
+    'rollout': harness.case_of(
+      lambda p, b: rollout(p, b, horizon=s.horizon),
+      params, batch, frames=frames,
+    ),
+    'rollout_twice': harness.case_of(
+      lambda p, b: rollout(p, b, horizon=2 * s.horizon),
+      params, batch, frames=2 * frames,
+    ),
+    'context': harness.case_of(context, params, batch),
+    'pass': harness.case_of(one_pass, params, cache, z, frames=rows),
+    'append': harness.stepping_case(append, (params, cache, z), frames=rows),
+  }  # fmt: skip
+
+
+def summarise(
+  settings: Imagination, seconds: dict[str, float]
+) -> dict[str, Any]:
+  """Compares the rollouts with their passes and with each other."""
+  s, found = settings, {}
+  for rows in s.batches:
+    of = lambda name, rows=rows: seconds[f'{name}_{rows}']
+    frame = s.steps * of('pass') + of('append')
+    found[f'batch_{rows}'] = {
+      'rollout_over_its_passes': of('rollout')
+      / (of('context') + s.horizon * frame),
+      'twice_over_once': of('rollout_twice') / of('rollout'),
+      'frames_per_second': rows * s.horizon / of('rollout'),
+    }
+  return found
+
+
+if __name__ == '__main__':
+  harness.main(Imagination, make_cases, summarise)

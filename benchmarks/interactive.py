@@ -1,0 +1,174 @@
+"""A frame of interactive play, beside the passes that it consists of.
+
+python -m benchmarks.interactive --preset base --steps 4
+python -m benchmarks.interactive --play 10000
+
+Prints one JSON object. `frame` is the whole frame as a player gets it:
+K passes, one that appends, the picture. `dynamics_frame` leaves out the
+picture, `passes` are the K passes alone, `late_frame` is a frame after 10,000.
+With `--play N`, N frames are played in a row, and the first and the last of
+them compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import harness
+from dreamer4_jax.config import require
+from dreamer4_jax.models import World, dynamics_cache, no_action
+from dreamer4_jax.nn import TimeCache
+from dreamer4_jax.rollout import (
+  FrameInput,
+  append_frame,
+  denoise_frame,
+  init_stream,
+  next_frame,
+)
+from dreamer4_jax.types import Array, PyTree
+
+ROOMS = ('tokenizer', 'dynamics')
+LATE = 10_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interactive(harness.Settings):
+  """What to measure."""
+
+  preset: str = 'reference'
+  """Sizes."""
+  batch: int = 1
+  """Games side by side."""
+  steps: int = 4
+  """Denoising steps of a frame, K."""
+  play: int = 0
+  """Frames to play in a row, 0 or at least 200."""
+
+  def __post_init__(self):
+    super().__post_init__()
+    require(self.batch >= 1, 'batch', self.batch, 'must be at least 1')
+    require(
+      self.play == 0 or self.play >= 200, 'play', self.play,
+      'must be 0 or at least 200',
+    )  # fmt: skip
+
+
+def make_cases(settings: Interactive) -> dict[str, harness.Case]:
+  """Compiles the frame and its parts."""
+  s = settings
+  world = harness.make_world(s.preset)
+  params = harness.init_params(world, ROOMS)
+  action = no_action(world.space, (s.batch,))
+  inputs = FrameInput(
+    prev_action=jax.tree.map(lambda a: a[:, None], action),
+    prev_action_mask=jnp.ones((s.batch, 1), bool),
+    agent=None,
+  )
+  shape = (s.batch, 1, world.config.dynamics.num_spatial_tokens, world.channels)
+  key = jax.random.key(0)
+
+  def frame(state: PyTree, number: Array) -> tuple[Array, PyTree]:
+    params, stream = state
+    now = jax.random.fold_in(key, number)
+    image, stream = next_frame(
+      world, params, stream, action, now, steps=s.steps
+    )
+    return image, (params, stream)
+
+  def dynamics_frame(state: PyTree, number: Array) -> tuple[Array, PyTree]:
+    params, cache = state
+    start, noise = jax.random.split(jax.random.fold_in(key, number))
+    start = jax.random.normal(start, shape)
+    z = denoise_frame(world, params, cache, inputs, start, steps=s.steps)
+    noise = jax.random.normal(noise, shape)
+    _, cache = append_frame(world, params, cache, inputs, z, noise)
+    return z, (params, cache)
+
+  def passes(params: PyTree, cache: TimeCache, start: Array) -> Array:
+    return denoise_frame(world, params, cache, inputs, start, steps=s.steps)
+
+  cache = dynamics_cache(world.config.dynamics, s.batch, agent=False)
+  stream = init_stream(world, s.batch)
+  late = jax.tree.map(_grow_old, stream, is_leaf=_is_cache)
+  start = jax.random.normal(key, shape)
+  case = lambda fn, past: harness.stepping_case(
+    fn, (params, past), frames=s.batch
+  )
+  return {
+    'frame': case(frame, stream),
+    'late_frame': case(frame, late),
+    'dynamics_frame': case(dynamics_frame, cache),
+    'passes': harness.case_of(
+      passes, params, _grow_old(cache), start, frames=s.batch
+    ),
+  }
+
+
+def _is_cache(x: Any) -> bool:
+  return isinstance(x, TimeCache)
+
+
+def _grow_old(cache: TimeCache) -> TimeCache:
+  """A cache as it is after many frames."""
+  return cache.replace(
+    slot_segments=jnp.zeros_like(cache.slot_segments),
+    slot=jnp.int32(LATE % cache.length),
+    frame=jnp.uint32(LATE),
+  )
+
+
+def play(world: World, batch: int, steps: int, frames: int) -> dict[str, float]:
+  """Plays so many frames and returns seconds of the first and last hundred."""
+  params = harness.init_params(world, ROOMS)
+  action = no_action(world.space, (batch,))
+
+  def frame(params, stream, number):
+    key = jax.random.fold_in(jax.random.key(0), number)
+    return next_frame(world, params, stream, action, key, steps=steps)
+
+  jitted = jax.jit(frame, donate_argnums=1)
+  stream = jax.tree.map(jnp.copy, init_stream(world, batch))
+  seconds = []
+  for number in range(frames + 1):
+    begin = time.perf_counter()
+    image, stream = jitted(params, stream, jnp.uint32(number))
+    image.block_until_ready()
+    seconds.append(time.perf_counter() - begin)
+  seconds = seconds[1:]  # The first compiles.
+  assert jitted._cache_size() == 1
+  first = statistics.median(seconds[10:110])
+  last = statistics.median(seconds[-100:])
+  return {
+    'frames': frames,
+    'median': statistics.median(seconds),
+    'first_hundred': first,
+    'last_hundred': last,
+    'growth': last / first,
+  }
+
+
+def summarise(
+  settings: Interactive, seconds: dict[str, float]
+) -> dict[str, Any]:
+  """Compares a frame with its passes, and a late one with an early one."""
+  s = settings
+  fair = seconds['passes'] * (s.steps + 1) / s.steps
+  found: dict[str, Any] = {
+    'frame_over_its_passes': seconds['frame'] / fair,
+    'dynamics_frame_over_its_passes': seconds['dynamics_frame'] / fair,
+    'late_over_early': seconds['late_frame'] / seconds['frame'],
+  }
+  if s.play:
+    world = harness.make_world(s.preset)
+    found['play'] = play(world, s.batch, s.steps, s.play)
+  return found
+
+
+if __name__ == '__main__':
+  harness.main(Interactive, make_cases, summarise)
