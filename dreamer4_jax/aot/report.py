@@ -43,11 +43,13 @@ STANDARD: tuple[Job, ...] = (
 
 _HEAD = """# What the compiler says of TPUs that we do not have
 
-Made by `dreamer4 compile --report {path}`, with jax {jax} and libtpu {libtpu}.
-The programs are the real ones, compiled by libtpu for the named topology on a
-machine without a TPU; none of them has run. Every row is one program of the
-`paper` preset unless it says otherwise, in bfloat16, on pre-tokenised data.
+Made by `dreamer4 compile --report {path}`, with jax {jax} and
+libtpu {libtpu}. The programs are the real ones, compiled by libtpu for the
+named topology on a machine without a TPU; none of them has run. Every row is one
+program of the `paper` preset, in bfloat16, on pre-tokenised data, with one row
+of the batch for each chip.
 
+- **mesh**: sizes of data, fsdp and tensor; -1 takes the chips that are left.
 - **memory**: state and batch, temporaries at the worst moment, and the program
   itself, of one chip, in GiB; *spare* is the share of its HBM left over.
 - **TFLOP**: matrix products of one chip in one step. *Model* counts nothing
@@ -146,7 +148,7 @@ def _key(job: Job) -> str:
 def _render(
   path: pathlib.Path, jobs: Sequence[Job], known: Mapping[str, dict]
 ) -> str:
-  text = _HEAD.format(path=path.name, **_versions())
+  text = _HEAD.format(path=path, **_versions())
   overview = [
     '| program | frames | topology | mesh | memory | spare | computing '
     '| moving | utilisation |',
