@@ -45,9 +45,9 @@ _HEAD = """# What the compiler says of TPUs that we do not have
 
 Made by `dreamer4 compile --report {path}`, with jax {jax} and
 libtpu {libtpu}. The programs are the real ones, compiled by libtpu for the
-named topology on a machine without a TPU; none of them has run. Every row is one
-program of the `paper` preset, in bfloat16, on pre-tokenised data, with one row
-of the batch for each chip.
+named topology on a machine without a TPU; none of them has run. Every row is
+one program of the `paper` preset, in bfloat16, on pre-tokenised data, with one
+row of the batch for each chip.
 
 - **mesh**: sizes of data, fsdp and tensor; -1 takes the chips that are left.
 - **memory**: state and batch, temporaries at the worst moment, and the program

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-import itertools
 import pathlib
 from typing import Any
 
@@ -111,7 +110,7 @@ def _train_phase(
   iterators = {n: loaders(config, phase, n, tokenizer) for n in lengths}
   if phase == 'dynamics':
     fresh = loaders(config, phase, settings.clip_length, tokenizer)
-    batches = list(itertools.islice(fresh, STATISTICS_BATCHES))
+    batches = [next(fresh) for _ in range(STATISTICS_BATCHES)]
     rooms['latents'] = tokenizer_step.latent_statistics(world, rooms, batches)
   init, step = make(world, phase)
   # A stream of its own: the loop's step keys are of the same seed.

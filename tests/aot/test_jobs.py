@@ -129,7 +129,7 @@ def test_a_report_goes_on_where_it_was_interrupted(here, tmp_path, monkeypatch):
   monkeypatch.setattr(jax, '__version__', '99.0')
   write_report(path, (first,), measure=measure)
   assert asked == [4, 8, 16, 16, 4]
-  assert 'with jax 99.0 and libtpu' in path.read_text()
+  assert 'with jax 99.0 and\nlibtpu' in path.read_text()
 
 
 def _sample():
