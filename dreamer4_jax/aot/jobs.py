@@ -210,7 +210,12 @@ def _trace_frame(
   boxed = jax.eval_shape(
     lambda: _rooms(world, dataclasses.replace(job, pixels=True), PHASES[:2])
   )
-  params = sharding.place_abstract(mesh, boxed)
+  placed = sharding.place_abstract(mesh, boxed)
+  params = jax.tree.map(
+    lambda x, y: jax.ShapeDtypeStruct(x.shape, y.dtype, sharding=x.sharding),
+    placed,
+    jax.eval_shape(world.cast, placed),
+  )
   rows = world.config.phases.dynamics.batch_size
   whole = sharding.replicated(mesh)
   place = lambda tree: jax.tree.map(

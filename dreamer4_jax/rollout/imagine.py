@@ -64,6 +64,7 @@ def imagine(
     sampling_steps: K.
     with_agent: whether the agent token is present.
   """
+  params = world.cast(params)  # Once, not in every frame.
   context_key, key = jax.random.split(key)
   context = prepare_context(
     world, params, batch, context_key, with_agent=with_agent

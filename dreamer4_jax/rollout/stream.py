@@ -56,7 +56,7 @@ def next_frame(
 
   Args:
     world: modules.
-    params: rooms `tokenizer`, `latents`, `dynamics`.
+    params: rooms `tokenizer`, `latents`, `dynamics`; best from `World.cast`.
     stream: the past; donate it to the program, which writes it in place.
     action: components `[B, ...]`.
     key: all randomness.

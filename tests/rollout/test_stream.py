@@ -1,10 +1,12 @@
 """Frames of play against rollouts, and the decoder's stream against a clip."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer4_jax.models import dynamics_cache
+from dreamer4_jax.models import World, dynamics_cache
 from dreamer4_jax.rollout import (
   FrameInput,
   append_frame,
@@ -12,7 +14,7 @@ from dreamer4_jax.rollout import (
   init_stream,
   next_frame,
 )
-from tests.models.tiny_world import random_actions, world_and_params
+from tests.models.tiny_world import CONFIG, random_actions, world_and_params
 
 WORLD, PARAMS = world_and_params()
 FRAMES, STEPS = 6, 2  # More frames than the ring holds.
@@ -73,3 +75,28 @@ def test_the_action_matters():
     )[0]
   )
   assert np.any(play(action) != play(other))
+
+
+def test_weights_may_be_cast_beforehand():
+  config = dataclasses.replace(
+    CONFIG,
+    tokenizer=dataclasses.replace(CONFIG.tokenizer, dtype='bfloat16'),
+    dynamics=dataclasses.replace(CONFIG.dynamics, dtype='bfloat16'),
+  )
+  world = World.from_config(config)
+  cast = world.cast(PARAMS)
+  halved = {
+    (path[0].key, path[-1].key): x.dtype
+    for path, x in jax.tree_util.tree_leaves_with_path(cast)
+  }
+  for (room, name), dtype in halved.items():
+    small = room in ('tokenizer', 'dynamics') and name in ('kernel', 'table')
+    assert dtype == (jnp.bfloat16 if small else jnp.float32)
+  stream = init_stream(world, 2)
+  action = random_actions(np.random.default_rng(0), (2,))
+  play = jax.jit(
+    lambda params: next_frame(
+      world, params, stream, action, jax.random.key(0), steps=STEPS
+    )
+  )
+  jax.tree.map(np.testing.assert_array_equal, play(PARAMS), play(cast))
