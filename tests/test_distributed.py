@@ -168,9 +168,10 @@ def test_they_learn_what_one_process_learns(home, alone, mesh):
     expected, _ = load_arrays(alone / phase)
     found, _ = load_arrays(home / mesh / phase)
     for name in ('params', 'ema', 'frozen'):
-      # Adam's epsilon is above the rounding of a gradient: else where there is
-      # hardly any, its rounding is a share of the step.
-      chex.assert_trees_all_close(found[name], expected[name], atol=1e-5)
+      # Each phase starts from what the one before has learned. Adam's epsilon
+      # is above the rounding of a gradient: else where there is hardly any, its
+      # rounding is a share of the step.
+      chex.assert_trees_all_close(found[name], expected[name], atol=2e-5)
     one, two = lines(alone / phase), lines(home / mesh / phase)
     # Written once: a line for each step, one file of TensorBoard's.
     assert [line['step'] for line in two] == list(range(1, STEPS + 1))
@@ -179,7 +180,7 @@ def test_they_learn_what_one_process_learns(home, alone, mesh):
     assert losses
     for name in losses:
       expected = [line[name] for line in one]
-      assert [line[name] for line in two] == pytest.approx(expected, rel=1e-5)
+      assert [line[name] for line in two] == pytest.approx(expected, rel=2e-5)
   last = f'{TRAINED[-1]}: starting fresh'
   assert last in outputs[0] and '5/5' in outputs[0]
   # The other process has nothing to say.
