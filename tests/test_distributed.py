@@ -53,7 +53,9 @@ config = Config(
   dynamics=DynamicsConfig(
     num_spatial_tokens=4, num_registers=1, context_length=2, depth=4, **SMALL
   ),
-  agent=AgentConfig(num_tasks=2, hidden=16),
+  # A small limit: the mean of an untrained value is a difference of the largest
+  # bins, by default 5e8, and so is its rounding.
+  agent=AgentConfig(num_tasks=2, hidden=16, bin_limit=5.0),
   phases=Phases(
     tokenizer=TokenizerPhase(**STEP),
     dynamics=DynamicsPhase(**STEP),
@@ -148,6 +150,19 @@ def end(running, timeout=500):
   return [p.returncode for p in running], outputs
 
 
+def train_together(home, name, mesh, *more):
+  """Trains in two processes; again if one was 30 s behind the other.
+
+  Gloo, which joins CPUs, does not wait longer. On a busy machine one process
+  may compile for so much longer than the other; compiled programs are kept.
+  """
+  for _ in range(3):
+    codes, outputs = end(start(home, name, mesh, *more, processes=2))
+    if not any('Gloo context initialization failed' in x for x in outputs):
+      break
+  return codes, outputs
+
+
 @pytest.fixture(scope='module')
 def alone(home):
   codes, outputs = end(start(home, 'alone', 'data=8', '--phase', *TRAINED))
@@ -168,8 +183,7 @@ def test_they_learn_what_one_process_learns(home, alone, phase, mesh):
   directory = home / f'{mesh}-{phase}'
   for before in TRAINED[: TRAINED.index(phase)]:
     shutil.copytree(alone / before, directory / before)
-  command = start(home, directory.name, mesh, '--phase', phase, processes=2)
-  codes, outputs = end(command)
+  codes, outputs = train_together(home, directory.name, mesh, '--phase', phase)
   assert codes == [0, 0], outputs
   expected, _ = load_arrays(alone / phase)
   found, _ = load_arrays(directory / phase)
