@@ -13,6 +13,7 @@ BAD = [
   (cfg.TokenizerConfig, 'mlp_hidden', 0),
   (cfg.TokenizerConfig, 'context_length', 0),
   (cfg.TokenizerConfig, 'soft_cap', 0.0),
+  (cfg.DynamicsConfig, 'soft_cap', 81.0),
   (cfg.TokenizerConfig, 'bottleneck_gain', 0.0),
   (cfg.TokenizerConfig, 'image_height', 0),
   (cfg.TokenizerConfig, 'patch_size', 0),

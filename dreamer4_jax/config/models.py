@@ -105,10 +105,11 @@ class _Stack:
       f'must divide num_heads = {self.num_heads}',
     )
     require(
-      self.soft_cap > 0,
+      0 < self.soft_cap <= 80,
       f'{room}.soft_cap',
       self.soft_cap,
-      'must be positive; 50 is usual',
+      'must be positive and at most 80, whose exponential float32 holds; 50 is '
+      'usual',
     )
 
   def stack(self, depth: int) -> TransformerConfig:

@@ -1,8 +1,15 @@
-"""Grouped-query attention with a soft cap, over one or more key blocks."""
+"""Grouped-query attention with a soft cap, over one or more key blocks.
+
+A capped logit lies within the cap, so its exponential is a float32 of ordinary
+size, and the softmax needs no maximum: the products are read once, and the
+weights are normalised after they have met the values. Heads come before the
+sequence, so that all products are of whole matrices that lie side by side.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+import functools
 
 from flax import struct
 import jax
@@ -16,51 +23,89 @@ class KeyValues:
   """A block of keys and values.
 
   Attributes:
-    keys: `[..., S, G, h]`, G key/value heads of dimension h.
-    values: `[..., S, G, h]`.
+    keys: `[..., G, S, h]`, G key/value heads of dimension h.
+    values: `[..., G, S, h]`.
   """
 
   keys: Array
   values: Array
 
 
-def attend(
-  queries: Array,
-  blocks: Sequence[tuple[KeyValues, Array]],
-  *,
-  soft_cap: float,
-) -> Array:
+Blocks = Sequence[tuple[KeyValues, Array]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def attend(queries: Array, blocks: Blocks, soft_cap: float) -> Array:
   """Softmax attention over the concatenation of key blocks.
 
   Blocks are never concatenated in memory, so a ring cache is read in place.
-  Logits, soft cap and softmax are float32 whatever the compute dtype.
+  Logits, soft cap and softmax are float32 whatever the compute dtype, forward
+  and backward; products are of the compute dtype and accumulate in float32.
 
   Args:
-    queries: `[..., Q, G, R, h]`, R query heads share a key/value head.
-    blocks: pairs of keys/values `[..., S, G, h]` and a boolean mask that
+    queries: `[..., G, R, Q, h]`, R query heads share a key/value head.
+    blocks: pairs of keys/values `[..., G, S, h]` and a boolean mask that
       broadcasts to `[..., G, R, Q, S]`, true where attention is allowed. Every
       query must be allowed at least one key.
-    soft_cap: logits become `cap * tanh(logits / cap)`.
+    soft_cap: logits become `cap * tanh(logits / cap)`; at most 80.
 
   Returns:
-    `[..., Q, G, R, h]`.
+    `[..., G, R, Q, h]`.
   """
-  scale = queries.shape[-1] ** -0.5
-  logits = []
+  return _forward(queries, blocks, soft_cap)[0]
+
+
+def _forward(queries: Array, blocks: Blocks, soft_cap: float):
+  scale, dtype = queries.shape[-1] ** -0.5, queries.dtype
+  rows = queries.shape[-3:-1]
+  bent, mixed, total = [], 0.0, 0.0
   for block, mask in blocks:
-    x = jnp.einsum(
-      '...qgrh,...sgh->...grqs',
-      queries,
-      block.keys,
-      preferred_element_type=jnp.float32,
-    )
-    x = soft_cap * jnp.tanh(x * (scale / soft_cap))
-    logits.append(jnp.where(mask, x, jnp.finfo(jnp.float32).min))
-  top = jnp.stack([x.max(axis=-1) for x in logits]).max(axis=0)[..., None]
-  weights = [jnp.exp(x - jax.lax.stop_gradient(top)) for x in logits]
-  total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
-  dtype = queries.dtype
-  return sum(
-    jnp.einsum('...grqs,...sgh->...qgrh', (w / total).astype(dtype), b.values)
-    for w, (b, _) in zip(weights, blocks, strict=True)
-  )
+    x = _product('...qh,...sh->...qs', _flat(queries), block.keys)
+    x = jnp.tanh(_split(x, rows) * (scale / soft_cap))
+    weights = _weights(x, mask, soft_cap)
+    total += weights.sum(axis=-1, keepdims=True)
+    weights = _flat(weights.astype(dtype))
+    mixed += _product('...qs,...sh->...qh', weights, block.values)
+    bent.append(x)
+  inverse = 1 / total
+  y = _split(mixed, rows) * inverse
+  return y.astype(dtype), (queries, blocks, bent, inverse, y)
+
+
+def _backward(soft_cap: float, residuals, gradient: Array):
+  queries, blocks, bent, inverse, y = residuals
+  scale, dtype = queries.shape[-1] ** -0.5, queries.dtype
+  rows = queries.shape[-3:-1]
+  slope = (gradient.astype(jnp.float32) * y).sum(axis=-1, keepdims=True)
+  gradient = _flat(gradient)
+  to_queries, to_blocks = 0.0, []
+  for (block, mask), x in zip(blocks, bent, strict=True):
+    weights = _weights(x, mask, soft_cap) * inverse
+    x = (scale - scale * x * x) * weights
+    weights = _flat(weights.astype(dtype))
+    values = _product('...qs,...qh->...sh', weights, gradient)
+    moved = _product('...qh,...sh->...qs', gradient, block.values)
+    moved = _flat((x * (_split(moved, rows) - slope)).astype(dtype))
+    keys = _product('...qs,...qh->...sh', moved, _flat(queries))
+    to_queries += _product('...qs,...sh->...qh', moved, block.keys)
+    given = KeyValues(keys=keys.astype(dtype), values=values.astype(dtype))
+    to_blocks.append((given, None))
+  return _split(to_queries, rows).astype(dtype), to_blocks
+
+
+attend.defvjp(_forward, _backward)
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
+def _weights(bent: Array, mask: Array, soft_cap: float) -> Array:
+  return jnp.where(mask, jnp.exp(soft_cap * bent), 0.0)
+
+
+def _flat(x: Array) -> Array:
+  """`[..., R, Q, n]` to `[..., R Q, n]`: XLA does not do so by itself."""
+  return jnp.reshape(x, (*x.shape[:-3], -1, x.shape[-1]))
+
+
+def _split(x: Array, rows: tuple[int, int]) -> Array:
+  """Inverts `_flat`."""
+  return jnp.reshape(x, (*x.shape[:-2], *rows, x.shape[-1]))

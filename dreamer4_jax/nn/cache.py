@@ -25,7 +25,7 @@ class TimeCache:
 
   Attributes:
     entries: keys already rotated to their frame, values; each
-      `[periods, B, N, S, G, h]` with S = context_length.
+      `[periods, B, N, G, S, h]` with S = context_length.
     slot_segments: `[B, S]` int32 segment of the frame in each slot, -1 if none.
     segment: `[B]` int32 segment of the frames to come.
     slot: `[]` int32 slot that the next frame is written to. Counted by itself,
@@ -62,12 +62,12 @@ def init_cache(config: TransformerConfig, batch: int, tokens: int) -> TimeCache:
     config.depth // 4,
     batch,
     tokens,
-    length,
     config.num_kv_heads,
+    length,
     head,
   )
   zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
-  zeros = constrain(zeros, (None, 'batch', None, None, 'kv_heads'))
+  zeros = constrain(zeros, (None, 'batch', None, 'kv_heads'))
   return TimeCache(
     entries=KeyValues(keys=zeros, values=zeros),
     slot_segments=jnp.full((batch, length), _EMPTY, jnp.int32),
@@ -87,10 +87,10 @@ def append(cache: TimeCache, new: KeyValues) -> TimeCache:
 
   Args:
     cache: the cache the frame was computed with.
-    new: `[periods, B, N, 1, G, h]`, as returned by the transformer.
+    new: `[periods, B, N, G, 1, h]`, as returned by the transformer.
   """
   slot = cache.slot
-  write = lambda ring, x: ring.at[:, :, :, slot].set(x[:, :, :, 0])
+  write = lambda ring, x: ring.at[..., slot, :].set(x[..., 0, :])
   return cache.replace(
     entries=KeyValues(
       keys=write(cache.entries.keys, new.keys),
@@ -107,13 +107,13 @@ def fill(cache: TimeCache, new: KeyValues, segment_ids: Array) -> TimeCache:
 
   Args:
     cache: a cache made by `init_cache`, nothing appended yet.
-    new: `[periods, B, N, T, G, h]` of a clip computed without a cache.
+    new: `[periods, B, N, G, T, h]` of a clip computed without a cache.
     segment_ids: `[B, T]` int32 of the clip; the last one stays open.
   """
   frames, length = segment_ids.shape[1], cache.length
   kept = min(frames, length)
   slots = jnp.arange(frames - kept, frames) % length
-  write = lambda ring, x: ring.at[:, :, :, slots].set(x[:, :, :, -kept:])
+  write = lambda ring, x: ring.at[..., slots, :].set(x[..., -kept:, :])
   return cache.replace(
     entries=KeyValues(
       keys=write(cache.entries.keys, new.keys),

@@ -7,6 +7,7 @@ name maps to is decided in `sharding.py` alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import functools
 import math
 
 from einops import rearrange
@@ -22,8 +23,12 @@ Init = jax.nn.initializers.Initializer
 LECUN: Init = jax.nn.initializers.lecun_normal()
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: Array, scale: Array, eps: float = 1e-6) -> Array:
   """Root-mean-square normalisation over the last axis, in float32.
+
+  The gradient is written out, so that it keeps the input as it is and one
+  number a row, and passes over memory half as often as the derived one.
 
   Args:
     x: `[..., D]`.
@@ -33,10 +38,32 @@ def rms_norm(x: Array, scale: Array, eps: float = 1e-6) -> Array:
   Returns:
     `[..., D]` in the dtype of `x`.
   """
+  return _rms_norm(x, scale, eps)[0]
+
+
+def _rms_norm(x: Array, scale: Array, eps: float):
   x32 = x.astype(jnp.float32)
   inverse = jax.lax.rsqrt(jnp.mean(x32**2, axis=-1, keepdims=True) + eps)
-  scale = jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
-  return (x32 * inverse * scale).astype(x.dtype)
+  y = (x32 * inverse * _like(scale, x)).astype(x.dtype)
+  return y, (x, scale, inverse)
+
+
+def _rms_norm_backward(eps: float, residuals, gradient: Array):
+  x, scale, inverse = residuals
+  unit = x.astype(jnp.float32) * inverse
+  wide = gradient.astype(jnp.float32)
+  along = wide * unit
+  scale_ = _like(scale, x)
+  mean = jnp.mean(along * scale_, axis=-1, keepdims=True)
+  to_x = (inverse * (wide * scale_ - unit * mean)).astype(x.dtype)
+  return to_x, along.sum(axis=tuple(range(x.ndim - 1))).astype(scale.dtype)
+
+
+rms_norm.defvjp(_rms_norm, _rms_norm_backward)
+
+
+def _like(scale: Array, x: Array) -> Array:
+  return jnp.expand_dims(scale, tuple(range(x.ndim - 1)))
 
 
 class RmsNorm(nn.Module):

@@ -14,6 +14,7 @@ half of the pairs by the row and the other by the column.
 
 from __future__ import annotations
 
+from flax import struct
 import jax.numpy as jnp
 import numpy as np
 
@@ -62,17 +63,39 @@ def axial_angles(rows: int, cols: int, pairs: int, base: float) -> Array:
   )
 
 
-def rotate(x: Array, angle: Array) -> Array:
+@struct.dataclass
+class Rotation:
+  """What rotates vectors, computed once for all layers.
+
+  Attributes:
+    cos: `[..., 2 * pairs]` cosines, twice over.
+    sin: `[..., 2 * pairs]` sines, negated in the first half.
+  """
+
+  cos: Array
+  sin: Array
+
+
+def rotation(angle: Array) -> Rotation:
+  """Returns the rotation by `angle [..., pairs]`, in radians."""
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  return Rotation(
+    cos=jnp.concatenate([cos, cos], axis=-1),
+    sin=jnp.concatenate([-sin, sin], axis=-1),
+  )
+
+
+def rotate(x: Array, by: Rotation) -> Array:
   """Rotates the pairs `(x[i], x[i + pairs])` of the last axis.
 
   Args:
-    x: `[..., heads, 2 * pairs]`.
-    angle: `[..., 1, pairs]`, broadcast over the heads.
+    x: `[..., 2 * pairs]`.
+    by: rotation that broadcasts to `x`.
 
   Returns:
     The rotated array, in the dtype of `x`; computed in float32.
   """
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
-  rotated = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+  wide = x.astype(jnp.float32)
+  first, second = jnp.split(wide, 2, axis=-1)
+  turned = jnp.concatenate([second, first], axis=-1)
+  return (wide * by.cos + turned * by.sin).astype(x.dtype)

@@ -18,6 +18,7 @@ from dreamer4_jax.nn.attention import KeyValues, attend
 from dreamer4_jax.nn.cache import TimeCache
 from dreamer4_jax.nn.layers import Linear, Mlp, RmsNorm
 from dreamer4_jax.nn.partition import constrain
+from dreamer4_jax.nn.rope import Rotation, rotate
 from dreamer4_jax.types import Array
 
 _REMAT_POLICIES = {
@@ -32,9 +33,9 @@ class _Context:
   """What all layers of a pass share."""
 
   space_mask: Array  # [N, N] bool
-  space_angles: Array | None  # [N, 1, h/2]
+  space_rotation: Rotation | None  # [N, 1, h]
   time_mask: Array  # [B, 1, 1, 1, T, T] bool
-  time_angles: Array  # [T, 1, h/2]
+  time_rotation: Rotation  # [T, 1, h]
   ring_mask: Array | None  # [B, 1, 1, 1, 1, S] bool
 
 
@@ -51,7 +52,7 @@ class Attention(nn.Module):
     self,
     x: Array,
     mask: Array,
-    angles: Array | None,
+    rotation: Rotation | None,
     past: tuple[KeyValues, Array] | None = None,
   ) -> tuple[Array, KeyValues]:
     """Returns the mixed tokens `[..., S, D]` and their keys and values.
@@ -59,7 +60,7 @@ class Attention(nn.Module):
     Args:
       x: `[..., S, D]`.
       mask: broadcasts to `[..., G, R, S, S]`.
-      angles: `[S, 1, h/2]` rotations, or None for none.
+      rotation: of each token, `[S, 1, h]`, or None for none.
       past: a block of earlier keys/values and its mask.
     """
     c = self.config
@@ -74,14 +75,16 @@ class Attention(nn.Module):
     v = Linear((groups, head), axes, dtype, name='value')(x)
     q = RmsNorm('head_dim', name='query_norm')(q)
     k = RmsNorm('head_dim', name='key_norm')(k)
-    if angles is not None:
-      angles = jnp.expand_dims(angles, tuple(range(x.ndim - 2)))
-      q, k = rope.rotate(q, angles), rope.rotate(k, angles)
-    q = rearrange(q, '... s (g r) h -> ... s g r h', g=groups)
-    own = KeyValues(keys=k, values=v)
+    if rotation is not None:
+      lead = tuple(range(x.ndim - 2))
+      rotation = jax.tree.map(lambda a: jnp.expand_dims(a, lead), rotation)
+      q, k = rotate(q, rotation), rotate(k, rotation)
+    q = rearrange(q, '... s (g r) h -> ... g r s h', g=groups)
+    by_head = lambda a: rearrange(a, '... s g h -> ... g s h')
+    own = KeyValues(keys=by_head(k), values=by_head(v))
     blocks = [(own, mask)] if past is None else [past, (own, mask)]
-    y = attend(q, blocks, soft_cap=c.soft_cap)
-    y = rearrange(y, '... s g r h -> ... s (g r h)')
+    y = attend(q, blocks, c.soft_cap)
+    y = rearrange(y, '... g r s h -> ... s (g r h)')
     y = Linear((width,), ('heads', 'embed'), dtype, name='out')(y)
     return y, own
 
@@ -92,9 +95,9 @@ class Layer(nn.Module):
   config: TransformerConfig
 
   @nn.compact
-  def __call__(self, x, mask, angles, past=None):
+  def __call__(self, x, mask, rotation, past=None):
     y, own = Attention(self.config, name='attention')(
-      RmsNorm(name='attention_norm')(x), mask, angles, past
+      RmsNorm(name='attention_norm')(x), mask, rotation, past
     )
     x = constrain(x + y, ('batch',))
     mlp = Mlp(self.config.mlp_hidden, jnp.dtype(self.config.dtype), name='mlp')
@@ -114,13 +117,13 @@ class Period(nn.Module):
     """Maps `x [B, T, N, D]`; also returns the time layer's keys and values."""
     for i in range(PERIOD - 1):
       x, _ = Layer(self.config, name=f'space_{i}')(
-        x, context.space_mask, context.space_angles
+        x, context.space_mask, context.space_rotation
       )
     if past is not None:
       past = (past, context.ring_mask)
     x = rearrange(x, 'b t n d -> b n t d')
     x, own = Layer(self.config, name='time')(
-      x, context.time_mask, context.time_angles, past
+      x, context.time_mask, context.time_rotation, past
     )
     return rearrange(x, 'b n t d -> b t n d'), own
 
@@ -152,7 +155,7 @@ class SpaceTimeTransformer(nn.Module):
 
     Returns:
       `[B, T, N, D]`, and the time layers' keys and values
-      `[periods, B, N, T, G, h]`, ready for `append` or `fill`.
+      `[periods, B, N, G, T, h]`, ready for `append` or `fill`.
 
     Raises:
       ValueError: a cache is given with more than one frame or a segment.
@@ -171,11 +174,13 @@ class SpaceTimeTransformer(nn.Module):
     position = first + jnp.arange(frames, dtype=jnp.uint32)
     ring = None if cache is None else cache.visible()[:, None, None, None, None]
     time_mask = banded_causal_mask(segment_ids, c.context_length)
+    angles = rope.angles(position, pairs, c.rope_base)
+    rotation = lambda a: rope.rotation(a[:, None])
     context = _Context(
       space_mask=space_mask,
-      space_angles=None if space_angles is None else space_angles[:, None],
+      space_rotation=None if space_angles is None else rotation(space_angles),
       time_mask=time_mask[:, None, None, None],
-      time_angles=rope.angles(position, pairs, c.rope_base)[:, None],
+      time_rotation=rotation(angles),
       ring_mask=ring,
     )
     body = Period

@@ -98,7 +98,7 @@ def apply_method(name, params, x):
 
 
 def time_entries(name, params, x):
-  """What the time layer stores of every token, `[B, N, T, G, h]`."""
+  """What the time layer stores of every token, `[B, N, G, T, h]`."""
   _, new = apply_method(name, {**PARAMS['tokenizer'], **params}, x)
   return np.asarray(new.values)[0]
 

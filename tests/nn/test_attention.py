@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,13 +18,14 @@ def draw(seed, *shape, scale=1.0):
 def run(q, blocks, soft_cap, dtype=jnp.float32):
   """`q [Q, heads, h]` and blocks of `(k, v [S, G, h], allowed [Q, S])`."""
   cast = lambda x: jnp.asarray(x, dtype)
-  queries = cast(q).reshape(len(q), GROUPS, PER_GROUP, HEAD)
+  by_head = lambda x: jnp.moveaxis(cast(x), 0, -2)
+  queries = by_head(q.reshape(len(q), GROUPS, PER_GROUP, HEAD))
   pairs = [
-    (KeyValues(keys=cast(k), values=cast(v)), jnp.asarray(m)[None, None])
+    (KeyValues(keys=by_head(k), values=by_head(v)), jnp.asarray(m)[None, None])
     for k, v, m in blocks
   ]
-  out = jax.jit(lambda q, p: attend(q, p, soft_cap=soft_cap))(queries, pairs)
-  return np.asarray(out.astype(jnp.float32)).reshape(q.shape)
+  out = jax.jit(lambda q, p: attend(q, p, soft_cap))(queries, pairs)
+  return np.moveaxis(np.asarray(out, np.float32), -2, 0).reshape(q.shape)
 
 
 @pytest.mark.parametrize('soft_cap', [50.0, 2.0])
@@ -70,3 +73,77 @@ def test_logits_and_softmax_are_float32_under_bfloat16():
   got = run(q, [(k, v, allowed)], 50.0, jnp.bfloat16)
   assert np.abs(expected).max() > 0.5
   np.testing.assert_allclose(got, expected, atol=0.015)
+
+
+def plain(queries, blocks, soft_cap):
+  """Concatenates, and leaves softmax and gradients to JAX."""
+  join = lambda xs, axis: jnp.concatenate(xs, axis=axis)
+  keys = join([b.keys for b, _ in blocks], -2)
+  values = join([b.values for b, _ in blocks], -2)
+  allowed = join([m for _, m in blocks], -1)
+  logits = jnp.einsum('...grqh,...gsh->...grqs', queries, keys)
+  logits = soft_cap * jnp.tanh(logits / soft_cap / HEAD**0.5)
+  weights = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
+  return jnp.einsum('...grqs,...gsh->...grqh', weights, values)
+
+
+@pytest.mark.parametrize('dtype, atol', [('float32', 1e-5), ('bfloat16', 2e-2)])
+@pytest.mark.parametrize('soft_cap', [50.0, 2.0])
+def test_gradients_are_those_of_a_plain_softmax(dtype, atol, soft_cap):
+  # Logits of scale 10 and more: weights from 1 to e^-50.
+  exact = lambda x: jnp.asarray(x, dtype)
+  q = exact(draw(0, 2, GROUPS, PER_GROUP, 5, HEAD, scale=10))
+  block = lambda seed, n: KeyValues(
+    keys=exact(draw(seed, 2, GROUPS, n, HEAD)),
+    values=exact(draw(seed + 1, 2, GROUPS, n, HEAD)),
+  )
+  allowed = draw(9, 2, 1, 1, 5, 7) > 0
+  allowed[..., 6] = True
+  allowed[:, :, :, 1, :3] = False
+  blocks = [
+    (block(1, 3), jnp.asarray(allowed[..., :3])),
+    (block(3, 4), jnp.asarray(allowed[..., 3:])),
+  ]
+  to = draw(10, *q.shape)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def gradients(fn, q, pairs):
+    masks = [m for _, m in pairs]
+    pull = lambda q, kv: jnp.sum(
+      fn(q, list(zip(kv, masks, strict=True)), soft_cap) * to
+    )
+    return jax.grad(pull, argnums=(0, 1))(q, [b for b, _ in pairs])
+
+  got = gradients(attend, q, blocks)
+  wide = jax.tree.map(
+    lambda x: x if x.dtype == bool else x.astype(jnp.float32), (q, blocks)
+  )
+  expected = gradients(plain, *wide)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    assert a.dtype == dtype
+    scale = np.abs(b).max()
+    assert scale > 0.1
+    np.testing.assert_allclose(
+      np.asarray(a, np.float32), b, atol=atol * scale, rtol=0
+    )
+
+
+def test_logits_at_the_cap_neither_overflow_nor_vanish():
+  # Every logit of the first query is at the cap, of the second at its
+  # negative; sums and gradients reach e^50 and e^-50 in float32.
+  q = np.stack([np.full((2, HEAD), 1e3), np.full((2, HEAD), -1e3)])
+  q = jnp.asarray(q.reshape(1, 1, 4, HEAD)[:, :, [0, 3]], jnp.float32)
+  keys = jnp.ones((1, 7, HEAD))
+  values = jnp.asarray(draw(2, 1, 7, HEAD), jnp.float32)
+  mask = jnp.ones((2, 7), bool)[None, None]
+
+  def mean(values):
+    out = attend(q, [(KeyValues(keys=keys, values=values), mask)], 80.0)
+    return out.sum(), out
+
+  gradient, out = jax.jit(jax.grad(mean, has_aux=True))(values)
+  for row in range(2):
+    np.testing.assert_allclose(
+      out[0, 0, row], values[0].mean(axis=0), rtol=1e-4, atol=1e-6
+    )
+  np.testing.assert_allclose(gradient, np.full_like(values, 2 / 7), rtol=1e-4)

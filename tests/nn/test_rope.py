@@ -8,7 +8,8 @@ PAIRS, BASE = 4, 100.0
 
 def rotated(x, position):
   angle = rope.angles(jnp.asarray(position, jnp.uint32), PAIRS, BASE)
-  return np.asarray(rope.rotate(jnp.asarray(x), angle[None]), np.float64)
+  turn = rope.rotation(angle[None])
+  return np.asarray(rope.rotate(jnp.asarray(x), turn), np.float64)
 
 
 def vectors():
@@ -63,7 +64,8 @@ def test_axial_angles_turn_half_with_the_row_and_half_with_the_column():
 
 def test_rotation_keeps_dtype_and_length():
   x = jnp.asarray(vectors()[0], jnp.bfloat16)
-  assert rope.rotate(x, jnp.ones((1, PAIRS))).dtype == jnp.bfloat16
+  turn = rope.rotation(jnp.ones((1, PAIRS)))
+  assert rope.rotate(x, turn).dtype == jnp.bfloat16
   np.testing.assert_allclose(
     np.linalg.norm(rotated(vectors()[0], 5)),
     np.linalg.norm(vectors()[0]),

@@ -50,9 +50,9 @@ def test_scan_equals_an_unrolled_stack_of_periods(make_stack):
   angles = rope.angles(jnp.arange(5, dtype=jnp.uint32), 4, config.rope_base)
   context = _Context(
     space_mask=jnp.asarray(MASK),
-    space_angles=None,
+    space_rotation=None,
     time_mask=mask[:, None, None, None],
-    time_angles=angles[:, None],
+    time_rotation=rope.rotation(angles[:, None]),
     ring_mask=None,
   )
 

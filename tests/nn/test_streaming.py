@@ -86,7 +86,7 @@ def test_prefill_then_streaming_equals_the_whole_clip(stack, prefill):
   config, whole, stream = stack
   expected, entries = whole(clip(), SEGMENTS)
   # No later frame has a share in the first entries: see information flow.
-  new = jax.tree.map(lambda x: x[:, :, :, :prefill], entries)
+  new = jax.tree.map(lambda x: x[..., :prefill, :], entries)
   cache = fill(init_cache(config, 2, TOKENS), new, SEGMENTS[:, :prefill])
   assert cache.frame == prefill
   rest, _ = stream(cache, clip()[:, prefill:], starts()[:, prefill:])
@@ -125,7 +125,7 @@ def test_the_slot_about_to_be_overwritten_is_not_visible(stack):
   length = config.context_length
   cache = init_cache(config, 1, TOKENS)
   assert not cache.visible().any()
-  new = jax.tree.map(lambda x: x[:, :, :, :1], cache.entries)
+  new = jax.tree.map(lambda x: x[..., :1, :], cache.entries)
   for frame in range(3 * length):
     expected = min(frame, length - 1)
     assert cache.visible().sum() == expected

@@ -37,9 +37,8 @@ class FakeWorld(World):
     agent = kwargs.get('agent')
     tokens = 6 if agent is None else 7
     like = init_cache(stack, z.shape[0], tokens).entries.keys
-    like = like[:, :, :, :1]
-    mark = z.mean((2, 3))[None, :, None, :, None, None]
-    entry = jnp.broadcast_to(mark, (*like.shape[:3], z.shape[1], 1, 8))
+    mark = z.mean((2, 3))[None, :, None, None, :, None]
+    entry = jnp.broadcast_to(mark, (*like.shape[:3], 1, z.shape[1], 8))
     h = jnp.broadcast_to(z.mean((2, 3))[..., None], (*z.shape[:2], width))
     return DynamicsOutput(
       prediction=self.predict(z, signal, step),

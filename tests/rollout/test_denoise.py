@@ -114,7 +114,7 @@ def test_the_past_and_the_action_reach_the_next_frame():
   )
   # A stream that has seen one frame, whose entries are all 1.
   empty = empty_cache()
-  new = jax.tree.map(lambda x: x[:, :, :, :1] + 1, empty.entries)
+  new = jax.tree.map(lambda x: x[..., :1, :] + 1, empty.entries)
   seen = append(empty, new)
   a, b = sample(empty, frame_input()), sample(seen, frame_input())
   assert np.abs(a - b).max() > 1e-3

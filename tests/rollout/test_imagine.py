@@ -84,7 +84,7 @@ def test_context_noise_is_drawn_once_per_frame_and_labelled(faked):
     # What was stored for the frame before is that frame's one noisy pass.
     if i:
       slot = int(last['cache'].frame - 1) % 4
-      stored = last['cache'].entries.keys[0, :, 0, slot, 0, 0]
+      stored = last['cache'].entries.keys[0, :, 0, 0, slot, 0]
       np.testing.assert_allclose(stored, before.mean((1, 2, 3)), atol=1e-6)
     before = last['z']
   starts = [record[1 + i * (STEPS + 1)]['z'] for i in range(HORIZON)]

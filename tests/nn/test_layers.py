@@ -1,0 +1,28 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer4_jax.nn.layers import rms_norm
+
+
+@pytest.mark.parametrize('dtype, atol', [('float32', 1e-5), ('bfloat16', 2e-2)])
+def test_rms_norm_and_its_gradient_are_those_of_the_formula(dtype, atol):
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  x = (3 * draw(2, 5, 8)).at[0, 0].multiply(1e-3).astype(dtype)
+  scale, to = 1 + draw(8), draw(2, 5, 8).astype(dtype)
+
+  def formula(x, scale):
+    mean = jnp.mean(x * x, axis=-1, keepdims=True)
+    return x / jnp.sqrt(mean + 1e-6) * scale[None, None]
+
+  y, pull = jax.vjp(rms_norm, x, scale)
+  expected, pull_ = jax.vjp(formula, x.astype(jnp.float32), scale)
+  got = (y, *pull(to))
+  expected = (expected, *pull_(to.astype(jnp.float32)))
+  assert [a.dtype for a in got] == [dtype, dtype, jnp.float32]
+  for a, b in zip(got, expected, strict=True):
+    np.testing.assert_allclose(
+      np.asarray(a, np.float32), b, atol=atol, rtol=atol
+    )
