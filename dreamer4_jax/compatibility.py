@@ -10,7 +10,8 @@ from dreamer4_jax.config import Config
 
 MODEL_FIELDS = ('actions', 'tokenizer', 'dynamics', 'agent')
 _PHASE_FIELDS = {'tokenizer': ('tokenizer',), 'dynamics': MODEL_FIELDS[:3]}
-_FREE_FIELDS = ('remat', 'dtype')  # They change no parameter and no meaning.
+# They change no parameter and no meaning.
+_FREE_FIELDS = ('remat', 'dtype', 'attention')
 
 
 def model_fields(phase: str) -> tuple[str, ...]:

@@ -132,3 +132,16 @@ def test_a_bad_mesh_is_named(sizes):
   data, fsdp, tensor = sizes
   with pytest.raises(ValueError, match='MeshConfig = '):
     cfg.MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
+
+
+def test_a_context_longer_than_the_clips_of_training_is_named():
+  config = cfg.Config(
+    dynamics=cfg.DynamicsConfig(context_length=24),
+    phases=cfg.Phases(
+      dynamics=cfg.DynamicsPhase(clip_length=16, long_clip_length=20)
+    ),
+  )
+  config.check_context(('tokenizer', 'finetune', 'imagination'))
+  text = r'dynamics.context_length = 24: .*20 frames; .*long_clip_length'
+  with pytest.raises(ValueError, match=text):
+    config.check_context(('dynamics',))

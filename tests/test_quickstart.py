@@ -37,7 +37,9 @@ def toy(path):
   return replace(
     config,
     tokenizer=replace(config.tokenizer, width=16, mlp_hidden=16),
-    dynamics=replace(config.dynamics, width=16, mlp_hidden=16, depth=4),
+    dynamics=replace(
+      config.dynamics, width=16, mlp_hidden=16, depth=4, context_length=4
+    ),
     agent=replace(config.agent, hidden=16, layers=1),
     phases=replace(
       phases,

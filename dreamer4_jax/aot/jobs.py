@@ -66,6 +66,8 @@ class Job:
   """Encode frames in the step instead of reading latents."""
   remat: str = ''
   """What the backward pass recomputes, instead of the preset's choice."""
+  attention: str = ''
+  """What computes attention, instead of the preset's choice."""
   horizon: int = 15
   """Imagined frames."""
   steps: int = 4
@@ -87,12 +89,13 @@ class Job:
   def config(self, rows: int) -> Config:
     """Returns the run's config, with a batch of so many rows."""
     sizes = presets.PRESETS[self.preset]
-    if self.remat:
-      sizes = dataclasses.replace(
-        sizes,
-        tokenizer=dataclasses.replace(sizes.tokenizer, remat=self.remat),
-        dynamics=dataclasses.replace(sizes.dynamics, remat=self.remat),
-      )
+    own = {'remat': self.remat, 'attention': self.attention}
+    own = {name: value for name, value in own.items() if value}
+    sizes = dataclasses.replace(
+      sizes,
+      tokenizer=dataclasses.replace(sizes.tokenizer, **own),
+      dynamics=dataclasses.replace(sizes.dynamics, **own),
+    )
     config = Config(
       actions=_ACTIONS,
       tasks=_TASKS,
@@ -176,17 +179,18 @@ def compile_job(
 def describe_job(job: Job) -> str:
   """Names a job in a line."""
   sizes = ','.join(f'{a}={getattr(job.mesh, a)}' for a in sharding.AXES)
-  remat = f' remat={job.remat}' if job.remat else ''
+  own = {'remat': job.remat, 'attention': job.attention}
+  changed = ''.join(f' {name}={value}' for name, value in own.items() if value)
   return (
     f'{job.preset} {job.program} {job.length} frames {job.topology} {sizes}'
-    f'{remat}'
+    f'{changed}'
   )
 
 
 def _trace(job: Job, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
   """Returns the traced program, and the parameters of its networks."""
   config = job.config(job.rows * sharding.batch_shards(mesh))
-  world = World.from_config(config)
+  world = World.from_config(config, platform='tpu')
   if job.program == 'frame':
     return _trace_frame(world, job, mesh)
   init, step = make(world, job.program)

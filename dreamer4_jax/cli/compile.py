@@ -46,6 +46,10 @@ def add_command(commands) -> None:
     '--remat', choices=('none', 'dots', 'full'), default='',
     help="what the backward pass recomputes (default: the preset's)",
   )  # fmt: skip
+  parser.add_argument(
+    '--attention', choices=('xla', 'splash'), default='',
+    help="what computes attention (default: the preset's)",
+  )  # fmt: skip
   parser.add_argument('--horizon', type=int, default=15, help='imagined frames')
   parser.add_argument(
     '--steps', type=int, default=4, help='denoising steps of a frame'
@@ -81,6 +85,7 @@ def _compile(args: argparse.Namespace) -> int:
     accumulate=args.accumulate,
     pixels=args.pixels,
     remat=args.remat,
+    attention=args.attention,
     horizon=args.horizon,
     steps=args.steps,
   )

@@ -9,6 +9,7 @@ from dreamer4_jax.config.checks import require
 from dreamer4_jax.config.models import (
   ActionComponent,
   AgentConfig,
+  Backend,
   Dtype,
   DynamicsConfig,
   Remat,
@@ -38,6 +39,7 @@ __all__ = [
   'PHASES',
   'ActionComponent',
   'AgentConfig',
+  'Backend',
   'Config',
   'DataConfig',
   'Dtype',

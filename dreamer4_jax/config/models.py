@@ -9,6 +9,7 @@ from dreamer4_jax.config.checks import at_least, is_power_of_two, require
 
 Dtype = Literal['float32', 'bfloat16']
 Remat = Literal['none', 'dots', 'full']
+Backend = Literal['auto', 'xla', 'splash', 'tokamax']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class TransformerConfig:
   rope_base: float
   remat: Remat
   dtype: Dtype
+  attention: Backend
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,9 @@ class _Stack:
   products (fastest on CPU, where memory is slow), or each period in full."""
   dtype: Dtype = 'float32'
   """Compute dtype; parameters, softmax, norms and losses stay float32."""
+  attention: Backend = 'auto'
+  """What computes attention within a frame or clip: XLA, JAX's splash
+  attention (TPU), tokamax (GPU), or what measures best on the platform."""
 
   def __post_init__(self):
     room = type(self).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import json
 import math
@@ -207,6 +208,30 @@ class Config:
       k,
       f'must not exceed dynamics.max_steps = {self.dynamics.max_steps}',
     )
+
+  def check_context(self, phases: Sequence[str]) -> None:
+    """Checks that no model is to see more frames than it trains on.
+
+    Called where training begins: presets are put into a config by parts.
+
+    Args:
+      phases: those that are to be trained.
+
+    Raises:
+      ValueError: a ring is longer than the longest clips of its model's phase.
+    """
+    for room in sorted({'tokenizer', 'dynamics'} & set(phases)):
+      phase = getattr(self.phases, room)
+      trained = max(phase.clip_length, phase.long_clip_length)
+      context = getattr(self, room).context_length
+      require(
+        context <= trained,
+        f'{room}.context_length',
+        context,
+        f'must not exceed the longest clips that it is trained on, {trained} '
+        f'frames; lower it, or raise phases.{room}.clip_length or '
+        'long_clip_length',
+      )
 
   def to_json(self) -> str:
     """Returns the config as indented JSON."""

@@ -106,7 +106,7 @@ class Dynamics(nn.Module):
     tokens = jnp.concatenate([x, action, registers, *extra, shortcut], axis=2)
     mask = masks.hidden_token_mask(tokens.shape[2], hidden)
     y, new = SpaceTimeTransformer(c.stack(c.depth), name='transformer')(
-      tokens, space_mask=jnp.asarray(mask), segment_ids=segment_ids, cache=cache
+      tokens, space_mask=mask, segment_ids=segment_ids, cache=cache
     )
     prediction = Linear(
       (self.channels,),

@@ -89,7 +89,7 @@ class Tokenizer(nn.Module):
     latents = _spread(self.latent_tokens.table(), frames.shape[:2])
     x, new = self.encoder(
       jnp.concatenate([latents, x], axis=2),
-      space_mask=jnp.asarray(masks.encoder_mask(self._modalities())),
+      space_mask=masks.encoder_mask(self._modalities()),
       space_angles=self._angles(),
       segment_ids=segment_ids,
       cache=cache,
@@ -121,7 +121,7 @@ class Tokenizer(nn.Module):
     queries = _spread(self.patch_queries.table(), z.shape[:2])
     x, new = self.decoder(
       jnp.concatenate([latents, queries], axis=2),
-      space_mask=jnp.asarray(masks.decoder_mask(self._modalities())),
+      space_mask=masks.decoder_mask(self._modalities()),
       space_angles=self._angles(),
       segment_ids=segment_ids,
       cache=cache,

@@ -23,6 +23,7 @@ from dreamer4_jax.models import dynamics as dynamics_lib
 from dreamer4_jax.models import heads
 from dreamer4_jax.models.actions import ActionSpace, no_action
 from dreamer4_jax.models.tokenizer import Tokenizer
+from dreamer4_jax.nn import choose
 from dreamer4_jax.types import Actions, Array
 
 Params = dict[str, Any]
@@ -43,15 +44,31 @@ class World:
   value: heads.TwoHotHead
 
   @classmethod
-  def from_config(cls, config: Config) -> World:
-    """Builds the modules."""
+  def from_config(cls, config: Config, platform: str | None = None) -> World:
+    """Builds the modules.
+
+    Args:
+      config: sizes.
+      platform: `cpu`, `gpu` or `tpu`, by default that of the process; settles
+        what computes attention.
+
+    Raises:
+      ValueError: the platform lacks the attention backend that is asked for.
+    """
+    settle = lambda room: dataclasses.replace(
+      getattr(config, room),
+      attention=choose(
+        getattr(config, room).attention, platform, f'{room}.attention'
+      ),
+    )
+    tokenizer, dynamics = settle('tokenizer'), settle('dynamics')
     values = config.tokenizer.num_latents * config.tokenizer.bottleneck_dim
     channels = values // config.dynamics.num_spatial_tokens
     agent = config.agent
     return cls(
       config=config,
-      tokenizer=Tokenizer(config.tokenizer),
-      dynamics=dynamics_lib.Dynamics(config.dynamics, config.actions, channels),
+      tokenizer=Tokenizer(tokenizer),
+      dynamics=dynamics_lib.Dynamics(dynamics, config.actions, channels),
       task=heads.TaskEmbedding(agent.num_tasks, config.dynamics.width),
       policy=heads.PolicyHead(agent, config.actions),
       reward=heads.TwoHotHead(agent, agent.distances),
@@ -156,7 +173,7 @@ class World:
       params: room `tokenizer`, as arrays that this process can read.
     """
     plain = dataclasses.asdict(self.config.tokenizer)
-    for free in ('remat', 'dtype'):  # They change no meaning.
+    for free in ('remat', 'dtype', 'attention'):  # They change no meaning.
       plain.pop(free)
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     leaves = jax.tree_util.tree_leaves_with_path(params['tokenizer'])

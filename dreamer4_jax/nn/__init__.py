@@ -1,6 +1,7 @@
 """Layers of the efficient space/time transformer (section 2 of the paper)."""
 
 from dreamer4_jax.nn.attention import KeyValues, attend
+from dreamer4_jax.nn.backends import choose
 from dreamer4_jax.nn.cache import (
   TimeCache,
   append,
@@ -21,6 +22,7 @@ __all__ = [
   'TimeCache',
   'append',
   'attend',
+  'choose',
   'fill',
   'init_cache',
   'start_segment',

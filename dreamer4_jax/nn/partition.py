@@ -9,7 +9,7 @@ layout, which is a reduce-scatter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 import math
 
@@ -32,23 +32,52 @@ def constrain(x: Array, axes: Sequence[str | None]) -> Array:
     axes: logical name of each of its first dimensions; the others stay whole,
       as do those that their mesh axes do not divide.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or mesh.size == 1 or not nn.get_logical_axis_rules():
+  if _alone():
     return x
-  spec = nn.logical_to_mesh_axes(tuple(axes))
+  return jax.lax.with_sharding_constraint(x, _spec(x, axes))
+
+
+def per_device(
+  fn: Callable[..., Array],
+  args: Sequence[Array],
+  axes: Sequence[Sequence[str | None]],
+) -> Array:
+  """Calls a function that the partitioner cannot cut, such as a kernel.
+
+  Args:
+    fn: computes each row and head by itself.
+    args: arrays; the result is laid out as the first of them is.
+    axes: for each array the logical names of its first dimensions, as in
+      `constrain`.
+  """
+  if _alone():
+    return fn(*args)
+  specs = tuple(_spec(x, a) for x, a in zip(args, axes, strict=True))
+  mapped = jax.shard_map(
+    fn, in_specs=specs, out_specs=specs[0], check_vma=False
+  )
+  return mapped(*args)
+
+
+def _alone() -> bool:
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or mesh.size == 1 or not nn.get_logical_axis_rules()
+
+
+def _spec(x: Array, axes: Sequence[str | None]) -> PartitionSpec:
+  """Mesh axes of a dimension each, but for those that do not divide it."""
+  mesh = jax.sharding.get_abstract_mesh()
 
   def fits(dimension: int, where: str | tuple[str, ...] | None) -> bool:
     names = (where,) if isinstance(where, str) else where or ()
     return dimension % math.prod(mesh.shape[name] for name in names) == 0
 
-  return jax.lax.with_sharding_constraint(
-    x,
-    PartitionSpec(
-      *(
-        where if fits(x.shape[i], where) else None
-        for i, where in enumerate(spec)
-      )
-    ),
+  found = nn.logical_to_mesh_axes(tuple(axes))
+  return PartitionSpec(
+    *(
+      where if fits(x.shape[i], where) else None
+      for i, where in enumerate(found)
+    )
   )
 
 

@@ -11,10 +11,12 @@ from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dreamer4_jax.config import TransformerConfig
 from dreamer4_jax.nn import rope
 from dreamer4_jax.nn.attention import KeyValues, attend
+from dreamer4_jax.nn.backends import SequenceMask, attend_sequence
 from dreamer4_jax.nn.cache import TimeCache
 from dreamer4_jax.nn.layers import Linear, Mlp, RmsNorm
 from dreamer4_jax.nn.partition import constrain
@@ -32,9 +34,9 @@ PERIOD = 4  # three space layers, then one time layer
 class _Context:
   """What all layers of a pass share."""
 
-  space_mask: Array  # [N, N] bool
+  space_mask: SequenceMask
   space_rotation: Rotation | None  # [N, 1, h]
-  time_mask: Array  # [B, 1, 1, 1, T, T] bool
+  time_mask: SequenceMask
   time_rotation: Rotation  # [T, 1, h]
   ring_mask: Array | None  # [B, 1, 1, 1, 1, S] bool
 
@@ -51,7 +53,7 @@ class Attention(nn.Module):
   def __call__(
     self,
     x: Array,
-    mask: Array,
+    mask: SequenceMask,
     rotation: Rotation | None,
     past: tuple[KeyValues, Array] | None = None,
   ) -> tuple[Array, KeyValues]:
@@ -59,7 +61,7 @@ class Attention(nn.Module):
 
     Args:
       x: `[..., S, D]`.
-      mask: broadcasts to `[..., G, R, S, S]`.
+      mask: who sees whom.
       rotation: of each token, `[S, 1, h]`, or None for none.
       past: a block of earlier keys/values and its mask.
     """
@@ -82,8 +84,10 @@ class Attention(nn.Module):
     q = rearrange(q, '... s (g r) h -> ... g r s h', g=groups)
     by_head = lambda a: rearrange(a, '... s g h -> ... g s h')
     own = KeyValues(keys=by_head(k), values=by_head(v))
-    blocks = [(own, mask)] if past is None else [past, (own, mask)]
-    y = attend(q, blocks, c.soft_cap)
+    if past is None:
+      y = attend_sequence(c.attention, q, own, mask, c.soft_cap)
+    else:
+      y = attend(q, [past, (own, mask.dense)], c.soft_cap)
     y = rearrange(y, '... g r s h -> ... s (g r h)')
     y = Linear((width,), ('heads', 'embed'), dtype, name='out')(y)
     return y, own
@@ -138,7 +142,7 @@ class SpaceTimeTransformer(nn.Module):
     self,
     x: Array,
     *,
-    space_mask: Array,
+    space_mask: np.ndarray,
     space_angles: Array | None = None,
     segment_ids: Array | None = None,
     cache: TimeCache | None = None,
@@ -147,7 +151,8 @@ class SpaceTimeTransformer(nn.Module):
 
     Args:
       x: `[B, T, N, D]`; with a cache, T must be 1.
-      space_mask: `[N, N]` bool, true where row may attend to column.
+      space_mask: `[N, N]` bool, true where row may attend to column; NumPy,
+        since kernels are made for it.
       space_angles: `[N, h/2]` rotations of the space layers; zero rotates not.
       segment_ids: `[B, T]` int32; frames see only their own segment. None is
         one segment. Not given with a cache, which knows its own.
@@ -173,13 +178,14 @@ class SpaceTimeTransformer(nn.Module):
     first = jnp.uint32(0) if cache is None else cache.frame
     position = first + jnp.arange(frames, dtype=jnp.uint32)
     ring = None if cache is None else cache.visible()[:, None, None, None, None]
-    time_mask = banded_causal_mask(segment_ids, c.context_length)
     angles = rope.angles(position, pairs, c.rope_base)
     rotation = lambda a: rope.rotation(a[:, None])
     context = _Context(
-      space_mask=space_mask,
+      space_mask=SequenceMask.make(space_mask),
       space_rotation=None if space_angles is None else rotation(space_angles),
-      time_mask=time_mask[:, None, None, None],
+      time_mask=SequenceMask.make(
+        banded_causal_mask(frames, c.context_length), segment_ids[:, None]
+      ),
       time_rotation=rotation(angles),
       ring_mask=ring,
     )
@@ -202,9 +208,8 @@ class SpaceTimeTransformer(nn.Module):
     return RmsNorm(name='norm')(x), new
 
 
-def banded_causal_mask(segment_ids: Array, context_length: int) -> Array:
-  """Returns `[B, T, T]`: same segment, and 0 <= t - s < context_length."""
-  t = jnp.arange(segment_ids.shape[-1])
+def banded_causal_mask(frames: int, context_length: int) -> np.ndarray:
+  """Returns `[T, T]`, true where 0 <= row - column < context_length."""
+  t = np.arange(frames)
   age = t[:, None] - t[None]
-  band = (age >= 0) & (age < context_length)
-  return (segment_ids[:, :, None] == segment_ids[:, None, :]) & band[None]
+  return (age >= 0) & (age < context_length)

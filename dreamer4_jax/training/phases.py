@@ -51,14 +51,15 @@ def train(
     progress: show progress bars.
 
   Raises:
-    ValueError: an unknown phase, or data or checkpoints that disagree with the
-      config.
+    ValueError: an unknown phase, a context longer than the clips, or data or
+      checkpoints that disagree with the config.
     FileNotFoundError: the phase before has not been trained.
     PreemptedError: SIGTERM asked the process to stop; what was done is saved.
   """
   unknown = [p for p in phases if p not in PHASES]
   if unknown:
     raise ValueError(f'phases = {unknown}: must be among {PHASES}')
+  config.check_context(phases)
   checkpoint.check_run(run_dir, config)
   world = World.from_config(config)
   mesh = sharding.make_mesh(config.mesh)

@@ -29,12 +29,13 @@ def make_stack():
       rope_base=100.0,
       remat='none',
       dtype='float32',
+      attention='xla',
     )
     config = TransformerConfig(**(fields | changes))
     module = SpaceTimeTransformer(config)
 
     def init(key):
-      x, mask = jnp.zeros((1, 1, 2, config.width)), jnp.ones((2, 2), bool)
+      x, mask = jnp.zeros((1, 1, 2, config.width)), np.ones((2, 2), bool)
       params = module.init(key, x, space_mask=mask)
       return nn.unbox(params['params'])
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,6 @@ def flow(make_stack):
     y, _ = module.apply({'params': params}, x, space_mask=mask, segment_ids=ids)
     return y
 
-  @jax.jit
   def both(mask, ids):
     # Clip i differentiates output token i, clip size + i moves input token i,
     # and the last clip is as it was.
@@ -53,7 +54,8 @@ def flow(make_stack):
 
   def influence(mask, ids):
     shape = (FRAMES, TOKENS) * 2
-    gradient, moved = both(jnp.asarray(mask), jnp.asarray(ids))
+    jitted = jax.jit(functools.partial(both, mask))
+    gradient, moved = jitted(jnp.asarray(ids))
     gradient = np.asarray(gradient).reshape(shape)
     moved = np.asarray(moved).reshape(shape).transpose(2, 3, 0, 1)
     return config, gradient, moved

@@ -2,6 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamer4_jax.nn import masks
+from dreamer4_jax.nn.backends import SequenceMask
 from dreamer4_jax.nn.transformer import banded_causal_mask
 
 # Two latents, two patches, one token of a third modality.
@@ -29,7 +30,8 @@ def test_only_the_hidden_token_sees_the_hidden_token():
 
 
 def test_time_mask_is_banded_causal_and_keeps_to_segments():
-  got = banded_causal_mask(jnp.array([[0, 0, 0, 0, 0], [0, 0, 1, 1, 0]]), 3)
+  ids = jnp.array([[0, 0, 0, 0, 0], [0, 0, 1, 1, 0]])
+  got = SequenceMask.make(banded_causal_mask(5, 3), ids).dense[:, 0, 0]
   whole = as_bool('10000 11000 11100 01110 00111')
   parts = as_bool('10000 11000 00100 00110 00001')
   assert np.array_equal(got, np.stack([whole, parts]))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dreamer4_jax.nn import init_cache, masks, rope
+from dreamer4_jax.nn.backends import SequenceMask
 from dreamer4_jax.nn.transformer import (
   Period,
   SpaceTimeTransformer,
@@ -26,7 +27,7 @@ def apply(module, params, x):
   y, _ = module.apply(
     {'params': params},
     x,
-    space_mask=jnp.asarray(MASK),
+    space_mask=MASK,
     segment_ids=jnp.asarray(SEGMENTS),
   )
   return y
@@ -46,12 +47,12 @@ def test_stack_matches_float64_loops(make_stack, heads, kv_heads):
 
 def test_scan_equals_an_unrolled_stack_of_periods(make_stack):
   config, module, params = make_stack()
-  mask = banded_causal_mask(jnp.asarray(SEGMENTS), config.context_length)
+  band = banded_causal_mask(5, config.context_length)
   angles = rope.angles(jnp.arange(5, dtype=jnp.uint32), 4, config.rope_base)
   context = _Context(
-    space_mask=jnp.asarray(MASK),
+    space_mask=SequenceMask.make(MASK),
     space_rotation=None,
-    time_mask=mask[:, None, None, None],
+    time_mask=SequenceMask.make(band, jnp.asarray(SEGMENTS)[:, None]),
     time_rotation=rope.rotation(angles[:, None]),
     ring_mask=None,
   )
@@ -71,7 +72,7 @@ def test_scan_equals_an_unrolled_stack_of_periods(make_stack):
     lambda p, x: module.apply(
       {'params': p},
       x,
-      space_mask=jnp.asarray(MASK),
+      space_mask=MASK,
       segment_ids=jnp.asarray(SEGMENTS),
     )
   )(params, clip())
@@ -118,7 +119,7 @@ def test_every_parameter_has_logical_axes_and_the_scan_adds_layers(make_stack):
   init = SpaceTimeTransformer(config).init
   x = jnp.zeros((1, 1, 2, 16))
   shapes = jax.eval_shape(
-    lambda k: init(k, x, space_mask=jnp.ones((2, 2), bool)), jax.random.key(0)
+    lambda k: init(k, x, space_mask=np.ones((2, 2), bool)), jax.random.key(0)
   )
   is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
   flat = jax.tree.leaves_with_path(shapes['params'], is_leaf=is_box)
@@ -139,7 +140,7 @@ def test_a_cache_takes_one_frame_without_segments(make_stack):
       module.apply(
         {'params': params},
         x,
-        space_mask=jnp.asarray(MASK),
+        space_mask=MASK,
         segment_ids=ids,
         cache=cache,
       )

@@ -12,7 +12,7 @@ from dreamer4_jax.nn import (
 )
 
 FRAMES, TOKENS = 20, 3
-MASK = jnp.asarray(masks.hidden_token_mask(TOKENS, 1))
+MASK = masks.hidden_token_mask(TOKENS, 1)
 # The second stream starts an episode at frame 8, when its ring has wrapped.
 START = 8
 SEGMENTS = jnp.stack([jnp.zeros(FRAMES, int), jnp.arange(FRAMES) // START])

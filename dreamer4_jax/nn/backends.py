@@ -1,0 +1,240 @@
+"""What computes attention within a sequence: XLA, or a fused kernel.
+
+A space layer attends within a frame, a time layer along a clip, and both know
+their mask in advance, but for the segments. `xla` is `attention.attend`, which
+serves everything and is what the others are tested against. `splash` is JAX's
+Pallas kernel for TPU and `tokamax` the kernels of that package for GPU; both
+have the soft cap and grouped queries, which cuDNN has not. They never write
+the logits to memory. A frame that reads a ring cache has one query a token:
+there is no matrix to fuse, and XLA reads the ring once, in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import importlib.util
+import logging
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer4_jax.config import Backend, require
+from dreamer4_jax.nn.attention import KeyValues, attend
+from dreamer4_jax.nn.partition import per_device
+from dreamer4_jax.types import Array
+
+PLATFORMS = {'splash': ('tpu',), 'tokamax': ('gpu', 'cuda')}
+"""Where the fused kernels run."""
+_LANES = 128  # Splash attention takes sequences by so many.
+_BLOCK = 512
+_PADDING = -1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fixed:
+  """A mask `[S, S]` that is known while tracing; equal to its like."""
+
+  mask: np.ndarray
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Fixed) and np.array_equal(self.mask, other.mask)
+
+  def __hash__(self) -> int:
+    return hash((self.mask.shape, self.mask.tobytes()))
+
+
+@struct.dataclass
+class SequenceMask:
+  """Which tokens of a sequence see which, true where row may see column.
+
+  Attributes:
+    fixed: what is known while tracing.
+    segment_ids: `[..., S]` int32, no token sees another segment; or None.
+    dense: both, broadcasts to `[..., G, R, S, S]`.
+  """
+
+  fixed: Fixed = struct.field(pytree_node=False)
+  segment_ids: Array | None
+  dense: Array
+
+  @classmethod
+  def make(
+    cls, mask: np.ndarray, segment_ids: Array | None = None
+  ) -> SequenceMask:
+    """Combines `mask [S, S]` with segments `[..., S]`."""
+    mask = np.asarray(mask)
+    dense = jnp.asarray(mask)
+    if segment_ids is not None:
+      same = segment_ids[..., :, None] == segment_ids[..., None, :]
+      dense = (same & jnp.expand_dims(dense, tuple(range(same.ndim - 2))))[
+        ..., None, None, :, :
+      ]
+    return cls(fixed=Fixed(mask), segment_ids=segment_ids, dense=dense)
+
+
+def choose(backend: Backend, platform: str | None, field: str) -> Backend:
+  """Returns the backend for a platform.
+
+  Args:
+    backend: as configured; `auto` is `xla`: no kernel has been measured on its
+      own chip yet.
+    platform: `cpu`, `gpu` or `tpu`; None is that of the process.
+    field: named in errors.
+
+  Raises:
+    ValueError: the platform lacks the backend, or its package is missing.
+  """
+  if backend == 'auto':
+    return 'xla'
+  if backend in PLATFORMS:
+    platform = platform or jax.default_backend()
+    require(
+      platform in PLATFORMS[backend],
+      field,
+      backend,
+      f'runs on {PLATFORMS[backend][0]} only, and this is {platform}; use '
+      "'auto' or 'xla'",
+    )
+  if backend == 'tokamax':
+    require(
+      importlib.util.find_spec('tokamax') is not None,
+      field,
+      backend,
+      "needs the package tokamax; install it, or use 'auto' or 'xla'",
+    )
+  return backend
+
+
+def attend_sequence(
+  backend: Backend,
+  queries: Array,
+  own: KeyValues,
+  mask: SequenceMask,
+  soft_cap: float,
+) -> Array:
+  """Attention of a sequence to itself.
+
+  Args:
+    backend: as `choose` returns it. A kernel that a sequence is too short for
+      gives way to `xla`, which is logged once.
+    queries: `[..., G, R, S, h]`.
+    own: keys and values `[..., G, S, h]`.
+    mask: of the sequence; every token must see one.
+    soft_cap: as in `attend`.
+
+  Returns:
+    `[..., G, R, S, h]`.
+  """
+  length = queries.shape[-2]
+  kernel: Callable[..., Array] | None = None
+  if backend == 'splash':
+    kernel = splash
+  elif backend == 'tokamax':
+    kernel = fused_on_gpu
+  if kernel is not None and length < _LANES:
+    _log_once(f'attention over {length} tokens: xla, too short for {backend}')
+    kernel = None
+  if kernel is None:
+    return attend(queries, [(own, mask.dense)], soft_cap)
+  return kernel(queries, own, mask, soft_cap)
+
+
+def splash(
+  queries: Array,
+  own: KeyValues,
+  mask: SequenceMask,
+  soft_cap: float,
+  *,
+  interpret: bool = False,
+) -> Array:
+  """Splash attention; arguments as in `attend_sequence`.
+
+  Sequences are padded to whole blocks; what is padded sees itself alone.
+  """
+  from jax.experimental.pallas.ops.tpu import (
+    splash_attention,
+  )
+
+  rows, length, head = queries.shape[-3:]
+  more = -length % _LANES
+  whole = length + more
+  block = max(b for b in range(_LANES, _BLOCK + 1, _LANES) if whole % b == 0)
+  sides = ('q', 'kv', 'q_dkv', 'kv_dkv', 'q_dq', 'kv_dq')
+  blocks = {f'block_{side}': block for side in sides}
+  seen = np.eye(whole, dtype=bool)
+  seen[:length, :length] = mask.fixed.mask
+
+  def run(q: Array, k: Array, v: Array, ids: Array | None = None) -> Array:
+    groups = q.shape[-4]
+    kernel = splash_attention.make_splash_mha_single_device(
+      splash_attention.MultiHeadMask(
+        [splash_attention.NumpyMask(seen)] * (groups * rows)
+      ),
+      block_sizes=splash_attention.BlockSizes(**blocks),
+      attn_logits_soft_cap=soft_cap,
+      interpret=interpret,
+    )
+    flat = lambda x, n: jnp.reshape(x, (-1, n, whole, x.shape[-1]))
+    args = [flat(q, groups * rows), flat(k, groups), flat(v, groups)]
+    if ids is not None:
+      ids = jnp.broadcast_to(ids, (*q.shape[:-4], whole))
+      ids = jnp.reshape(ids, (-1, whole))
+      args.append(splash_attention.SegmentIds(q=ids, kv=ids))
+    return jnp.reshape(jax.vmap(kernel)(*args), q.shape)
+
+  def pad(x: Array, axis: int, value: int = 0) -> Array:
+    axis %= x.ndim
+    widths = [(0, more if i == axis else 0) for i in range(x.ndim)]
+    return jnp.pad(x, widths, constant_values=value)
+
+  scaled = queries * jnp.asarray(head**-0.5, queries.dtype)
+  args = [pad(x, -2) for x in (scaled, own.keys, own.values)]
+  axes = [_by_head(queries)] * 3
+  if mask.segment_ids is not None:
+    args.append(pad(mask.segment_ids, -1, _PADDING))
+    axes.append(('batch',))
+  return per_device(run, args, axes)[..., :length, :]
+
+
+def fused_on_gpu(
+  queries: Array, own: KeyValues, mask: SequenceMask, soft_cap: float
+) -> Array:
+  """Tokamax's attention; arguments as in `attend_sequence`.
+
+  It chooses between its kernels by the GPU, and may choose XLA. The process
+  must have parsed its absl flags, which tokamax reads.
+  """
+  import tokamax
+
+  rows = queries.shape[-3]
+
+  def run(q: Array, k: Array, v: Array, dense: Array) -> Array:
+    by_token = lambda x: jnp.swapaxes(x, -2, -3)
+    heads = jnp.reshape(q, (*q.shape[:-4], -1, *q.shape[-2:]))
+    y = tokamax.dot_product_attention(
+      by_token(heads),
+      by_token(k),
+      by_token(v),
+      mask=dense[..., 0, :, :],
+      logits_soft_cap=soft_cap,
+    )
+    return jnp.reshape(by_token(y), (*q.shape[:-4], -1, rows, *q.shape[-2:]))
+
+  dense = mask.dense
+  dense = jnp.expand_dims(dense, tuple(range(queries.ndim - dense.ndim)))
+  args = [queries, own.keys, own.values, dense]
+  return per_device(run, args, [_by_head(queries)] * 4)
+
+
+def _by_head(queries: Array) -> tuple[str | None, ...]:
+  """Logical axes of the first dimensions `[B, ..., G]`."""
+  return ('batch', *[None] * (queries.ndim - 5), 'kv_heads')
+
+
+@functools.cache
+def _log_once(text: str) -> None:
+  logging.getLogger(__name__).info(text)

@@ -1,0 +1,99 @@
+"""The fused kernels agree with the einsum; splash runs interpreted here."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dreamer4_jax.nn import KeyValues, attend, choose, masks
+from dreamer4_jax.nn.backends import (
+  SequenceMask,
+  attend_sequence,
+  fused_on_gpu,
+  splash,
+)
+from dreamer4_jax.nn.transformer import banded_causal_mask
+
+GROUPS, PER_GROUP, HEAD = 2, 2, 8
+SOFT_CAP = 5.0  # Low enough to bite.
+
+
+def frame_mask():
+  """A frame of the tokenizer's decoder, longer than one block."""
+  return SequenceMask.make(masks.decoder_mask([0] * 9 + [1] * 121))
+
+
+def clip_mask():
+  """Clips of two segments, another for each row."""
+  segments = (np.arange(130) > np.array([[[40]], [[90]]])).astype(np.int32)
+  return SequenceMask.make(banded_causal_mask(130, 50), jnp.asarray(segments))
+
+
+def inputs(dtype):
+  rng = np.random.default_rng(0)
+  draw = lambda *lead: jnp.asarray(rng.normal(size=(2, 3, *lead)), dtype)
+  own = KeyValues(keys=draw(GROUPS, 130, HEAD), values=draw(GROUPS, 130, HEAD))
+  to = jnp.asarray(draw(GROUPS, PER_GROUP, 130, HEAD), jnp.float32)
+  return 4 * draw(GROUPS, PER_GROUP, 130, HEAD), own, to
+
+
+@pytest.fixture(scope='module', params=['splash', 'tokamax'])
+def kernel(request):
+  if request.param == 'splash':
+    return functools.partial(splash, interpret=True)
+  pytest.importorskip('tokamax')
+  return fused_on_gpu
+
+
+@pytest.mark.parametrize('dtype, atol', [('float32', 1e-5), ('bfloat16', 2e-2)])
+@pytest.mark.parametrize('make_mask', [frame_mask, clip_mask])
+def test_kernels_agree_with_the_einsum(kernel, make_mask, dtype, atol):
+  mask = make_mask()
+  queries, own, to = inputs(dtype)
+
+  def results(attention):
+    def pull(queries, own):
+      y = attention(queries, own)
+      return jnp.sum(y * to), y
+
+    gradient = jax.grad(pull, argnums=(0, 1), has_aux=True)
+    return jax.jit(gradient)(queries, own)
+
+  got = results(lambda q, own: kernel(q, own, mask, SOFT_CAP))
+  expected = results(lambda q, own: attend(q, [(own, mask.dense)], SOFT_CAP))
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    assert np.abs(b).max() > 0.3
+    np.testing.assert_allclose(a, b, rtol=0, atol=atol * np.abs(b).max())
+
+
+def test_a_sequence_too_short_for_the_kernel_is_left_to_xla(caplog):
+  mask = SequenceMask.make(np.tril(np.ones((5, 5), bool)))
+  rng = np.random.default_rng(0)
+  draw = lambda *lead: jnp.asarray(rng.normal(size=(*lead, 5, HEAD)))
+  own = KeyValues(keys=draw(GROUPS), values=draw(GROUPS))
+  queries = draw(GROUPS, PER_GROUP)
+  with caplog.at_level('INFO'):
+    for _ in range(2):
+      got = attend_sequence('splash', queries, own, mask, SOFT_CAP)
+  assert np.array_equal(got, attend(queries, [(own, mask.dense)], SOFT_CAP))
+  lines = [r.message for r in caplog.records if 'attention' in r.message]
+  assert lines == ['attention over 5 tokens: xla, too short for splash']
+
+
+def test_a_platform_without_the_backend_is_named():
+  assert choose('auto', 'cpu', 'x') == choose('xla', 'cpu', 'x') == 'xla'
+  assert choose('splash', 'tpu', 'x') == 'splash'
+  text = "dynamics.attention = 'splash'.*on tpu only, and this is cpu.*'auto'"
+  with pytest.raises(ValueError, match=text):
+    choose('splash', 'cpu', 'dynamics.attention')
+  with pytest.raises(ValueError, match='on gpu only, and this is tpu'):
+    choose('tokamax', 'tpu', 'dynamics.attention')
+
+
+def test_a_backend_that_is_not_installed_is_named(monkeypatch):
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+  with pytest.raises(ValueError, match=r"'tokamax'.*install it"):
+    choose('tokamax', 'gpu', 'tokenizer.attention')
