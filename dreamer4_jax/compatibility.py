@@ -6,12 +6,10 @@ from collections.abc import Sequence
 import json
 from typing import Any
 
-from dreamer4_jax.config import Config
+from dreamer4_jax.config import FREE_FIELDS, Config
 
 MODEL_FIELDS = ('actions', 'tokenizer', 'dynamics', 'agent')
 _PHASE_FIELDS = {'tokenizer': ('tokenizer',), 'dynamics': MODEL_FIELDS[:3]}
-# They change no parameter and no meaning.
-_FREE_FIELDS = ('remat', 'dtype', 'attention')
 
 
 def model_fields(phase: str) -> tuple[str, ...]:
@@ -31,7 +29,7 @@ def check_config(
 def _compare(field: str, old: Any, new: Any, where: str) -> None:
   if isinstance(old, dict) and isinstance(new, dict):
     for name in new:
-      if name not in _FREE_FIELDS:
+      if name not in FREE_FIELDS:
         _compare(f'{field}.{name}', old[name], new[name], where)
   elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
     for i, (a, b) in enumerate(zip(old, new, strict=True)):

@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
 
   By default glibc hands large blocks back to the system as soon as they are
   freed. The next step of a training on CPU then gets new pages, each of which
-  the system clears first: 1.5 GB a step of a tokenizer of 13 M parameters,
+  the system clears first: 1.5 GB a step of a tokenizer of 6.6 M parameters,
   which is a quarter of its time. A loader, which makes a batch of new arrays
   each time, pays likewise.
 

@@ -101,6 +101,7 @@ BASE = Preset(
     num_kv_heads=8,
     mlp_hidden=1408,
     context_length=64,
+    remat='dots',
     dtype='bfloat16',
   ),
   dynamics=DynamicsConfig(
@@ -112,6 +113,7 @@ BASE = Preset(
     num_spatial_tokens=32,
     num_registers=4,
     context_length=64,
+    remat='dots',
     dtype='bfloat16',
   ),
 )

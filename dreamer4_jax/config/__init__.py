@@ -7,6 +7,7 @@ checkpoint and is enough to rebuild the models.
 
 from dreamer4_jax.config.checks import require
 from dreamer4_jax.config.models import (
+  FREE_FIELDS,
   ActionComponent,
   AgentConfig,
   Backend,
@@ -36,6 +37,7 @@ from dreamer4_jax.config.run import (
 )
 
 __all__ = [
+  'FREE_FIELDS',
   'PHASES',
   'ActionComponent',
   'AgentConfig',

@@ -10,6 +10,8 @@ from dreamer4_jax.config.checks import at_least, is_power_of_two, require
 Dtype = Literal['float32', 'bfloat16']
 Remat = Literal['none', 'dots', 'full']
 Backend = Literal['auto', 'xla', 'splash', 'tokamax']
+FREE_FIELDS = ('remat', 'dtype', 'attention', 'unroll')
+"""Fields of a transformer that do not change what its parameters mean."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,7 @@ class TransformerConfig:
   remat: Remat
   dtype: Dtype
   attention: Backend
+  unroll: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,19 +85,23 @@ class _Stack:
   """Attention logits are cap * tanh(logits / cap)."""
   rope_base: float = 10_000.0
   """Longest wavelength base of the rotary position embedding."""
-  remat: Remat = 'dots'
-  """What the backward pass recomputes: nothing, all but the results of matrix
-  products (fastest on CPU, where memory is slow), or each period in full."""
+  remat: Remat = 'none'
+  """What the backward pass recomputes to save memory: nothing, all but the
+  results of matrix products, or each period in full. With nothing, also the
+  weights that are gathered over an fsdp mesh are kept."""
   dtype: Dtype = 'float32'
   """Compute dtype; parameters, softmax, norms and losses stay float32."""
   attention: Backend = 'auto'
   """What computes attention within a frame or clip: XLA, JAX's splash
   attention (TPU), tokamax (GPU), or what measures best on the platform."""
+  unroll: int = 1
+  """Periods of four layers that the loop over layers runs at a time. With all
+  of them there is no loop: faster on CPU, and longer to compile."""
 
   def __post_init__(self):
     room = type(self).__name__
     at_least(1, self, 'width', 'num_heads', 'num_kv_heads', 'mlp_hidden')
-    at_least(1, self, 'context_length')
+    at_least(1, self, 'context_length', 'unroll')
     require(
       self.width % (4 * self.num_heads) == 0,
       f'{room}.width',

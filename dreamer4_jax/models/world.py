@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer4_jax.config import Config
+from dreamer4_jax.config import FREE_FIELDS, Config
 from dreamer4_jax.models import dynamics as dynamics_lib
 from dreamer4_jax.models import heads
 from dreamer4_jax.models.actions import ActionSpace, no_action
@@ -173,7 +173,7 @@ class World:
       params: room `tokenizer`, as arrays that this process can read.
     """
     plain = dataclasses.asdict(self.config.tokenizer)
-    for free in ('remat', 'dtype', 'attention'):  # They change no meaning.
+    for free in FREE_FIELDS:
       plain.pop(free)
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     leaves = jax.tree_util.tree_leaves_with_path(params['tokenizer'])

@@ -50,16 +50,17 @@ def _rms_norm(x: Array, scale: Array, eps: float):
 
 def _rms_norm_backward(eps: float, residuals, gradient: Array):
   x, scale, inverse = residuals
-  unit = x.astype(jnp.float32) * inverse
-  wide = gradient.astype(jnp.float32)
-  along = wide * unit
-  scale_ = _like(scale, x)
-  mean = jnp.mean(along * scale_, axis=-1, keepdims=True)
-  to_x = (inverse * (wide * scale_ - unit * mean)).astype(x.dtype)
-  return to_x, along.sum(axis=tuple(range(x.ndim - 1))).astype(scale.dtype)
+  x32, wide = x.astype(jnp.float32), gradient.astype(jnp.float32)
+  along = wide * x32
+  # Both sums as products with a vector: XLA on CPU is twice as fast with them,
+  # and elsewhere makes sums of them.
+  mean = _product(along, scale, 1)[..., None] * (inverse**3 / x.shape[-1])
+  to_x = wide * inverse * _like(scale, x) - x32 * mean
+  return to_x.astype(x.dtype), _product(inverse[..., 0], along, x.ndim - 1)
 
 
 rms_norm.defvjp(_rms_norm, _rms_norm_backward)
+_product = functools.partial(jnp.tensordot, precision=jax.lax.Precision.HIGHEST)
 
 
 def _like(scale: Array, x: Array) -> Array:
@@ -128,8 +129,31 @@ class Mlp(nn.Module):
     gate = Linear((self.hidden,), axes, self.dtype, name='gate')(x)
     up = Linear((self.hidden,), axes, self.dtype, name='up')(x)
     return Linear((x.shape[-1],), ('mlp', 'embed'), self.dtype, name='down')(
-      nn.silu(gate) * up
+      gated(gate, up)
     )
+
+
+@jax.custom_vjp
+def gated(gate: Array, up: Array) -> Array:
+  """`silu(gate) * up`, elementwise; keeps its two inputs for the gradient."""
+  return nn.silu(gate) * up
+
+
+def _gated(gate: Array, up: Array):
+  return gated(gate, up), (gate, up)
+
+
+def _gated_backward(residuals, gradient: Array):
+  # Else XLA would keep the sigmoid from the forward pass, which is to write and
+  # read three arrays instead of one.
+  gate, up = jax.lax.optimization_barrier(residuals)
+  share = nn.sigmoid(gate)
+  bent = gate * share
+  to_gate = gradient * up * (share + bent * (1 - share))
+  return to_gate, gradient * bent
+
+
+gated.defvjp(_gated, _gated_backward)
 
 
 class Embedding(nn.Module):

@@ -189,16 +189,20 @@ class SpaceTimeTransformer(nn.Module):
       time_rotation=rotation(angles),
       ring_mask=ring,
     )
-    body = Period
+    body, periods = Period, c.depth // PERIOD
+    unroll = min(c.unroll, periods)
     if c.remat != 'none':
       keep = _REMAT_POLICIES[c.remat]
-      body = nn.remat(Period, prevent_cse=False, policy=keep)
+      # Without a loop XLA would find that it computes the same twice.
+      no_loop = unroll == periods
+      body = nn.remat(Period, prevent_cse=no_loop, policy=keep)
     stack = nn.scan(
       body,
       variable_axes={'params': 0},
       split_rngs={'params': True},
       in_axes=(0, nn.broadcast),
-      length=c.depth // PERIOD,
+      length=periods,
+      unroll=unroll,
       metadata_params={nn.PARTITION_NAME: 'layers'},
     )
     past = None if cache is None else cache.entries

@@ -30,6 +30,7 @@ def make_stack():
       remat='none',
       dtype='float32',
       attention='xla',
+      unroll=1,
     )
     config = TransformerConfig(**(fields | changes))
     module = SpaceTimeTransformer(config)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.nn.layers import rms_norm
+from dreamer4_jax.nn.layers import gated, rms_norm
 
 
 @pytest.mark.parametrize('dtype, atol', [('float32', 1e-5), ('bfloat16', 2e-2)])
@@ -26,3 +26,18 @@ def test_rms_norm_and_its_gradient_are_those_of_the_formula(dtype, atol):
     np.testing.assert_allclose(
       np.asarray(a, np.float32), b, atol=atol, rtol=atol
     )
+
+
+def test_the_gradient_of_a_gate_is_the_derived_one():
+  rng = np.random.default_rng(0)
+  gate, up, toward = jnp.asarray(rng.normal(0, 3, (3, 64)), jnp.float32)
+
+  def plain(gate, up):
+    return gate / (1 + jnp.exp(-gate)) * up
+
+  for a, b in zip(
+    jax.vjp(gated, gate, up)[1](toward),
+    jax.vjp(plain, gate, up)[1](toward),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -81,23 +81,25 @@ def test_scan_equals_an_unrolled_stack_of_periods(make_stack):
   np.testing.assert_allclose(new.keys, keys, atol=1e-5)
 
 
-def test_remat_changes_neither_output_nor_gradient(make_stack):
+def test_remat_and_unrolling_change_neither_output_nor_gradient(make_stack):
   results = {}
-  for remat in ('none', 'dots', 'full'):
-    _, module, _ = make_stack(remat=remat)
+  for remat, unroll in (('none', 1), ('dots', 1), ('full', 1), ('dots', 2)):
+    _, module, _ = make_stack(remat=remat, unroll=unroll)
     _, _, params = make_stack()
 
     def loss(params, x, module=module):
       return (apply(module, params, x) ** 3).sum()
 
     grad = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(params, clip())
-    assert ('prevent_cse' in str(grad.jaxpr)) == (remat != 'none')
-    results[remat] = grad.lower().compile()(params, clip())
-  for remat in ('dots', 'full'):
+    program = str(grad.jaxpr)
+    assert ('prevent_cse' in program) == (remat != 'none')
+    # Where there is no loop, what is computed twice must look different.
+    assert ('prevent_cse=True' in program) == (remat != 'none' and unroll == 2)
+    results[remat, unroll] = grad.lower().compile()(params, clip())
+  expected = results.pop(('none', 1))
+  for result in results.values():
     for a, b in zip(
-      jax.tree.leaves(results[remat]),
-      jax.tree.leaves(results['none']),
-      strict=True,
+      jax.tree.leaves(result), jax.tree.leaves(expected), strict=True
     ):
       np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
