@@ -1,4 +1,4 @@
-"""What the benchmarks share: sizes, ceilings of the device, and taking turns.
+"""What the benchmarks share: ceilings of the device, and taking turns.
 
 A benchmark is a dataclass of settings and a function that makes its cases:
 programs that can be run again and again, with the arithmetic they do. `main`
@@ -14,55 +14,23 @@ import importlib.metadata
 import json
 import math
 import os
+import pathlib
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from typing import Any, TypeVar
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import tyro
 
-from dreamer4_jax import presets
 from dreamer4_jax.aot.flops import count_flops
-from dreamer4_jax.config import (
-  AgentConfig,
-  Config,
-  DynamicsConfig,
-  DynamicsPhase,
-  FinetunePhase,
-  ImaginationPhase,
-  Phases,
-  TokenizerConfig,
-  TokenizerPhase,
-  require,
-)
-from dreamer4_jax.models import World, no_action
-from dreamer4_jax.types import Array, Batch, PyTree
+from dreamer4_jax.config import Backend, require
+from dreamer4_jax.memory import keep_freed_memory
+from dreamer4_jax.types import PyTree
 
-_SIZES = {'width': 256, 'num_heads': 4, 'num_kv_heads': 4, 'mlp_hidden': 704}
-PRESETS = presets.PRESETS | {
-  'reference': presets.Preset(
-    tokenizer=TokenizerConfig(
-      image_height=64,
-      image_width=64,
-      patch_size=8,
-      num_latents=16,
-      bottleneck_dim=32,
-      context_length=32,
-      **_SIZES,
-    ),
-    dynamics=DynamicsConfig(
-      num_spatial_tokens=16, num_registers=4, context_length=32, **_SIZES
-    ),
-  )
-}
-"""Those of the package, and the model that is measured on CPUs."""
-ROOMS = (
-  'tokenizer', 'dynamics', 'task', 'policy', 'reward', 'continuation', 'value',
-)  # fmt: skip
 _LEAST = 0.2
 """Seconds a measurement lasts at least: fast programs run several times."""
 
@@ -77,18 +45,27 @@ class Case:
     frames: frames of video that one run deals with, over all rows.
     bytes: what the compiled program reads and writes by XLA's analysis, with
       loops counted once; 0 if unknown.
+    dtype: of its products, whose ceiling it is compared with.
+    warm: whether it is run before it is timed, so that nothing is compiled
+      meanwhile.
   """
 
   run: Callable[[], Any]
   flops: float = 0.0
   frames: int = 0
   bytes: float = 0.0
+  dtype: str = 'float32'
+  warm: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
   """Fields of every benchmark."""
 
+  preset: str = 'reference'
+  """Sizes, one of `worlds.PRESETS`."""
+  attention: Backend = 'auto'
+  """What computes attention within a frame or clip."""
   repeats: int = 7
   """Measurements of each program; they take turns."""
   compare: tuple[str, ...] = ()
@@ -119,6 +96,7 @@ def main(
   Returns:
     What is printed.
   """
+  keep_freed_memory()  # As the command line does.
   first = tyro.cli(settings)
   configs = [first]
   if first.compare:
@@ -126,9 +104,9 @@ def main(
     args = [part for x in first.compare for part in f'--{x}'.split('=', 1)]
     configs.append(tyro.cli(settings, args=args, default=first))
   found = [dict(make_cases(c)) for c in configs]
-  kinds = {'matmul': measure_matmul(jnp.float32), 'copy': measure_copy()}
-  if jax.default_backend() != 'cpu':
-    kinds['matmul_bfloat16'] = measure_matmul(jnp.bfloat16)
+  dtypes = {case.dtype for cases in found for case in cases.values()}
+  kinds = {f'matmul_{x}': measure_matmul(x) for x in sorted(dtypes)}
+  kinds['copy'] = measure_copy()
   everything = kinds | {
     f'{i}/{name}': case
     for i, cases in enumerate(found)
@@ -161,7 +139,12 @@ def main(
       for name in found[0]
       if name in found[1]
     }
-  whole |= {'ceilings_per_second': ceilings, 'machine': machine()}
+  whole |= {
+    'ceilings_per_second': ceilings,
+    'machine': machine(),
+    'command': command(),
+    'commit': commit(),
+  }
   print(json.dumps(whole, indent=2))
   return whole
 
@@ -171,16 +154,18 @@ def time_in_turns(
 ) -> dict[str, list[float]]:
   """Returns seconds a run of each case, `repeats` of them, in turns.
 
-  Each has been run before, so that nothing is compiled while it is timed.
+  Fast ones run several times in each turn.
   """
   times: dict[str, list[float]] = {name: [] for name in cases}
-  runs = {}
+  runs = dict.fromkeys(cases, 1)
   for name, case in cases.items():
+    if not case.warm:
+      continue
     case.run()
     begin = time.perf_counter()
     case.run()
     spent = time.perf_counter() - begin
-    runs[name] = max(1, math.ceil(_LEAST / max(spent, 1e-9)))
+    runs[name] = math.ceil(_LEAST / max(spent, _LEAST / 10_000))
   for i in range(repeats):
     print(f'turn {i + 1} of {repeats}', file=sys.stderr)
     for name, case in cases.items():
@@ -191,11 +176,11 @@ def time_in_turns(
   return times
 
 
-def measure_matmul(dtype: Any) -> Case:
+def measure_matmul(dtype: str) -> Case:
   """A product of two square matrices, the ceiling of arithmetic."""
   size = 2048 if jax.default_backend() == 'cpu' else 8192
   x = jnp.ones((size, size), dtype) / size
-  product = jax.jit(jnp.matmul)
+  product = jax.jit(jnp.matmul).lower(x, x).compile()
   return Case(
     run=lambda: product(x, x).block_until_ready(), flops=2.0 * size**3
   )
@@ -205,7 +190,7 @@ def measure_copy() -> Case:
   """Reads and writes memory, the ceiling of everything else."""
   size = 2**26 if jax.default_backend() == 'cpu' else 2**30
   x = jnp.ones((size // 4,), jnp.float32)
-  add = jax.jit(lambda x: x + 1)
+  add = jax.jit(lambda x: x + 1).lower(x).compile()
   return Case(run=lambda: add(x).block_until_ready(), bytes=2.0 * size)
 
 
@@ -222,114 +207,60 @@ def machine() -> dict[str, Any]:
   }
 
 
-def make_world(
-  preset: str, *, batch: int = 8, length: int = 32, **changes: Any
-) -> World:
-  """Returns the modules of a preset.
-
-  Args:
-    preset: one of `PRESETS`.
-    batch: rows of every phase's batches.
-    length: frames of their clips.
-    **changes: other fields of both transformers' configs; empty ones do not
-      count.
-  """
-  require(
-    preset in PRESETS, 'preset', preset, f'must be one of {", ".join(PRESETS)}'
-  )
-  sizes = PRESETS[preset]
-  changes = {name: value for name, value in changes.items() if value}
-  same = {'batch_size': batch, 'clip_length': length}
-  # As much as four bootstrapping rows of a batch, if it has fewer.
-  rows = {} if batch % 4 == 0 else {'bootstrap_rows': 1.0, 'bootstrap_every': 4}
-  return World.from_config(
-    Config(
-      tokenizer=dataclasses.replace(sizes.tokenizer, **changes),
-      dynamics=dataclasses.replace(sizes.dynamics, **changes),
-      agent=AgentConfig(num_tasks=1, hidden=sizes.dynamics.width // 2),
-      phases=Phases(
-        tokenizer=TokenizerPhase(**same),
-        dynamics=DynamicsPhase(**same, **rows, bootstrap_start=0),
-        finetune=FinetunePhase(**same, **rows),
-        imagination=ImaginationPhase(**same),
-      ),
-    )
-  )
+def command() -> str:
+  """Returns how this process was started, `python -m MODULE ARGUMENTS`."""
+  spec = getattr(sys.modules['__main__'], '__spec__', None)
+  program = sys.argv[0] if spec is None else f'-m {spec.name}'
+  return ' '.join(['python', program, *sys.argv[1:]])
 
 
-def init_params(world: World, rooms: Sequence[str] = ROOMS) -> PyTree:
-  """Returns parameters as they are at the start, on the device."""
-
-  def init() -> PyTree:
-    t = world.config.tokenizer
-    shape = (t.num_latents, t.bottleneck_dim)
-    params = nn.meta.unbox(world.init(jax.random.key(0), tuple(rooms)))
-    params['latents'] = {'mean': jnp.zeros(shape), 'std': jnp.ones(shape)}
-    return params
-
-  return jax.jit(init)()
-
-
-def make_batch(
-  world: World, rows: int, length: int, *, pixels: bool = False
-) -> Batch:
-  """Returns a batch of latents, or of frames, that mean nothing."""
-  t = world.config.tokenizer
-  lead = (rows, length)
-  shape, dtype = (t.num_latents, t.bottleneck_dim), jnp.float16
-  if pixels:
-    shape, dtype = (t.image_height, t.image_width, t.channels), jnp.uint8
-  numbers, whole = jnp.zeros(lead), jnp.zeros(lead, jnp.int32)
-  action = no_action(world.space, lead)
-  return Batch(
-    frames=jnp.ones((*lead, *shape), dtype),
-    action=action,
-    action_mask=numbers == 0,
-    prev_action=action,
-    prev_action_mask=numbers == 0,
-    reward=numbers,
-    cont=numbers + 1,
-    task=whole,
-    segment_ids=whole,
-    relevant=jnp.ones((rows,), bool),
-  )
+def commit() -> str | None:
+  """Returns the commit of this checkout, with + if files have changed since."""
+  where = pathlib.Path(__file__).parent
+  ask = ['git', 'describe', '--always', '--dirty=+', '--exclude=*']
+  try:
+    return subprocess.run(
+      ask, cwd=where, check=True, capture_output=True, text=True
+    ).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return None
 
 
-def case_of(fn: Callable[..., Any], *args: Any, frames: int = 0) -> Case:
-  """A pure function with arguments that stay."""
+def case_of(fn: Callable[..., Any], *args: Any, **fields: Any) -> Case:
+  """A pure function with arguments that stay, and other fields of its case."""
   traced = jax.jit(fn).trace(*args)
   compiled = traced.lower().compile()
   return Case(
     run=lambda: jax.block_until_ready(compiled(*args)),
     flops=count_flops(traced.jaxpr),
-    frames=frames,
     bytes=bytes_of(compiled),
+    **fields,
   )
 
 
 def stepping_case(
-  fn: Callable[[PyTree, Array], tuple[Any, PyTree]],
+  fn: Callable[..., tuple[Any, PyTree]],
   state: PyTree,
-  *,
-  frames: int = 0,
+  *args: Any,
+  **fields: Any,
 ) -> Case:
-  """A function `(state, number) -> (output, state)`, its state donated."""
+  """A function `(state, number, *args) -> (output, state)`, state donated."""
   number = jnp.uint32(0)
-  traced = jax.jit(fn, donate_argnums=0).trace(state, number)
+  traced = jax.jit(fn, donate_argnums=0).trace(state, number, *args)
   compiled = traced.lower().compile()
   # As buffers of their own: constants may share theirs.
   kept = [jax.tree.map(jnp.copy, state), 0]
 
   def run() -> None:
-    output, kept[0] = compiled(kept[0], jnp.uint32(kept[1]))
+    output, kept[0] = compiled(kept[0], jnp.uint32(kept[1]), *args)
     kept[1] += 1
     jax.block_until_ready((output, kept[0]))
 
   return Case(
     run=run,
     flops=count_flops(traced.jaxpr),
-    frames=frames,
     bytes=bytes_of(compiled),
+    **fields,
   )
 
 
@@ -349,11 +280,9 @@ def _describe(
   if case.frames:
     found['frames_per_second'] = case.frames / median
   if case.flops:
-    rate = case.flops / median
+    ceiling = ceilings[f'matmul_{case.dtype}']
     found['model_flops'] = case.flops
-    found['share_of_matmul'] = rate / ceilings['matmul']
-    if 'matmul_bfloat16' in ceilings:
-      found['share_of_matmul_bfloat16'] = rate / ceilings['matmul_bfloat16']
+    found['share_of_matmul'] = case.flops / median / ceiling
   if case.bytes:
     found['bytes'] = case.bytes
     found['share_of_copy'] = case.bytes / median / ceilings['copy']

@@ -13,12 +13,13 @@ frames per second saturate.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks import harness
+from benchmarks import harness, worlds
 from dreamer4_jax.config import require
 from dreamer4_jax.nn import TimeCache
 from dreamer4_jax.rollout import (
@@ -38,8 +39,6 @@ ROOMS = ('dynamics', 'task', 'policy')
 class Imagination(harness.Settings):
   """What to measure."""
 
-  preset: str = 'reference'
-  """Sizes."""
   batches: tuple[int, ...] = (8,)
   """Rollouts side by side."""
   context: int = 16
@@ -62,8 +61,8 @@ class Imagination(harness.Settings):
 
 def make_cases(settings: Imagination) -> dict[str, harness.Case]:
   """Compiles the rollouts and their parts for every batch size."""
-  world = harness.make_world(settings.preset)
-  params = harness.init_params(world, ROOMS)
+  world = worlds.make_world(settings.preset, attention=settings.attention)
+  params = worlds.init_params(world, ROOMS)
   return {
     f'{name}_{rows}': case
     for rows in settings.batches
@@ -74,7 +73,7 @@ def make_cases(settings: Imagination) -> dict[str, harness.Case]:
 def _cases_of(
   s: Imagination, world: Any, params: PyTree, rows: int
 ) -> dict[str, harness.Case]:
-  batch = harness.make_batch(world, rows, s.context)
+  batch = worlds.make_batch(world, rows, s.context)
   key = jax.random.key(0)
 
   def rollout(params: PyTree, batch: PyTree, *, horizon: int) -> Any:
@@ -112,28 +111,30 @@ def _cases_of(
       cache=cache,
     ).prediction
 
-  def append(state: PyTree, number: Array) -> tuple[Array, PyTree]:
-    params, cache, z = state
-    h, cache = append_frame(world, params, cache, inputs(params), z, z)
-    return h, (params, cache, z)
+  def append(
+    cache: TimeCache, number: Array, params: PyTree, z: Array
+  ) -> tuple[Array, TimeCache]:
+    del number
+    return append_frame(world, params, cache, inputs(params), z, z)
 
+  cast = jax.jit(world.cast)(params)  # As a rollout does, once.
   cache = jax.jit(context)(params, batch).cache
   shape = (rows, 1, world.config.dynamics.num_spatial_tokens, world.channels)
   z = jnp.ones(shape)
-  frames = rows * s.horizon
+  make = functools.partial(harness.case_of, dtype=world.config.dynamics.dtype)
+  several = lambda horizon: make(
+    lambda p, b: rollout(p, b, horizon=horizon),
+    params, batch, frames=rows * horizon,
+  )  # fmt: skip
   return {
-    'rollout': harness.case_of(
-      lambda p, b: rollout(p, b, horizon=s.horizon),
-      params, batch, frames=frames,
+    'rollout': several(s.horizon),
+    'rollout_twice': several(2 * s.horizon),
+    'context': make(context, params, batch),
+    'pass': make(one_pass, cast, cache, z, frames=rows),
+    'append': harness.stepping_case(
+      append, cache, cast, z, frames=rows, dtype=world.config.dynamics.dtype
     ),
-    'rollout_twice': harness.case_of(
-      lambda p, b: rollout(p, b, horizon=2 * s.horizon),
-      params, batch, frames=2 * frames,
-    ),
-    'context': harness.case_of(context, params, batch),
-    'pass': harness.case_of(one_pass, params, cache, z, frames=rows),
-    'append': harness.stepping_case(append, (params, cache, z), frames=rows),
-  }  # fmt: skip
+  }
 
 
 def summarise(

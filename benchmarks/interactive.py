@@ -5,7 +5,8 @@ python -m benchmarks.interactive --play 10000
 
 Prints one JSON object. `frame` is the whole frame as a player gets it:
 K passes, one that appends, the picture. `dynamics_frame` leaves out the
-picture, `passes` are the K passes alone, `late_frame` is a frame after 10,000.
+picture, `passes` are the K passes alone, `picture` is the tokenizer's decoder
+alone, `late_frame` is a frame after 10,000.
 With `--play N`, N frames are played in a row, and the first and the last of
 them compared.
 """
@@ -20,12 +21,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import harness
+from benchmarks import harness, worlds
 from dreamer4_jax.config import require
 from dreamer4_jax.models import World, dynamics_cache, no_action
-from dreamer4_jax.nn import TimeCache
+from dreamer4_jax.nn import TimeCache, append
 from dreamer4_jax.rollout import (
   FrameInput,
+  Stream,
   append_frame,
   denoise_frame,
   init_stream,
@@ -41,8 +43,6 @@ LATE = 10_000
 class Interactive(harness.Settings):
   """What to measure."""
 
-  preset: str = 'reference'
-  """Sizes."""
   batch: int = 1
   """Games side by side."""
   steps: int = 4
@@ -62,8 +62,7 @@ class Interactive(harness.Settings):
 def make_cases(settings: Interactive) -> dict[str, harness.Case]:
   """Compiles the frame and its parts."""
   s = settings
-  world = harness.make_world(s.preset)
-  params = harness.init_params(world, ROOMS)
+  world, params = _make(s)
   action = no_action(world.space, (s.batch,))
   inputs = FrameInput(
     prev_action=jax.tree.map(lambda a: a[:, None], action),
@@ -73,22 +72,28 @@ def make_cases(settings: Interactive) -> dict[str, harness.Case]:
   shape = (s.batch, 1, world.config.dynamics.num_spatial_tokens, world.channels)
   key = jax.random.key(0)
 
-  def frame(state: PyTree, number: Array) -> tuple[Array, PyTree]:
-    params, stream = state
+  def frame(
+    stream: Stream, number: Array, params: PyTree
+  ) -> tuple[Array, Stream]:
     now = jax.random.fold_in(key, number)
-    image, stream = next_frame(
-      world, params, stream, action, now, steps=s.steps
-    )
-    return image, (params, stream)
+    return next_frame(world, params, stream, action, now, steps=s.steps)
 
-  def dynamics_frame(state: PyTree, number: Array) -> tuple[Array, PyTree]:
-    params, cache = state
+  def dynamics_frame(
+    cache: TimeCache, number: Array, params: PyTree
+  ) -> tuple[Array, TimeCache]:
     start, noise = jax.random.split(jax.random.fold_in(key, number))
     start = jax.random.normal(start, shape)
     z = denoise_frame(world, params, cache, inputs, start, steps=s.steps)
     noise = jax.random.normal(noise, shape)
     _, cache = append_frame(world, params, cache, inputs, z, noise)
-    return z, (params, cache)
+    return z, cache
+
+  def picture(
+    cache: TimeCache, number: Array, params: PyTree
+  ) -> tuple[Array, TimeCache]:
+    z = jnp.full(shape, number, jnp.float32)
+    images, new = world.decode(params, z, cache=cache)
+    return images, append(cache, new)
 
   def passes(params: PyTree, cache: TimeCache, start: Array) -> Array:
     return denoise_frame(world, params, cache, inputs, start, steps=s.steps)
@@ -97,15 +102,15 @@ def make_cases(settings: Interactive) -> dict[str, harness.Case]:
   stream = init_stream(world, s.batch)
   late = jax.tree.map(_grow_old, stream, is_leaf=_is_cache)
   start = jax.random.normal(key, shape)
-  case = lambda fn, past: harness.stepping_case(
-    fn, (params, past), frames=s.batch
-  )
+  fields = {'frames': s.batch, 'dtype': world.config.dynamics.dtype}
+  case = lambda fn, past: harness.stepping_case(fn, past, params, **fields)
   return {
     'frame': case(frame, stream),
     'late_frame': case(frame, late),
     'dynamics_frame': case(dynamics_frame, cache),
+    'picture': case(picture, stream.decoder),
     'passes': harness.case_of(
-      passes, params, _grow_old(cache), start, frames=s.batch
+      passes, params, _grow_old(cache), start, **fields
     ),
   }
 
@@ -123,19 +128,27 @@ def _grow_old(cache: TimeCache) -> TimeCache:
   )
 
 
-def play(world: World, batch: int, steps: int, frames: int) -> dict[str, float]:
-  """Plays so many frames and returns seconds of the first and last hundred."""
-  params = harness.init_params(world, ROOMS)
-  action = no_action(world.space, (batch,))
+def _make(settings: Interactive) -> tuple[World, PyTree]:
+  """Modules, and parameters as a player would hold them."""
+  s = settings
+  world = worlds.make_world(s.preset, attention=s.attention)
+  return world, jax.jit(world.cast)(worlds.init_params(world, ROOMS))
+
+
+def play(settings: Interactive) -> dict[str, float]:
+  """Plays in a row and returns seconds of the first and last hundred."""
+  s = settings
+  world, params = _make(s)
+  action = no_action(world.space, (s.batch,))
 
   def frame(params, stream, number):
     key = jax.random.fold_in(jax.random.key(0), number)
-    return next_frame(world, params, stream, action, key, steps=steps)
+    return next_frame(world, params, stream, action, key, steps=s.steps)
 
   jitted = jax.jit(frame, donate_argnums=1)
-  stream = jax.tree.map(jnp.copy, init_stream(world, batch))
+  stream = jax.tree.map(jnp.copy, init_stream(world, s.batch))
   seconds = []
-  for number in range(frames + 1):
+  for number in range(s.play + 1):
     begin = time.perf_counter()
     image, stream = jitted(params, stream, jnp.uint32(number))
     image.block_until_ready()
@@ -144,9 +157,11 @@ def play(world: World, batch: int, steps: int, frames: int) -> dict[str, float]:
   assert jitted._cache_size() == 1
   first = statistics.median(seconds[10:110])
   last = statistics.median(seconds[-100:])
+  median = statistics.median(seconds)
   return {
-    'frames': frames,
-    'median': statistics.median(seconds),
+    'frames': s.play,
+    'median': median,
+    'frames_per_second': s.batch / median,
     'first_hundred': first,
     'last_hundred': last,
     'growth': last / first,
@@ -156,17 +171,18 @@ def play(world: World, batch: int, steps: int, frames: int) -> dict[str, float]:
 def summarise(
   settings: Interactive, seconds: dict[str, float]
 ) -> dict[str, Any]:
-  """Compares a frame with its passes, and a late one with an early one."""
+  """Compares a frame with its parts, and a late one with an early one."""
   s = settings
   fair = seconds['passes'] * (s.steps + 1) / s.steps
+  parts = fair + seconds['picture']
   found: dict[str, Any] = {
     'frame_over_its_passes': seconds['frame'] / fair,
+    'frame_over_its_passes_and_picture': seconds['frame'] / parts,
     'dynamics_frame_over_its_passes': seconds['dynamics_frame'] / fair,
     'late_over_early': seconds['late_frame'] / seconds['frame'],
   }
   if s.play:
-    world = harness.make_world(s.preset)
-    found['play'] = play(world, s.batch, s.steps, s.play)
+    found['play'] = play(s)
   return found
 
 

@@ -12,13 +12,14 @@ training.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from benchmarks import harness
+from benchmarks import harness, worlds
 from dreamer4_jax.aot.flops import count_flops
 from dreamer4_jax.config import PHASES, require
 from dreamer4_jax.models import World
@@ -32,8 +33,6 @@ Phase = Literal['tokenizer', 'dynamics', 'finetune', 'imagination']
 class Train(harness.Settings):
   """What to measure."""
 
-  preset: str = 'reference'
-  """Sizes."""
   phases: tuple[Phase, ...] = ('dynamics', 'tokenizer')
   """Whose steps."""
   batch: int = 8
@@ -67,13 +66,19 @@ def _case(settings: Train, phase: str) -> harness.Case:
   s = settings
   half = 2 if phase == 'tokenizer' else 1
   rows, length = s.batch // half, s.length // half
-  world = harness.make_world(s.preset, batch=rows, length=length, remat=s.remat)
-  batch = harness.make_batch(world, rows, length, pixels=phase == 'tokenizer')
+  make_world = functools.partial(
+    worlds.make_world,
+    s.preset,
+    batch=rows,
+    length=length,
+  )
+  world = make_world(remat=s.remat, attention=s.attention)
+  batch = worlds.make_batch(world, rows, length, pixels=phase == 'tokenizer')
   before = PHASES.index(phase)
 
   def start(world: World) -> PyTree:
-    given = harness.ROOMS[1:-1] if before > 1 else ()
-    rooms = harness.init_params(world, given)
+    given = worlds.ROOMS[1:-1] if before > 1 else ()
+    rooms = worlds.init_params(world, given)
     rooms['tokenizer'] = {}
     return nn.meta.unbox(make(world, phase)[0](jax.random.key(0), rooms))
 
@@ -89,9 +94,15 @@ def _case(settings: Train, phase: str) -> harness.Case:
     return run
 
   state = jax.jit(lambda: start(world))()
-  plain = harness.make_world(s.preset, batch=rows, length=length, remat='none')
+  plain = make_world(remat='none', attention='xla')
   traced = jax.make_jaxpr(step_of(plain))(state, jnp.uint32(0))
-  case = harness.stepping_case(step_of(world), state, frames=rows * length)
+  room = 'tokenizer' if phase == 'tokenizer' else 'dynamics'
+  case = harness.stepping_case(
+    step_of(world),
+    state,
+    frames=rows * length,
+    dtype=getattr(world.config, room).dtype,
+  )
   return dataclasses.replace(case, flops=count_flops(traced))
 
 

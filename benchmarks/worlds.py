@@ -1,0 +1,136 @@
+"""The models that are measured: sizes, parameters, and batches of nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from dreamer4_jax import presets
+from dreamer4_jax.config import (
+  AgentConfig,
+  Config,
+  DynamicsConfig,
+  DynamicsPhase,
+  FinetunePhase,
+  ImaginationPhase,
+  Phases,
+  TokenizerConfig,
+  TokenizerPhase,
+  require,
+)
+from dreamer4_jax.models import World, no_action
+from dreamer4_jax.types import Batch, PyTree
+
+_SIZES = {
+  'width': 256,
+  'num_heads': 4,
+  'num_kv_heads': 4,
+  'mlp_hidden': 704,
+  'unroll': 2,
+}
+PRESETS = presets.PRESETS | {
+  'reference': presets.Preset(
+    tokenizer=TokenizerConfig(
+      image_height=64,
+      image_width=64,
+      patch_size=8,
+      num_latents=16,
+      bottleneck_dim=32,
+      context_length=32,
+      **_SIZES,
+    ),
+    dynamics=DynamicsConfig(
+      num_spatial_tokens=16, num_registers=4, context_length=32, **_SIZES
+    ),
+  )
+}
+"""Those of the package, and the model that is measured on CPUs."""
+ROOMS = (
+  'tokenizer', 'dynamics', 'task', 'policy', 'reward', 'continuation', 'value',
+)  # fmt: skip
+
+
+def make_world(
+  preset: str,
+  *,
+  batch: int = 8,
+  length: int = 32,
+  depth: int = 0,
+  **changes: Any,
+) -> World:
+  """Returns the modules of a preset.
+
+  Args:
+    preset: one of `PRESETS`.
+    batch: rows of every phase's batches.
+    length: frames of their clips.
+    depth: layers of the dynamics, 0 for those of the preset.
+    **changes: other fields of both transformers' configs; empty ones do not
+      count.
+  """
+  require(
+    preset in PRESETS, 'preset', preset, f'must be one of {", ".join(PRESETS)}'
+  )
+  sizes = PRESETS[preset]
+  changes = {name: value for name, value in changes.items() if value}
+  same = {'batch_size': batch, 'clip_length': length}
+  # As much as four bootstrapping rows of a batch, if it has fewer.
+  rows = {} if batch % 4 == 0 else {'bootstrap_rows': 1.0, 'bootstrap_every': 4}
+  return World.from_config(
+    Config(
+      tokenizer=dataclasses.replace(sizes.tokenizer, **changes),
+      dynamics=dataclasses.replace(
+        sizes.dynamics, depth=depth or sizes.dynamics.depth, **changes
+      ),
+      agent=AgentConfig(num_tasks=1, hidden=sizes.dynamics.width // 2),
+      phases=Phases(
+        tokenizer=TokenizerPhase(**same),
+        dynamics=DynamicsPhase(**same, **rows, bootstrap_start=0),
+        finetune=FinetunePhase(**same, **rows),
+        imagination=ImaginationPhase(**same),
+      ),
+    )
+  )
+
+
+def init_params(world: World, rooms: Sequence[str] = ROOMS) -> PyTree:
+  """Returns parameters as they are at the start, on the device."""
+
+  def init() -> PyTree:
+    t = world.config.tokenizer
+    shape = (t.num_latents, t.bottleneck_dim)
+    params = nn.meta.unbox(world.init(jax.random.key(0), tuple(rooms)))
+    params['latents'] = {'mean': jnp.zeros(shape), 'std': jnp.ones(shape)}
+    return params
+
+  return jax.jit(init)()
+
+
+def make_batch(
+  world: World, rows: int, length: int, *, pixels: bool = False
+) -> Batch:
+  """Returns a batch of latents, or of frames, that mean nothing."""
+  t = world.config.tokenizer
+  lead = (rows, length)
+  shape, dtype = (t.num_latents, t.bottleneck_dim), jnp.float16
+  if pixels:
+    shape, dtype = (t.image_height, t.image_width, t.channels), jnp.uint8
+  numbers, whole = jnp.zeros(lead), jnp.zeros(lead, jnp.int32)
+  action = no_action(world.space, lead)
+  return Batch(
+    frames=jnp.ones((*lead, *shape), dtype),
+    action=action,
+    action_mask=numbers == 0,
+    prev_action=action,
+    prev_action_mask=numbers == 0,
+    reward=numbers,
+    cont=numbers + 1,
+    task=whole,
+    segment_ids=whole,
+    relevant=jnp.ones((rows,), bool),
+  )
