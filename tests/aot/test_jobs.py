@@ -28,7 +28,8 @@ def test_the_dynamics_step_is_measured(here, tmp_path):
   job = dataclasses.replace(JOB, remat='dots')
   m = compile_job(job, said.append, tmp_path / 'hlo.txt')
   assert said[0] == (
-    'tiny dynamics 4 frames v5p:2x2x2 data=1,fsdp=-1,tensor=1: tracing'
+    'tiny dynamics 4 frames v5p:2x2x2 data=1,fsdp=-1,tensor=1 remat=dots: '
+    'tracing'
   )
   assert (tmp_path / 'hlo.txt').read_text().startswith('HloModule')
   assert m.devices == 8
