@@ -10,8 +10,17 @@ import pathlib
 import runpy
 import sys
 import traceback
+import warnings
 
-from dreamer4_jax.cli import cluster, compile, configs, data, export
+from dreamer4_jax.cli import (
+  cluster,
+  compile,
+  configs,
+  data,
+  experiments,
+  export,
+  info,
+)
 from dreamer4_jax.config import PHASES, Config
 from dreamer4_jax.distributed import JoinError, join, joined, leave
 from dreamer4_jax.memory import keep_freed_memory
@@ -30,16 +39,32 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog='dreamer4', description='Trains and runs Dreamer 4 agents.'
   )
+  parser.add_argument(
+    '--version', action=_Version, help='print the version and exit'
+  )
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
   _add_train(commands)
   _add_quickstart(commands)
+  _add_evaluate(commands)
   data.add_commands(commands)
   export.add_command(commands)
   compile.add_command(commands)
+  info.add_command(commands)
   args = parser.parse_args(argv)
   keep_freed_memory()
   code = _run(args)
   return leave(code, together=code in (0, EXIT_CODE))
+
+
+class _Version(argparse.Action):
+  """Prints the version; it asks git only if it is wanted."""
+
+  def __init__(self, **kwargs):
+    super().__init__(**kwargs | {'nargs': 0})
+
+  def __call__(self, parser, namespace, values, option_string=None):
+    print(info.version_line())
+    parser.exit()
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -55,6 +80,14 @@ def _run(args: argparse.Namespace) -> int:
     _LOG.debug('%s failed', args.run.__name__, exc_info=True)
     print(f'dreamer4: {error}', file=sys.stderr)
     return 2
+  except ImportError as error:
+    if error.name:  # Not one of ours, which name an extra to install.
+      raise
+    print(f'dreamer4: {error}', file=sys.stderr)
+    return 2
+  except BrokenPipeError:  # As in `dreamer4 ... | head`.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
   except BaseException:
     if not joined():
       raise
@@ -87,17 +120,44 @@ def _add_quickstart(commands) -> None:
     help='record a dataset, train all phases, evaluate and report',
     description='Records a dataset, trains all phases, evaluates in the real '
     'environment and writes a report. The same command again goes on where it '
-    'was interrupted. The experiment also defines the functions `record(path)` '
-    'and `pretokenise(run, dataset, out)`.',
+    'was interrupted. An experiment may also define the functions '
+    '`record(path)`, without which the dataset must be there, and '
+    '`pretokenise(run, dataset, out)`, without which later phases read frames.',
   )
-  _add_experiment(parser)
+  _add_experiment(parser, default='quickstart')
   parser.set_defaults(run=_quickstart)
 
 
-def _add_experiment(parser) -> None:
+def _add_evaluate(commands) -> None:
+  parser = commands.add_parser(
+    'evaluate',
+    help='evaluate a trained run and report',
+    description='Evaluates a run whose four phases are trained: held-out '
+    'video, and episodes in the real environment. Writes results.json, '
+    'report.md, plots and videos to the run directory.',
+  )
+  parser.add_argument(
+    'run_dir', type=pathlib.Path, metavar='RUN', help='directory of the run'
+  )
+  parser.add_argument(
+    '--set',
+    nargs='+',
+    action='extend',
+    default=[],
+    metavar='FIELD=VALUE',
+    help='override fields of the evaluation, for example eval.episodes=100',
+  )
+  parser.set_defaults(run=_evaluate)
+
+
+def _add_experiment(parser, default: str = '') -> None:
   """Arguments of every command that runs an experiment."""
   parser.add_argument(
-    'experiment', help='python file with a variable `config: Config`'
+    'experiment',
+    **({'nargs': '?', 'default': default} if default else {}),
+    help='python file with a variable `config: Config`, or the name of one '
+    'that ships with the package, such as quickstart'
+    + (f' (default: {default})' if default else ''),
   )
   parser.add_argument(
     '--run-dir',
@@ -123,13 +183,15 @@ def _add_experiment(parser) -> None:
 def _start(args: argparse.Namespace) -> tuple[Config, pathlib.Path] | None:
   """Loads the config and prepares the run; None if it is only to be listed."""
   several = cluster.from_arguments(args)
+  args.experiment = experiments.find(args.experiment)
   config = configs.load_experiment(args.experiment)
   config = configs.override(config, cluster.mesh_fields(args) + args.set)
   if args.help_config:
     print(configs.describe(config))
     return None
   join(several)
-  run_dir = args.run_dir or pathlib.Path('runs') / _stem(args.experiment)
+  _report_devices()
+  run_dir = args.run_dir or pathlib.Path('runs') / args.experiment.stem
   _prepare(run_dir, config)
   _log_to_stderr()
   enable_compilation_cache()
@@ -157,20 +219,32 @@ def _quickstart(args: argparse.Namespace) -> int:
   config, run_dir = started
   from dreamer4_jax.cli.quickstart import quickstart
 
-  defined = runpy.run_path(args.experiment)
-  if 'record' not in defined or 'pretokenise' not in defined:
-    raise ValueError(
-      f'{args.experiment}: must define functions `record(path)`, which '
-      'records its dataset, and `pretokenise(run, dataset, out)`; use '
-      '`dreamer4 train` with a dataset that exists'
-    )
-  quickstart(config, run_dir, defined['record'], defined['pretokenise'])
+  defined = runpy.run_path(str(args.experiment))
+  functions = {k: defined.get(k) for k in ('record', 'pretokenise')}
+  quickstart(config, run_dir, **functions)
   print((run_dir / 'report.md').read_text())
   return 0
 
 
-def _stem(path: str) -> str:
-  return pathlib.Path(path).stem
+def _evaluate(args: argparse.Namespace) -> int:
+  from dreamer4_jax.cli.quickstart import evaluate_run
+
+  _report_devices()
+  _log_to_stderr()
+  enable_compilation_cache()
+  evaluate_run(args.run_dir, args.set)
+  print((args.run_dir / 'report.md').read_text())
+  return 0
+
+
+def _report_devices() -> None:
+  """Says so where an accelerator is here but not used."""
+  # Ours is shorter, and says what to do.
+  warnings.filterwarnings('ignore', 'JAX plugin .* is not compatible')
+  from dreamer4_jax.devices import check_devices
+
+  if problem := check_devices():
+    print(f'dreamer4: {problem}', file=sys.stderr)
 
 
 def _prepare(run_dir: pathlib.Path, config: Config) -> None:

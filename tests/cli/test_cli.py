@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import dreamer4_jax as d4
 from dreamer4_jax.checkpoint import Checkpoints
 from dreamer4_jax.cli import configs
 from dreamer4_jax.cli.main import enable_compilation_cache, main
@@ -257,3 +258,53 @@ def test_the_compilation_cache_can_be_moved(monkeypatch):
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0.5
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
+
+
+def test_version_and_shipped_experiments(capsys, tmp_path, monkeypatch):
+  with pytest.raises(SystemExit) as info:
+    main(['--version'])
+  assert info.value.code == 0
+  assert capsys.readouterr().out.startswith(f'dreamer4 {d4.__version__}')
+  monkeypatch.chdir(tmp_path)
+  assert main(['quickstart', '--help-config']) == 0
+  said = capsys.readouterr().out
+  assert said.startswith('name=quickstart ')
+  # A file of that name comes first.
+  pathlib.Path('quickstart').write_text(EXPERIMENT)
+  assert main(['quickstart', '--help-config']) == 0
+  assert capsys.readouterr().out.startswith('name=toy ')
+  assert main(['train', 'quickstrat', '--help-config']) == 2
+  assert 'shipped are ' in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_a_sentence_and_another_import_is_not(
+  experiment, monkeypatch, capsys
+):
+  def absent(*args, **unused):
+    raise ImportError("run `pip install 'dreamer4_jax[navix]'`")
+
+  monkeypatch.setattr('dreamer4_jax.training.phases.train', absent)
+  assert main(['train', experiment]) == 2
+  assert 'dreamer4_jax[navix]' in capsys.readouterr().err
+
+  def broken(*args, **unused):
+    raise ModuleNotFoundError('no flux', name='flux')
+
+  monkeypatch.setattr('dreamer4_jax.training.phases.train', broken)
+  with pytest.raises(ModuleNotFoundError):
+    main(['train', experiment])
+
+
+def test_a_reader_that_leaves_early_ends_it_quietly(tmp_path):
+  code = 'from dreamer4_jax.cli.main import main; raise SystemExit(main())'
+  command = [sys.executable, '-c', code, 'quickstart', '--help-config']
+  root = str(pathlib.Path(__file__).parents[2])
+  child = subprocess.Popen(
+    command,
+    env=os.environ | {'PYTHONPATH': root, 'PYTHONUNBUFFERED': '1'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  child.stdout.close()
+  assert child.wait() == 1 and child.stderr.read() == ''
