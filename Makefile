@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-versions lint clean
 
 # Builds the dataset, trains all phases, evaluates and writes a report. Goes on
 # where it was when it is called again.
@@ -14,17 +14,32 @@ quickstart: .venv/installed
 test: lint
 	$(BIN)/python -m pytest -x -q -rs --durations=15 -n auto --dist loadfile --no-loadscope-reorder
 
-lint: .venv/installed
+# The suite on the lowest versions that setup.cfg allows, and on the newest on
+# every Python that is found; make test-versions VERSIONS="oldest 3.12" chooses.
+VERSIONS ?=
+test-versions:
+	$(PYTHON) tests/versions.py $(VERSIONS)
+
+lint: .venv/tests-installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-.venv/installed: setup.cfg pyproject.toml
+.venv/made: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is too old: Python >= 3.11 is needed;" \
 	  "name one with make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[navix,craftax,gymnasium,dm_control,video,minari,lerobot,test]'
+	touch $@
+
+# For the quickstart: the package and its engine.
+.venv/installed: .venv/made
+	$(BIN)/python -m pip install --quiet -e '.[navix]'
+	touch $@
+
+# For the tests: all engines and converters that this Python can have.
+.venv/tests-installed: .venv/made
+	$(BIN)/python tests/install.py
 	touch $@
 
 # Leaves datasets and runs alone.

@@ -37,7 +37,9 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope='session')
 def recording_config(tmp_path_factory):
   """How a tiny dataset of the 5x5 level is recorded, once."""
-  collect = pytest.importorskip('data_pipelines.collect')
+  pytest.importorskip('navix')
+  from data_pipelines import collect
+
   return collect.CollectConfig(
     out=str(tmp_path_factory.mktemp('data') / 'tiny'),
     env='navix:Navix-DoorKey-Random-5x5-v0',
