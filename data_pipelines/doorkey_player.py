@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from navix.states import State
 import numpy as np
 
-from dreamer4_jax.envs.navix_env import ACTIONS
+from dreamer4_jax.envs.navix_env import ACTIONS, achieved
 from dreamer4_jax.types import Array
 
 LEFT, RIGHT, FORWARD, PICKUP, TOGGLE = range(len(ACTIONS))
@@ -123,13 +123,12 @@ def best_action(player: Player, state: State) -> Array:
   avatar = state.get_player()
   row, col = avatar.position
   direction = avatar.direction
-  has_key = avatar.pocket != -1
+  has_key, is_open, _ = achieved(state)
   steps = player.steps[has_key.astype(jnp.int32)]
   moves = jnp.asarray(_MOVES)
   front = avatar.position + moves[direction]
   faces_key = (front == entities['key'].position[0]).all()
-  door = entities['door']
-  faces_door = (front == door.position[0]).all() & ~door.open[0]
+  faces_door = (front == entities['door'].position[0]).all() & ~is_open
 
   turns = (direction + jnp.array([3, 1])) % 4
   left, right = steps[row, col, turns[0]], steps[row, col, turns[1]]

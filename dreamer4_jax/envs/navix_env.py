@@ -2,7 +2,12 @@
 
 Frames are navix's full RGB view. Its sprites are pooled to the wanted tile
 size once, and a frame is then one table lookup per cell; this gives the same
-pixels as navix's own renderer, without its per-episode picture cache.
+pixels as navix's own renderer, without its per-episode picture cache. Since
+0.9.3 that renderer draws brighter lines over the floor; frames here keep the
+floor as it was, so that all versions show the same.
+
+Events follow from where things are and whether the door is open: navix's own
+record of them has had several forms.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ ACTION = 'action'
 ACTIONS = ('left', 'right', 'forward', 'pickup', 'toggle')
 """Meaning of the classes of the action component, in order. MiniGrid's other
 two, 'drop' and 'done', are unused in DoorKey by its documentation; navix's
-'drop' also puts a key on the floor that stays in the pocket."""
+'drop' before 3.2 also puts a key on the floor that stays in the pocket."""
 _NAVIX_ACTION = (0, 1, 2, 3, 5)
 """navix's number of each of them."""
 TASKS = ('key', 'door', 'goal')
@@ -41,13 +46,11 @@ class NavixState:
 
   Attributes:
     timestep: navix's own, batched over `B`.
-    achieved: `[B, num_tasks]` bool, the task has happened in this episode.
     terminal: `[B]` bool, the episode ended at the goal.
     timeout: `[B]` bool, the episode was cut by its time limit.
   """
 
   timestep: Timestep
-  achieved: Array
   terminal: Array
   timeout: Array
 
@@ -55,6 +58,23 @@ class NavixState:
 def known_levels() -> list[str]:
   """Returns the names of the levels that this adapter offers."""
   return sorted(n for n in navix.registry() if n.startswith(_PREFIX))
+
+
+def achieved(state: State) -> Array:
+  """Returns `[..., num_tasks]` bool: the tasks that the state shows done.
+
+  Without `drop` a key stays away and an opened door stays open. What is in the
+  pocket does not tell: since 0.8 opening the door uses the key up.
+
+  Args:
+    state: navix state of one episode, or of a batch.
+  """
+  entities = state.entities
+  # A key that was taken lies outside the grid.
+  taken = (entities['key'].position < 0).any(-1)
+  arrived = entities['player'].position == entities['goal'].position
+  done = [taken, entities['door'].open, arrived.all(-1)]
+  return jnp.stack(done, axis=-1)[..., 0, :]
 
 
 class NavixDoorKey:
@@ -121,7 +141,6 @@ class NavixDoorKey:
     batch = keys.shape[0]
     state = NavixState(
       timestep=jax.tree.map(_strong, timestep),
-      achieved=jnp.zeros((batch, len(TASKS)), dtype=bool),
       terminal=jnp.zeros((batch,), dtype=bool),
       timeout=jnp.zeros((batch,), dtype=bool),
     )
@@ -145,19 +164,9 @@ class NavixDoorKey:
     timestep = jax.tree.map(
       lambda new, old: _where(over, old, new), timestep, state.timestep
     )
-    happened = timestep.state.events
-    now = jnp.stack(
-      [
-        happened.key_pickup.happened,
-        happened.door_opening.happened,
-        happened.goal_reached.happened,
-      ],
-      axis=-1,
-    )
-    fresh = now & ~state.achieved
+    fresh = achieved(timestep.state) & ~achieved(state.timestep.state)
     state = NavixState(
       timestep=timestep,
-      achieved=state.achieved | now,
       terminal=timestep.is_termination(),
       timeout=timestep.is_truncation(),
     )
