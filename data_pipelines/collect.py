@@ -5,7 +5,12 @@ python -m data_pipelines.collect --env navix:Navix-DoorKey-Random-6x6-v0 \
 
 An episode of a scripted or random player depends on the seed and its number
 alone. When the command is interrupted, shards that are finished are kept, and
-the dataset is the same in the end.
+the dataset is the same in the end. The report is printed as JSON.
+
+Look at a dataset with `dreamer4 data info DIR` and `dreamer4 data show DIR`;
+train on it with `dreamer4 train EXPERIMENT.py --set data.path=DIR`. In the
+experiment, `actions`, `tasks`, the image size and `env` must be those of the
+environment; docs/data.md says more, docs/atari.md has a whole example.
 """
 
 from __future__ import annotations
@@ -18,15 +23,16 @@ from multiprocessing import connection
 import os
 import pathlib
 import pickle
+import signal
 import threading
 import traceback
 from typing import Any
 
 import jax
 import tqdm
-import tyro
 
-from data_pipelines import recording, writer
+from data_pipelines import players, recording, writer
+from data_pipelines.command import FailedError, main_of
 from data_pipelines.stage import CollectConfig, Stage
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.data import format as fmt
@@ -73,11 +79,14 @@ def collect(config: CollectConfig, *, progress: bool = True) -> dict[str, Any]:
   Raises:
     FileExistsError: there is something at `config.out`.
     FileNotFoundError: the run of the checkpoint has not been trained.
-    ValueError: the environment is unknown, or the player does not fit it.
-    RuntimeError: a process died.
+    ValueError: the environment is unknown, the player does not fit it, or
+      `config.out` belongs to a run.
+    ImportError: the environment's engine is not installed.
+    FailedError: a process died.
   """
   out = writer.check_output(config.out, overwrite=config.overwrite)
   env = _environment(config)
+  players.check_player(config.policy, env, config.env, config.run)
   description = _describe(config, env)
   counts = {'train': config.episodes, 'test': config.test_episodes}
   work = writer.work_directory(out, key=[description.source, repr(description)])
@@ -128,6 +137,7 @@ def _describe(config: CollectConfig, env: Environment) -> fmt.Description:
   kept = dataclasses.asdict(config)
   for name in ('out', 'overwrite', 'workers', 'parallel', 'block'):
     kept.pop(name)
+  kept |= {'noise': list(config.levels), 'repeat': config.repeats}
   return fmt.Description(
     actions=env.spec.actions,
     tasks=env.spec.tasks,
@@ -145,14 +155,16 @@ def _deal(
 ) -> list[_Share]:
   """Deals episodes out to processes, each with cores of its own."""
   workers = config.workers or len(cores_of(0, 1)) or os.cpu_count() or 1
-  workers = min(workers, config.parallel)
+  most = max(map(len, numbers.values()))
+  workers = min(workers, config.parallel, most)
   if jax.default_backend() != 'cpu':
     workers = 1
   return [
     _Share(
       config=config,
       name=str(i),
-      batch=max(1, config.parallel // workers),
+      # No more places than there are episodes to play in them.
+      batch=min(max(1, config.parallel // workers), -(-most // workers)),
       numbers={split: all_[i::workers] for split, all_ in numbers.items()},
       work=work,
       cores=cores_of(i, workers),
@@ -232,7 +244,7 @@ def _play_in_processes(
         raise errors.get()
       for process in processes:
         if process.exitcode:
-          raise RuntimeError(
+          raise FailedError(
             f'a process that records ended with code {process.exitcode}, '
             'perhaps for lack of memory; the same command goes on where it '
             'was, with --workers 1 or a smaller --parallel if need be'
@@ -247,6 +259,8 @@ def _play_in_processes(
 
 def _child(share: _Share, number: int, counts: Any, errors: Any) -> None:
   """Runs in a new process."""
+  # Control-C reaches all processes of a terminal; the parent ends this one.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_die_with_parent, daemon=True).start()
   settle(share.cores, share.cache)
 
@@ -273,13 +287,9 @@ def _die_with_parent() -> None:
   os._exit(1)
 
 
-def main() -> None:
-  """Records one dataset and prints the report as JSON."""
-  keep_freed_memory()
-  config = tyro.cli(CollectConfig)
-  report = collect(config)
+def _show(config: CollectConfig, report: dict[str, Any]) -> None:
   print(json.dumps({'out': str(pathlib.Path(config.out)), **report}, indent=2))
 
 
 if __name__ == '__main__':
-  main()
+  main_of(CollectConfig, collect, _show, description=__doc__)

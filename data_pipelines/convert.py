@@ -26,6 +26,7 @@ from typing import Any
 import tqdm
 
 from data_pipelines import writer
+from data_pipelines.command import main_of as main_of_command
 from dreamer4_jax.config import require
 from dreamer4_jax.data import format as fmt
 from dreamer4_jax.memory import keep_freed_memory
@@ -328,16 +329,10 @@ def _report(
 def main_of(
   config_type: type, command: Callable[[Any], dict[str, Any]]
 ) -> None:
-  """Runs a converter from the command line; mistakes are one sentence."""
-  import tyro
-
-  config = None
-  # Here and not in `run`, which leaves its caller's process as it is.
-  keep_freed_memory()
-  try:
-    config = tyro.cli(config_type)
-    report = command(config)
-  except (ValueError, FileNotFoundError, FileExistsError) as error:
-    print(f'{pathlib.Path(sys.argv[0]).stem}: {error}', file=sys.stderr)
-    sys.exit(2)
-  print_report(config.out, report)
+  """Runs a converter from the command line; see `command.main_of`."""
+  main_of_command(
+    config_type,
+    command,
+    lambda config, report: print_report(config.out, report),
+    description=sys.modules[config_type.__module__].__doc__,
+  )

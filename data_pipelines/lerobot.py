@@ -21,13 +21,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipelines import convert, values, video, writer
+from data_pipelines.command import Deferred, need
 from dreamer4_jax.config import ActionComponent, require
 from dreamer4_jax.data import format as fmt
 
+pa: Any = Deferred('pyarrow', 'lerobot')
+pc: Any = Deferred('pyarrow.compute', 'lerobot')
+pq: Any = Deferred('pyarrow.parquet', 'lerobot')
 VERSIONS = ('v2.0', 'v2.1', 'v3.0')
 MOVED_REWARD = (
   'rewards of last actions put one frame earlier, since no frame follows them'
@@ -191,7 +193,7 @@ def read_table(place: Place) -> pa.Table:
   try:
     table = pq.read_table(place.data)
     if 'episode_index' in table.column_names:
-      own = pa.compute.equal(table['episode_index'], place.number)
+      own = pc.equal(table['episode_index'], place.number)
       table = table.filter(own)
     if 'frame_index' in table.column_names:
       table = table.sort_by('frame_index')
@@ -301,7 +303,9 @@ def convert_lerobot(
     FileExistsError: there is something at `config.out`.
     ValueError: its description is damaged, it lacks a feature, or nothing
       could be read.
+    ImportError: the extra is not installed.
   """
+  need('lerobot', 'pyarrow', 'av')
   info = read_info(config.dataset)
   image = _image_feature(config, info['features'])
   places = find_episodes(config.dataset, info, image)

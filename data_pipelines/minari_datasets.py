@@ -13,14 +13,15 @@ import functools
 import pathlib
 from typing import Any
 
-import gymnasium
-import minari
 import numpy as np
 
 from data_pipelines import convert, values, writer
+from data_pipelines.command import Deferred, need
 from dreamer4_jax.data import format as fmt
-from dreamer4_jax.envs.gymnasium_env import action_components
 
+gymnasium: Any = Deferred('gymnasium', 'minari')
+minari: Any = Deferred('minari', 'minari')
+gymnasium_env: Any = Deferred('dreamer4_jax.envs.gymnasium_env', 'minari')
 _INPUT_EPISODES = 64
 """Episodes that are converted together."""
 
@@ -162,9 +163,13 @@ def convert_minari(
     FileNotFoundError: there is no dataset.
     FileExistsError: there is something at `config.out`.
     ValueError: its actions are of another kind, or nothing could be read.
+    ImportError: the extra is not installed.
   """
+  need('minari', 'minari', 'gymnasium', 'h5py')
   dataset = open_dataset(config.dataset)
-  actions = action_components(dataset.action_space, config.dataset)
+  actions = gymnasium_env.action_components(
+    dataset.action_space, config.dataset
+  )
   numbers = [int(n) for n in dataset.episode_indices]
   if not numbers:
     raise ValueError(f'dataset = {config.dataset!r}: has no episode')

@@ -17,6 +17,9 @@ from dreamer4_jax.rollout import act, advance, init_actor, init_prompt
 from dreamer4_jax.training.phases import load_rooms
 from dreamer4_jax.types import Actions, Array, PyTree
 
+_DOORKEY, _CRAFTAX = 'navix:Navix-DoorKey', 'craftax:Craftax-Classic'
+"""How names of environments begin for which there is a script."""
+
 
 @struct.dataclass
 class Dials:
@@ -51,6 +54,18 @@ class Player:
   params: PyTree = None
 
 
+def check_player(kind: str, env: Environment, name: str, run: str) -> None:
+  """Raises what `make_player` would raise, before anything is played."""
+  if kind == 'checkpoint':
+    _check_space(env, load_rooms(run, 'imagination')[1], run)
+  scripts = (_DOORKEY, _CRAFTAX)
+  if kind == 'scripted' and not name.startswith(scripts):
+    raise ValueError(
+      f'CollectConfig.policy = {kind!r}: there is no scripted player for '
+      f'{name!r}; use random or checkpoint'
+    )
+
+
 def make_player(
   kind: str, env: Environment, name: str, *, repeat: float, run: str, batch: int
 ) -> Player:
@@ -73,7 +88,8 @@ def make_player(
     return _random(env, repeat, batch)
   if kind == 'checkpoint':
     return _trained(env, run, batch)
-  if name.startswith('navix:Navix-DoorKey'):
+  check_player(kind, env, name, run)
+  if name.startswith(_DOORKEY):
     from data_pipelines import doorkey_player as script
 
     return Player(
@@ -83,19 +99,14 @@ def make_player(
       act=_scripted(script.act, lambda s: s.timestep.state, repeat),
       restart=where_batch,
     )
-  if name.startswith('craftax:Craftax-Classic'):
-    from data_pipelines import craftax_player as script
+  from data_pipelines import craftax_player as script
 
-    return Player(
-      start=lambda _, dials: jax.vmap(script.start)(
-        dials.noise, dials.restless, dials.idle
-      ),
-      act=_scripted(script.act, lambda s: s.game, repeat),
-      restart=where_batch,
-    )
-  raise ValueError(
-    f'CollectConfig.policy = {kind!r}: there is no scripted player for '
-    f'{name!r}; use random or checkpoint'
+  return Player(
+    start=lambda _, dials: jax.vmap(script.start)(
+      dials.noise, dials.restless, dials.idle
+    ),
+    act=_scripted(script.act, lambda s: s.game, repeat),
+    restart=where_batch,
   )
 
 

@@ -23,13 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-import tyro
 
 from data_pipelines import writer
+from data_pipelines.command import main_of
 from dreamer4_jax.config import require
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.data.sources import Request, Stretch, open_builder
-from dreamer4_jax.memory import keep_freed_memory
 from dreamer4_jax.models import Params, World, tokenizer_caches
 from dreamer4_jax.nn import TimeCache, append, start_segment
 from dreamer4_jax.training.phases import load_rooms
@@ -75,7 +74,7 @@ def pretokenise(
     FileExistsError: there is something at `config.out`.
     ValueError: the dataset's frames do not fit the tokenizer, or are latents.
   """
-  out = writer.check_output(config.out, overwrite=config.overwrite)
+  out = writer.check_output(config.out, overwrite=config.overwrite, in_run=True)
   rooms, run = load_rooms(config.run, 'tokenizer')
   world = World.from_config(run)
   tokenizer = world.fingerprint(rooms)
@@ -243,12 +242,9 @@ def _between(
     at += lengths[episode]
 
 
-def main() -> None:
-  """Pre-tokenises one dataset and prints the frames of each split."""
-  config = tyro.cli(PretokeniseConfig)
-  keep_freed_memory()
-  print(json.dumps({'out': config.out, 'frames': pretokenise(config)}))
+def _show(config: PretokeniseConfig, frames: dict[str, int]) -> None:
+  print(json.dumps({'out': config.out, 'frames': frames}))
 
 
 if __name__ == '__main__':
-  main()
+  main_of(PretokeniseConfig, pretokenise, _show, description=__doc__)

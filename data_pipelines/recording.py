@@ -58,14 +58,15 @@ class _Open:
     )
     return bool(step.terminal[count - 1, place]) if ended.any() else None
 
-  def close(self, terminal: bool, noise: float) -> writer.Episode:
+  def close(self, terminal: bool, levels: tuple[float, ...]) -> writer.Episode:
     """Returns the whole episode; its last frame has no action."""
+    noise = {'noise': levels[self.level]} if levels else {}
     last = jax.tree.map(lambda x: np.zeros_like(x[:1]), self.steps[-1])
     steps = jax.tree.map(lambda *x: np.concatenate(x), *self.steps, last)
     return writer.Episode(
       steps={'observation': np.concatenate(self.frames), **steps},
       terminal=terminal,
-      attributes={'number': self.number, 'noise': noise},
+      attributes={'number': self.number, **noise},
     )
 
 
@@ -80,7 +81,8 @@ def record(
     key: of the split.
 
   Yields:
-    Episodes, in the order in which they end, with the attribute `number`.
+    Episodes, in the order in which they end, with the attribute `number`, and
+    `noise` where the player draws one.
   """
   waiting = iter(numbers)
   places: list[_Open | None] = [None] * stage.batch
@@ -96,13 +98,17 @@ def record(
     if not any(places):
       return
     if restarted.any():
-      # Places without an episode play on, and nobody watches.
+      # On accelerators, places without an episode play on unwatched.
       keys = stage.keys(key, [p.number if p else 0 for p in places])
       lane = (
         stage.begin(keys)
         if lane is None
         else stage.resume(lane, keys, jnp.asarray(restarted))
       )
+      if stage.env.spec.on_host:
+        # Here a place that nobody watches costs as much as one with an
+        # episode; what has ended is not played.
+        lane.state.timeout[[place is None for place in places]] = True
       levels, first = jax.device_get((stage.levels(keys), lane.step.frame))
       for i in np.flatnonzero(restarted):
         places[i].level = int(levels[i])
@@ -112,7 +118,7 @@ def record(
     for i, place in enumerate(places):
       terminal = place.add(played, i) if place else None
       if terminal is not None:
-        yield place.close(terminal, stage.config.noise[place.level])
+        yield place.close(terminal, stage.config.levels)
         places[i] = None
 
 
@@ -166,32 +172,44 @@ class Tally:
   def __init__(self, tasks: tuple[str, ...]):
     self._tasks = tasks
     self._lengths: list[int] = []
-    self._noise: list[float] = []
+    self._returns: list[float] = []
+    self._noise: list[float | None] = []
     self._achieved: list[np.ndarray] = []
 
   def add_index(self, index: writer.ShardIndex) -> None:
     """Counts the episodes of a shard."""
+    self._returns += index.returns
     for length, events, attributes in zip(
       index.lengths, index.events, index.attributes, strict=True
     ):
       achieved = np.zeros(len(self._tasks), bool)
       achieved[[task for _, task in events]] = True
       self._lengths.append(length)
-      self._noise.append(attributes['noise'])
+      self._noise.append(attributes.get('noise'))
       self._achieved.append(achieved)
 
   def report(self) -> dict[str, Any]:
-    """Returns means; the last task is the one called success."""
+    """Returns means; the last task is the one called success.
+
+    Success and events are left out where the environment has none, and rates
+    by noise where the player draws none.
+    """
+    found = {
+      'episodes': len(self._lengths),
+      'frames': int(sum(self._lengths)),
+      'mean_length': float(np.mean(self._lengths)),
+      'mean_return': float(np.mean(self._returns)),
+    }
+    if self._tasks == fmt.REWARD_ONLY:
+      return found
     achieved, noise = np.asarray(self._achieved), np.asarray(self._noise)
     rates = lambda rows: dict(
       zip(self._tasks, achieved[rows].mean(0).tolist(), strict=True)
     )
-    by_noise = {f'{p:g}': rates(noise == p) for p in sorted(set(self._noise))}
-    return {
-      'episodes': len(self._lengths),
-      'frames': int(sum(self._lengths)),
-      'mean_length': float(np.mean(self._lengths)),
-      'success_rate': float(achieved[:, -1].mean()),
-      'event_rate': rates(slice(None)),
-      'event_rate_by_noise': by_noise,
-    }
+    found['success_rate'] = float(achieved[:, -1].mean())
+    found['event_rate'] = rates(slice(None))
+    if None not in self._noise:
+      found['event_rate_by_noise'] = {
+        f'{p:g}': rates(noise == p) for p in sorted(set(self._noise))
+      }
+    return found

@@ -17,6 +17,9 @@ from dreamer4_jax.config import require
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.types import Actions, Array, EnvStep, PyTree
 
+DEFAULT_NOISE = (0.1, 0.3, 0.6, 1.0)
+DEFAULT_REPEAT = 0.25
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CollectConfig:
@@ -34,14 +37,17 @@ class CollectConfig:
   """Episodes of the split 'train'."""
   test_episodes: int = 200
   """Episodes of the split 'test'."""
-  noise: tuple[float, ...] = (0.1, 0.3, 0.6, 1.0)
-  """Shares of random actions of a scripted player; each episode draws one."""
-  repeat: float = 0.25
-  """Probability that a random action is repeated."""
+  noise: tuple[float, ...] | None = None
+  """Shares of random actions of a scripted player; each episode draws one.
+  None stands for 0.1, 0.3, 0.6 and 1.0. Other players take none."""
+  repeat: float | None = None
+  """Probability that a random action of a scripted or random player is
+  repeated; none stands for 0.25. A trained player takes none."""
   restless: float = 0.0
-  """Chance per step that a scripted player of Craftax begins to wander."""
+  """Chance per step that a scripted player of Craftax begins to wander; others
+  do not."""
   idle: float = 0.0
-  """Chance per step that it begins to stand around."""
+  """Chance per step that it begins to stand around; others do not."""
   max_steps: int = 60
   """Time limit of an episode, in steps."""
   tile: int = 8
@@ -71,7 +77,8 @@ class CollectConfig:
       value = getattr(self, name)
       require(value >= 0, f'CollectConfig.{name}', value, 'must be at least 0')
     require(
-      len(self.noise) > 0 and all(0 <= p <= 1 for p in self.noise),
+      self.noise is None
+      or (len(self.noise) > 0 and all(0 <= p <= 1 for p in self.noise)),
       'CollectConfig.noise',
       self.noise,
       'needs at least one share, each in [0, 1]',
@@ -82,7 +89,7 @@ class CollectConfig:
         0 <= value <= 1, f'CollectConfig.{name}', value, 'must lie in [0, 1]'
       )
     require(
-      0 <= self.repeat < 1,
+      self.repeat is None or 0 <= self.repeat < 1,
       'CollectConfig.repeat',
       self.repeat,
       'must lie in [0, 1)',
@@ -93,6 +100,36 @@ class CollectConfig:
       self.run,
       'must name the run directory of the agent',
     )
+    craftax = self.policy == 'scripted' and self.env.startswith('craftax:')
+    for name, given, used in (
+      ('run', bool(self.run), self.policy == 'checkpoint'),
+      ('noise', self.noise is not None, self.policy == 'scripted'),
+      ('repeat', self.repeat is not None, self.policy != 'checkpoint'),
+      ('restless', self.restless > 0, craftax),
+      ('idle', self.idle > 0, craftax),
+    ):
+      require(
+        used or not given,
+        f'CollectConfig.{name}',
+        getattr(self, name),
+        f'the {self.policy} player of {self.env} has no use for it; leave it '
+        'out',
+      )
+
+  @property
+  def levels(self) -> tuple[float, ...]:
+    """Shares of random actions, of which an episode draws one.
+
+    Empty for players that draw none.
+    """
+    if self.policy != 'scripted':
+      return ()
+    return DEFAULT_NOISE if self.noise is None else self.noise
+
+  @property
+  def repeats(self) -> float:
+    """Probability that a random action is repeated."""
+    return DEFAULT_REPEAT if self.repeat is None else self.repeat
 
 
 @struct.dataclass
@@ -133,7 +170,7 @@ class Stage:
       config.policy,
       env,
       config.env,
-      repeat=config.repeat,
+      repeat=config.repeats,
       run=config.run,
       batch=batch,
     )
@@ -155,11 +192,15 @@ class Stage:
 
   @functools.cached_property
   def levels(self) -> Callable[[Array], Array]:
-    """Maps the keys of episodes to their noise levels, `[B]` int32."""
+    """Maps the keys of episodes to their noise levels, `[B]` int32.
+
+    These are places in `CollectConfig.levels`, 0 where that is empty.
+    """
+    count = max(1, len(self.config.levels))
 
     def one(key: Array) -> Array:
       own = jax.random.split(key, 3)[0]
-      return jax.random.randint(own, (), 0, len(self.config.noise))
+      return jax.random.randint(own, (), 0, count)
 
     return jax.jit(jax.vmap(one))
 
@@ -167,7 +208,8 @@ class Stage:
     state, step = self.env.reset(
       jax.vmap(lambda key: jax.random.split(key, 3)[1])(keys)
     )
-    noise = jnp.asarray(self.config.noise, jnp.float32)[self.levels(keys)]
+    levels = jnp.asarray(self.config.levels or (0.0,), jnp.float32)
+    noise = levels[self.levels(keys)]
     dials = players.Dials(
       noise=noise,
       restless=jnp.full_like(noise, self.config.restless),

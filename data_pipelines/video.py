@@ -19,13 +19,14 @@ import os
 import pathlib
 from typing import Any, Literal
 
-import av
 import numpy as np
 
 from data_pipelines import convert, writer
+from data_pipelines.command import Deferred, need
 from dreamer4_jax.config import require
 from dreamer4_jax.data import format as fmt
 
+av: Any = Deferred('av', 'video')
 BLOCK = 64
 """Frames that are held in memory."""
 
@@ -268,7 +269,9 @@ def convert_videos(
     FileNotFoundError: there is no file.
     FileExistsError: there is something at `config.out`.
     ValueError: no file could be read.
+    ImportError: the extra is not installed.
   """
+  need('video', 'av')
   files = find_files(config.inputs, config.extensions)
   how = Frames(
     size=config.size,

@@ -19,10 +19,10 @@ import pathlib
 import re
 from typing import Any
 
-import av
 import numpy as np
 
 from data_pipelines import convert, video, vpt_actions, writer
+from data_pipelines.command import need
 from dreamer4_jax.config import require
 from dreamer4_jax.data import format as fmt
 
@@ -238,7 +238,7 @@ def _with_pointer(
     if not np.isnan(x):
       draw_pointer(frame, float(x), float(y))
     if frame.shape[:2] != size:
-      picture = av.VideoFrame.from_ndarray(frame, format='rgb24')
+      picture = video.av.VideoFrame.from_ndarray(frame, format='rgb24')
       picture = picture.reformat(
         width=size[1], height=size[0], interpolation='AREA'
       )
@@ -262,7 +262,9 @@ def convert_vpt(config: VptConfig, *, progress: bool = True) -> dict[str, Any]:
     FileNotFoundError: an index or the root does not exist.
     FileExistsError: there is something at `config.out`.
     ValueError: an index is damaged, or no recording could be read.
+    ImportError: the extra is not installed.
   """
+  need('video', 'av')
   return convert.run(
     config,
     fmt.Description(

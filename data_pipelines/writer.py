@@ -45,17 +45,22 @@ __all__ = [
 
 DATASET_NAME = 'episodes'
 _INFO = 'dataset_info.json'
+_CONFIG, _OF_A_RUN = 'config.json', {'tokenizer', 'dynamics', 'phases'}
+"""The file in which a run keeps its config, and fields by which it is known."""
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 SHARD_BYTES = 1 << 30
 """A shard is ended once it holds more bytes of observations."""
 
 
-def check_output(out: str | pathlib.Path, *, overwrite: bool) -> pathlib.Path:
+def check_output(
+  out: str | pathlib.Path, *, overwrite: bool, in_run: bool = False
+) -> pathlib.Path:
   """Checks, before any work, that a dataset may be written to `out`.
 
   Args:
     out: directory of the dataset to be.
     overwrite: whether a finished dataset there may be replaced.
+    in_run: whether it may lie in the directory of a run, as latents do.
 
   Returns:
     `out` as an absolute path.
@@ -63,8 +68,21 @@ def check_output(out: str | pathlib.Path, *, overwrite: bool) -> pathlib.Path:
   Raises:
     FileExistsError: there is a dataset and `overwrite` is false, or there is
       something that is not a dataset, which is never replaced.
+    ValueError: a run would be in the way.
   """
   out = pathlib.Path(out).expanduser().absolute()
+  inside = [] if in_run else [p for p in out.parents if _is_run(p)]
+  if inside:
+    raise ValueError(
+      f'{out}: lies in the directory of a run, {inside[0]}; choose a directory '
+      'of its own for the dataset'
+    )
+  below = [p.parent for p in sorted(out.rglob(_CONFIG)) if _is_run(p.parent)]
+  if below:
+    raise ValueError(
+      f'{out}: holds a run, {below[0]}, and is never replaced; choose another '
+      'directory'
+    )
   if (out / _INFO).exists():
     if not overwrite:
       raise FileExistsError(
@@ -76,6 +94,15 @@ def check_output(out: str | pathlib.Path, *, overwrite: bool) -> pathlib.Path:
       f'{out}: exists and is not a dataset; choose another directory'
     )
   return out
+
+
+def _is_run(directory: pathlib.Path) -> bool:
+  """Whether a training has left its config there."""
+  try:
+    config = json.loads((directory / _CONFIG).read_bytes())
+  except (OSError, ValueError):
+    return False
+  return isinstance(config, dict) and _OF_A_RUN <= set(config)
 
 
 def work_directory(out: pathlib.Path, key: Any) -> pathlib.Path:
@@ -118,7 +145,10 @@ def publish(
   Raises:
     EpisodeError: a split has no episode at all.
   """
-  new = pathlib.Path(tempfile.mkdtemp(prefix='publish-', dir=work))
+  # Not a temporary directory, which would be closed to everybody else.
+  new = work / 'new'
+  shutil.rmtree(new, ignore_errors=True)
+  new.mkdir()
   metadata, infos = description.to_metadata(), []
   for split, paths in shards.items():
     indices = [(path, read_index(path)) for path in paths]
@@ -160,7 +190,6 @@ def publish(
     old = work / 'replaced'
     shutil.rmtree(old, ignore_errors=True)
     out.rename(old)
-  new.chmod(0o755)
   new.rename(out)
   shutil.rmtree(work)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 import os
 import pathlib
+import stat
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,8 @@ def save(
   new = [out / f'{name}.tmp' for name in (WEIGHTS, CONFIG)]
   save_file(flat, new[0], metadata={'format': 'dreamer4_jax'})
   new[1].write_text(config.to_json())
+  # safetensors may write a private file; weights are for others as well.
+  new[0].chmod(stat.S_IMODE(new[1].stat().st_mode))
   for part, name in zip(new, (WEIGHTS, CONFIG), strict=True):
     os.replace(part, out / name)
   return path

@@ -1,6 +1,8 @@
 """Weights to safetensors and back."""
 
 import json
+import os
+import stat
 import struct
 
 import jax
@@ -54,6 +56,17 @@ def test_the_config_of_a_run_is_not_replaced(rooms, tmp_path):
   with pytest.raises(FileExistsError, match=r'config\.json: exists'):
     exported.save(tmp_path, rooms, CONFIG)
   assert (tmp_path / 'config.json').read_text() == 'mine'
+
+
+@pytest.mark.parametrize(('umask', 'mode'), [(0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_is_up_to_the_umask(rooms, tmp_path, umask, mode):
+  before = os.umask(umask)
+  try:
+    path = exported.save(tmp_path, rooms, CONFIG)
+  finally:
+    os.umask(before)
+  for file in (path, tmp_path / exported.CONFIG):
+    assert stat.S_IMODE(file.stat().st_mode) == mode, file
 
 
 def test_nothing_is_replaced_unasked(rooms, tmp_path):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 import contextlib
+import io
 
-from dreamer4_jax.config import EnvConfig
+from dreamer4_jax.config import EnvConfig, require
 from dreamer4_jax.envs.protocol import Environment, EnvSpec
 
 __all__ = ['EnvSpec', 'Environment', 'make_env']
@@ -26,22 +27,36 @@ def _extra(extra: str, config: EnvConfig, *packages: str) -> Iterator[None]:
     ) from error
 
 
+def _draws_itself(adapter: str, config: EnvConfig) -> None:
+  require(
+    config.image_size is None,
+    'EnvConfig.image_size',
+    config.image_size,
+    f'{adapter} draws frames of a size of its own; leave it out',
+  )
+
+
 def _navix(level: str, config: EnvConfig) -> Environment:
+  _draws_itself('navix', config)
   with _extra('navix', config, 'navix'):
     from dreamer4_jax.envs import navix_env
   return navix_env.NavixDoorKey(level, config)
 
 
 def _craftax(level: str, config: EnvConfig) -> Environment:
-  with _extra('craftax', config, 'craftax'):
-    from dreamer4_jax.envs import craftax_env
-  return craftax_env.Craftax(level, config)
+  _draws_itself('craftax', config)
+  # It prints what it does about its textures, in between what programs print.
+  with contextlib.redirect_stdout(io.StringIO()):
+    with _extra('craftax', config, 'craftax'):
+      from dreamer4_jax.envs import craftax_env
+    return craftax_env.Craftax(level, config)
 
 
 def _gymnasium(level: str, config: EnvConfig) -> Environment:
-  with _extra('gymnasium', config, 'gymnasium'):
+  with _extra('gymnasium', config, 'gymnasium', 'ale_py'):
     from dreamer4_jax.envs import gymnasium_env
-  return gymnasium_env.make(level, config)
+
+    return gymnasium_env.make(level, config)
 
 
 def _dm_control(level: str, config: EnvConfig) -> Environment:

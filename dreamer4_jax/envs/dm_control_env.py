@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from dm_control import suite
 import numpy as np
 
@@ -15,6 +17,8 @@ DEFAULT_SIZE = (64, 64)
 
 class ControlSimulator:
   """One task of the suite."""
+
+  labels: Mapping[str, Sequence[str]] = {}
 
   def __init__(self, level: str, size: tuple[int, int]):
     """Loads it.

@@ -5,6 +5,7 @@ The frame is the observation where that is an image, else what `render` draws.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import gymnasium
@@ -15,6 +16,17 @@ from dreamer4_jax.envs.host import HostEnv, Outcome, to_bounds
 
 ACTION = 'action'
 """Name of the action component; those of several are numbered."""
+_ATARI = 'ALE/'
+
+# Here and not where an environment is made, so that every use of Gymnasium in
+# this module knows Atari, whichever comes first.
+_HAS_ATARI = importlib.util.find_spec('ale_py') is not None
+if _HAS_ATARI:
+  import ale_py
+
+  gymnasium.register_envs(ale_py)
+  # Else each game that is made greets on standard error.
+  ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
 
 class GymnasiumSimulator:
@@ -24,22 +36,25 @@ class GymnasiumSimulator:
     """Makes it.
 
     Raises:
-      ValueError: it is unknown, has no pixels, or another kind of actions than
-        `Discrete`, `MultiDiscrete`, `MultiBinary` or a bounded `Box`.
+      ValueError: it has another kind of actions than `Discrete`,
+        `MultiDiscrete`, `MultiBinary` or a bounded `Box`.
+      gymnasium.error.Error: it is unknown or lacks a package.
     """
-    _register_atari()
-    try:
-      self._env = gymnasium.make(level, render_mode='rgb_array')
-    except gymnasium.error.Error as error:
-      raise ValueError(
-        f"EnvConfig.name = 'gymnasium:{level}': {error}"
-      ) from error
+    self._env = gymnasium.make(level, render_mode='rgb_array')
     space = self._env.observation_space
     shape = getattr(space, 'shape', None) or ()
     self._sees_pixels = (
       len(shape) == 3 and shape[-1] in (1, 3) and space.dtype == np.uint8
     )
     self.actions = action_components(self._env.action_space, level)
+
+  @property
+  def labels(self) -> dict[str, list[str]]:
+    """Names of Atari's actions; nothing for other environments."""
+    meanings = getattr(self._env.unwrapped, 'get_action_meanings', None)
+    if meanings is None or [c.kind for c in self.actions] != ['categorical']:
+      return {}
+    return {ACTION: [str(name).lower() for name in meanings()]}
 
   def reset(self, seed: int) -> np.ndarray:
     """Starts an episode; returns the first frame."""
@@ -64,10 +79,26 @@ class GymnasiumSimulator:
 
 
 def make(level: str, config: EnvConfig) -> HostEnv:
-  """Makes the adapter for a level such as 'ALE/Pong-v5' or 'CarRacing-v3'."""
-  return HostEnv(
-    lambda: GymnasiumSimulator(level), config, labels=_labels(level)
-  )
+  """Makes the adapter for a level such as 'ALE/Pong-v5' or 'CarRacing-v3'.
+
+  Raises:
+    ValueError: the level is unknown, has no pixels, or another kind of actions
+      than `GymnasiumSimulator` takes.
+    ModuleNotFoundError: it is an Atari game, and ale-py is not installed.
+    ImportError: the level needs another package.
+  """
+  if level.startswith(_ATARI) and not _HAS_ATARI:
+    raise ModuleNotFoundError('no ale_py', name='ale_py')
+  try:
+    return HostEnv(lambda: GymnasiumSimulator(level), config)
+  except gymnasium.error.DependencyNotInstalled as error:
+    raise ImportError(_refusal(level, error)) from error
+  except gymnasium.error.Error as error:
+    raise ValueError(_refusal(level, error)) from error
+
+
+def _refusal(level: str, error: Exception) -> str:
+  return f"EnvConfig.name = 'gymnasium:{level}': {error}"
 
 
 def action_components(
@@ -107,21 +138,3 @@ def to_gymnasium(space: gymnasium.Space, action: dict[str, np.ndarray]) -> Any:
   if isinstance(space, spaces.Box):
     value = to_bounds(value, space.low, space.high)
   return value.astype(space.dtype)
-
-
-def _register_atari() -> None:
-  try:
-    import ale_py
-  except ModuleNotFoundError:
-    return
-  gymnasium.register_envs(ale_py)
-
-
-def _labels(level: str) -> dict[str, list[str]]:
-  """Names of Atari's actions."""
-  if not level.startswith('ALE/'):
-    return {}
-  env = gymnasium.make(level)
-  names = [str(name).lower() for name in env.unwrapped.get_action_meanings()]
-  env.close()
-  return {ACTION: names}

@@ -6,7 +6,7 @@ and their `step` cannot be jitted: `EnvSpec.on_host` says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Protocol
 
@@ -28,6 +28,10 @@ class Simulator(Protocol):
   @property
   def actions(self) -> tuple[ActionComponent, ...]:
     """The action space."""
+
+  @property
+  def labels(self) -> Mapping[str, Sequence[str]]:
+    """Names of the classes or bits of action components, if there are any."""
 
   def reset(self, seed: int) -> np.ndarray:
     """Starts an episode; returns the first frame `[H, W, 3]` uint8."""
@@ -70,18 +74,12 @@ class HostState:
 class HostEnv:
   """A batch of simulators behind the protocol of `Environment`."""
 
-  def __init__(
-    self,
-    make: Callable[[], Simulator],
-    config: EnvConfig,
-    labels: dict[str, Sequence[str]] | None = None,
-  ):
+  def __init__(self, make: Callable[[], Simulator], config: EnvConfig):
     """Makes one simulator to look at, and more as episodes are wanted.
 
     Args:
       make: makes a simulator.
       config: size of frames and time limit.
-      labels: names of the classes or bits of action components.
     """
     require(
       config.max_steps >= 1,
@@ -100,7 +98,7 @@ class HostEnv:
       actions=probe.actions,
       tasks=TASKS,
       max_steps=config.max_steps,
-      labels=labels or {},
+      labels=probe.labels,
       on_host=True,
     )
     self._idle = [probe]

@@ -45,7 +45,7 @@ def by_hand(config, split, number):
   state, step = jax.jit(env.reset)(reset_key[None])
   one = jax.tree.map(lambda x: x[0], state.timestep.state)
   player = doorkey_player.start(one, jnp.float32(config.noise[level]))
-  act = jax.jit(functools.partial(doorkey_player.act, repeat=config.repeat))
+  act = jax.jit(functools.partial(doorkey_player.act, repeat=config.repeats))
   turn, history, actions = jax.jit(env.step), [step], []
   while not (step.terminal[0] or step.timeout[0]):
     one = jax.tree.map(lambda x: x[0], state.timestep.state)
@@ -153,6 +153,14 @@ def test_random_play_uses_every_action(tmp_path):
     ({'policy': 'checkpoint'}, "CollectConfig.run = ''"),
     ({'workers': -1}, 'CollectConfig.workers = -1'),
     ({'idle': 2.0}, 'CollectConfig.idle = 2.0'),
+    ({'policy': 'random'}, 'CollectConfig.noise = .*the random player of navi'),
+    ({'policy': 'random', 'noise': None, 'run': 'x'}, "run = 'x': the random"),
+    ({'idle': 0.1}, 'idle = 0.1: the scripted player of navix:.* leave it out'),
+    ({'restless': 0.1}, 'restless = 0.1: the scripted player of navix'),
+    (
+      {'policy': 'checkpoint', 'run': 'x', 'noise': None, 'repeat': 0.5},
+      'repeat = 0.5: the checkpoint player',
+    ),
   ],
 )
 def test_wrong_ways_to_play_are_named(config, changes, message):
@@ -193,6 +201,7 @@ def test_the_report_counts(path, report):
   assert report['train']['success_rate'] == pytest.approx(goals / 24)
   assert report['train']['event_rate']['goal'] == pytest.approx(goals / 24)
   assert report['train']['event_rate_by_noise']['0']['goal'] == 1.0
+  assert report['train']['mean_return'] == pytest.approx(goals / 24)
 
 
 def test_splits_differ(path):

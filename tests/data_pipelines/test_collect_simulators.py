@@ -1,5 +1,8 @@
 """Recordings of simulators that run on the host."""
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -60,6 +63,36 @@ def test_actions_lead_to_frames_in_batches(record_counter):
     terminal=count - 1 == first // 10 + 2,
   )
   batches.check(path, [truth], batches=5)
+
+
+def test_only_places_with_an_episode_are_played(record_counter, monkeypatch):
+  steps, original = [], Counter.step
+  monkeypatch.setattr(
+    Counter, 'step', lambda self, a: steps.append(1) or original(self, a)
+  )
+  path = record_counter(
+    policy='random', episodes=5, test_episodes=1, parallel=4
+  )
+  lengths = [
+    length
+    for split in ('train', 'test')
+    for length in EpisodeSource(path, split).index.lengths - 1
+  ]
+  assert len(steps) == sum(lengths)
+
+
+def test_only_who_draws_noise_has_it(record_counter):
+  path = record_counter(policy='random', episodes=2, test_episodes=1)
+  source = EpisodeSource(path, 'train')
+  assert source.index.attributes == ({'number': 0}, {'number': 1})
+  report = json.loads((pathlib.Path(path) / 'collection.json').read_text())
+  # There are no events, so nothing is said about them; and no noise.
+  assert set(report['train']) == {
+    'episodes', 'frames', 'mean_length', 'mean_return',
+  }  # fmt: skip
+  earned = [source[i]['reward'].sum() for i in range(2)]
+  assert report['train']['mean_return'] == np.mean(earned)
+  assert source.description.source['noise'] == []
 
 
 def test_an_environment_without_a_script_is_named(record_counter):

@@ -62,9 +62,10 @@ def wait_for(condition, seconds=300):
 
 def test_an_error_arrives_as_it_was(tmp_path):
   config = settings(tmp_path / 'd', policy='checkpoint', run='no/such/run')
+  numbers = {'train': range(2), 'test': range(2)}
+  shares = collect._deal(config, numbers, tmp_path)
   with pytest.raises(FileNotFoundError, match='no/such/run') as caught:
-    collect.collect(config, progress=False)
-  # It is a child's: the parent makes no player.
+    collect._play_in_processes(shares, lambda count: None)
   (note,) = caught.value.__notes__
   assert 'in _child' in note and 'in load_rooms' in note
   assert not multiprocessing.active_children()

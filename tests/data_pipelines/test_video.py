@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from data_pipelines import convert
+from data_pipelines import command, convert
 from data_pipelines import video as lib
 from dreamer4_jax.data import Description, EpisodeSource
 
@@ -260,7 +260,8 @@ def test_the_allocator_is_changed_in_commands_and_new_processes_only(
   folder, tmp_path, monkeypatch
 ):
   (folder / 'a.mkv').unlink()
-  monkeypatch.setattr(convert, 'keep_freed_memory', change)
+  for module in (convert, command):
+    monkeypatch.setattr(module, 'keep_freed_memory', change)
   monkeypatch.setattr(f'{__name__}.CHANGED', [])
   for workers, expected in ((1, 0), (2, 1)):
     out = tmp_path / str(workers)

@@ -18,6 +18,7 @@ class Counter:
   """Shows its seed and its step; ends at step `seed % 4 + 2`."""
 
   actions = (ActionComponent(name='action', kind='categorical', size=3),)
+  labels = types.MappingProxyType({'action': ('a', 'b', 'c')})
 
   def reset(self, seed):
     self.seed, self.t = seed % 4, 0

@@ -1,0 +1,90 @@
+"""What all commands share: options, one sentence for a mistake, extras."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import importlib
+import importlib.util
+import pathlib
+import sys
+from typing import Any
+
+from dreamer4_jax.memory import keep_freed_memory
+
+MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
+"""Exit codes, as those of `dreamer4`."""
+
+
+class FailedError(RuntimeError):
+  """The work failed through no mistake of the user; the message says all."""
+
+
+def main_of(
+  config_type: type,
+  command: Callable[[Any], Any],
+  show: Callable[[Any, Any], None],
+  *,
+  description: str | None,
+) -> None:
+  """Runs a command; mistakes are one sentence on standard error.
+
+  Args:
+    config_type: dataclass of the options.
+    command: takes it, does the work, returns a report.
+    show: `(options, report)`, prints the report.
+    description: of the command, for `--help`.
+  """
+  import tyro
+
+  module = pathlib.Path(sys.argv[0]).stem
+  # Here and not in `command`, which leaves its caller's process as it is.
+  keep_freed_memory()
+  try:
+    config = tyro.cli(
+      config_type,
+      prog=f'python -m data_pipelines.{module}',
+      description=description or '',
+    )
+    show(config, command(config))
+  except (ValueError, OSError, FailedError) as error:
+    print(f'{module}: {error}', file=sys.stderr)
+    sys.exit(FAILURE if isinstance(error, FailedError) else MISTAKE)
+  except ImportError as error:
+    # Those that are meant for users name no module; others are faults.
+    if error.name:
+      raise
+    print(f'{module}: {error}', file=sys.stderr)
+    sys.exit(MISTAKE)
+  except KeyboardInterrupt:
+    print(
+      f'\n{module}: interrupted; the same command goes on where it was',
+      file=sys.stderr,
+    )
+    sys.exit(INTERRUPTED)
+
+
+def need(extra: str, *packages: str) -> None:
+  """Raises `ImportError` with the extra if one of its packages is missing."""
+  for name in packages:
+    if importlib.util.find_spec(name) is None:
+      raise ImportError(
+        f'the package {name} is needed and not installed: run '
+        f"`pip install 'dreamer4_jax[{extra}]'`"
+      )
+
+
+class Deferred:
+  """A module of an extra, imported when something of it is used.
+
+  So what a command takes can be asked for without its extra.
+  """
+
+  def __init__(self, name: str, extra: str):
+    """Takes the module's dotted name, and the extra that has it."""
+    self._name, self._extra = name, extra
+
+  def __getattr__(self, attribute: str) -> Any:
+    if attribute.startswith('__'):
+      raise AttributeError(attribute)
+    need(self._extra, self._name.partition('.')[0])
+    return getattr(importlib.import_module(self._name), attribute)
