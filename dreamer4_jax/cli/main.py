@@ -130,10 +130,17 @@ def _start(args: argparse.Namespace) -> tuple[Config, pathlib.Path] | None:
     return None
   join(several)
   run_dir = args.run_dir or pathlib.Path('runs') / _stem(args.experiment)
-  _prepare(run_dir, config)
-  _log_to_stderr()
+  _prepare(run_dir, config, _phases(args))
   enable_compilation_cache()
   return config, run_dir
+
+
+def _phases(args: argparse.Namespace) -> tuple[str, ...] | None:
+  """Returns the phases that `train` was asked for; None of `quickstart`."""
+  if 'phase' not in args:
+    return None
+  chosen = {*args.phase}
+  return tuple(p for p in PHASES if chosen & {p, 'all'})
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -144,9 +151,7 @@ def _train(args: argparse.Namespace) -> int:
   from dreamer4_jax.cli.loaders import training_loader
   from dreamer4_jax.training.phases import train
 
-  chosen = {*args.phase}
-  phases = tuple(p for p in PHASES if chosen & {p, 'all'})
-  train(config, run_dir, phases, loaders=training_loader)
+  train(config, run_dir, _phases(args), loaders=training_loader)
   return 0
 
 
@@ -158,13 +163,8 @@ def _quickstart(args: argparse.Namespace) -> int:
   from dreamer4_jax.cli.quickstart import quickstart
 
   defined = runpy.run_path(args.experiment)
-  if 'record' not in defined or 'pretokenise' not in defined:
-    raise ValueError(
-      f'{args.experiment}: must define functions `record(path)`, which '
-      'records its dataset, and `pretokenise(run, dataset, out)`; use '
-      '`dreamer4 train` with a dataset that exists'
-    )
-  quickstart(config, run_dir, defined['record'], defined['pretokenise'])
+  parts = (defined.get('record'), defined.get('pretokenise'))
+  quickstart(config, run_dir, *parts)
   print((run_dir / 'report.md').read_text())
   return 0
 
@@ -173,17 +173,28 @@ def _stem(path: str) -> str:
   return pathlib.Path(path).stem
 
 
-def _prepare(run_dir: pathlib.Path, config: Config) -> None:
-  """Checks the config against the run's checkpoints, then saves it."""
+def _prepare(
+  run_dir: pathlib.Path, config: Config, phases: tuple[str, ...] | None
+) -> None:
+  """Checks the config against the run and its data, then saves it.
+
+  Args:
+    run_dir: run directory.
+    config: the run.
+    phases: those that `train` will train; None for `quickstart`, which checks
+      and saves itself.
+  """
+  _log_to_stderr()
   from dreamer4_jax.checkpoint import check_run  # Slow, and not for --help.
 
   check_run(run_dir, config)
-  if not _is_first():
+  if phases is None:
     return
-  run_dir.mkdir(parents=True, exist_ok=True)
-  new = run_dir / 'config.json.tmp'
-  new.write_text(config.to_json())
-  os.replace(new, run_dir / 'config.json')
+  from dreamer4_jax.cli import checks
+
+  checks.check_training(config, run_dir, phases)
+  if _is_first():
+    configs.save(config, run_dir)
 
 
 def enable_compilation_cache() -> None:
@@ -209,13 +220,9 @@ def _is_first() -> bool:
 
 def _log_to_stderr() -> None:
   """Shows the log of the first process, and warnings of the others."""
-  logger = logging.getLogger('dreamer4_jax')
-  first = _is_first()
-  logger.setLevel(logging.INFO if first else logging.WARNING)
-  if not logger.handlers:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter('%(message)s'))
-    logger.addHandler(handler)
+  from dreamer4_jax.cli import logs  # Not for --help.
+
+  logs.show(logging.INFO if _is_first() else logging.WARNING)
 
 
 if __name__ == '__main__':

@@ -46,6 +46,9 @@ def calls(monkeypatch):
     lambda *args, **unused: found.append(args),
   )
   monkeypatch.setattr(
+    'dreamer4_jax.cli.checks.check_training', lambda *unused_args: None
+  )
+  monkeypatch.setattr(
     'dreamer4_jax.cli.main.enable_compilation_cache', lambda: None
   )
   return found
