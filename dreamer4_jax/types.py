@@ -42,7 +42,8 @@ class Batch:
     cont: `[B, T]` float32, 0 iff frame t is terminal (a time-out is not).
     task: `[B, T]` int32 task id that the agent token is given at frame t.
     segment_ids: `[B, T]` int32; frames see only their own segment.
-    relevant: `[B]` bool, the clip was chosen because a task is achieved in it.
+    relevant: `[B]` bool, the clip was chosen because a task is achieved in it
+      or, where no task ever is, because its actions are known.
   """
 
   frames: Array

@@ -95,7 +95,14 @@ def test_results_have_what_the_report_needs(run):
   for agent in saved['agents'].values():
     assert agent['episodes'] == 8 and 0 <= agent['success'] <= 1
     assert 1 <= agent['mean_length'] <= 12
-  assert set(saved['rl_vs_bc']) == {'difference', 'ci95', 'p_value'}
+  assert set(saved['rl_vs_bc']) == {
+    'measure',
+    'test',
+    'difference',
+    'ci95',
+    'p_value',
+  }
+  assert 'navix' in saved['versions'] and 'gymnasium' not in saved['versions']
   parts = ('data', 'tokenizer', 'dynamics', 'finetune', 'imagination')
   seconds = saved['seconds']
   total = sum(seconds[part] for part in (*parts, 'evaluation'))
@@ -121,6 +128,13 @@ def test_a_finished_run_trains_and_records_nothing_again(run, monkeypatch):
   assert (path / 'run/tokenizer/metrics.jsonl').read_text() == before
   assert again['tokenizer'] == results['tokenizer']
   assert again['agents'] == results['agents']
+  # The evaluation takes what the last one took, the rest what it took.
+  before, after = results['seconds'], again['seconds']
+  for part in ('data', 'tokenizer', 'dynamics', 'finetune', 'imagination'):
+    assert after[part] == before[part]
+  assert after['total'] == pytest.approx(
+    sum(after[part] for part in after if part != 'total')
+  )
 
 
 def test_later_phases_read_latents(run):

@@ -10,6 +10,7 @@ from dreamer4_jax.checkpoint.best import Best
 from dreamer4_jax.checkpoint.items import DamagedCheckpointError
 from dreamer4_jax.checkpoint.loading import (
   check_run,
+  latest_step,
   load_arrays,
   load_state_dict,
 )
@@ -21,6 +22,7 @@ __all__ = [
   'DamagedCheckpointError',
   'Restored',
   'check_run',
+  'latest_step',
   'load_arrays',
   'load_state_dict',
 ]

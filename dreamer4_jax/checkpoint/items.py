@@ -56,7 +56,14 @@ def open_manager(directory: pathlib.Path, **options: Any) -> Manager:
 
 def open_for_reading(directory: pathlib.Path) -> Manager:
   """Returns a manager that changes nothing on disk."""
-  return open_manager(directory, read_only=True, lightweight_initialize=True)
+  # All that it would set to these itself, with a warning each.
+  return open_manager(
+    directory,
+    read_only=True,
+    lightweight_initialize=True,
+    create=False,
+    save_interval_steps=0,
+  )
 
 
 def read(manager: Manager, path: pathlib.Path, **items: Any) -> Any:

@@ -111,6 +111,15 @@ def load_state_dict(
   return load_arrays(phase_dir, only=only, best=best)
 
 
+def latest_step(run_dir: str | pathlib.Path, phase: str) -> int:
+  """Returns the step of a phase's latest checkpoint, 0 if there is none."""
+  directory = pathlib.Path(run_dir).absolute() / phase / items.SUBDIR
+  if not directory.is_dir():
+    return 0
+  with items.open_for_reading(directory) as manager:
+    return manager.latest_step() or 0
+
+
 def check_run(run_dir: str | pathlib.Path, config: Config) -> None:
   """Checks a config against all checkpoints under a run directory.
 

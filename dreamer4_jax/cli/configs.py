@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import os
 import pathlib
 import runpy
 import types
@@ -21,6 +22,8 @@ import docstring_parser
 import msgspec
 
 from dreamer4_jax.config import Config
+
+FILE = 'config.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,33 @@ def load_experiment(path: str | pathlib.Path) -> Config:
       f'dreamer4_jax.config.Config, found {type(config).__name__}'
     )
   return config
+
+
+def save(config: Config, run_dir: pathlib.Path) -> None:
+  """Writes `config.json` of a run, whole or not at all."""
+  run_dir.mkdir(parents=True, exist_ok=True)
+  new = run_dir / 'config.json.tmp'
+  new.write_text(config.to_json())
+  os.replace(new, run_dir / FILE)
+
+
+def load_run(run_dir: pathlib.Path) -> Config:
+  """Reads `config.json` of a run.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is no config.
+  """
+  path = run_dir / FILE
+  if not path.is_file():
+    raise FileNotFoundError(
+      f'{path}: no such file; name a directory that `dreamer4 train` or '
+      '`dreamer4 quickstart` has written'
+    )
+  try:
+    return Config.from_json(path.read_text())
+  except (ValueError, msgspec.MsgspecError) as error:
+    raise ValueError(f'{path}: {error}') from error
 
 
 def fields(config: Config) -> list[Field]:
@@ -138,10 +168,9 @@ def _walk(name: str, kind: Any, value: Any, meaning: str) -> Iterator[Field]:
 
 def _required(kind: Any) -> Any:
   """Returns the group of an optional group, and other types as they are."""
-  members = [a for a in typing.get_args(kind) if a is not types.NoneType]
+  members = [m for m in _members(kind) if m is not types.NoneType]
   if len(members) == 1 and dataclasses.is_dataclass(members[0]):
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-      return members[0]
+    return members[0]
   return kind
 
 
@@ -157,14 +186,15 @@ def _meanings(kind: type) -> dict[str, str]:
 
 def _parse(name: str, text: str, kind: Any) -> Any:
   value: Any = text
+  members = _members(kind)
   try:
-    if typing.get_origin(kind) is tuple:
+    if types.NoneType in members and text.strip().lower() == 'none':
+      value = None
+    elif any(typing.get_origin(m) is tuple for m in members):
       if text.lstrip().startswith('['):
         value = json.loads(text)
       else:
         value = [part.strip() for part in text.split(',')] if text else []
-    elif types.NoneType in typing.get_args(kind) and text.lower() == 'none':
-      value = None
     return msgspec.to_builtins(msgspec.convert(value, kind, strict=False))
   except msgspec.ValidationError as error:
     cause = f' ({error.__cause__})' if error.__cause__ else ''
@@ -173,6 +203,13 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     ) from error
   except json.JSONDecodeError as error:
     raise ValueError(f'{name} = {text!r}: is no JSON ({error})') from error
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+  """Returns the types of a union, and any other type alone."""
+  if typing.get_origin(kind) in (typing.Union, types.UnionType):
+    return typing.get_args(kind)
+  return (kind,)
 
 
 def _spell(kind: Any) -> str:
@@ -184,10 +221,12 @@ def _spell(kind: Any) -> str:
     return 'one of ' + ', '.join(map(str, args))
   if origin is tuple and dataclasses.is_dataclass(args[0]):
     return f'JSON list of {args[0].__name__}'
+  if origin is tuple and Ellipsis not in args:
+    return f'{len(args)} values ({_spell(args[0])}) with commas between them'
   if origin is tuple:
     return f'{_spell(args[0])}, with commas between several'
-  if origin in (typing.Union, types.UnionType):
-    return ' or '.join(_spell(a) for a in args)
+  if len(_members(kind)) > 1:
+    return ' or '.join(map(_spell, args))
   return {bool: 'true or false', str: 'text'}.get(kind, kind.__name__)
 
 
@@ -195,7 +234,13 @@ def _show(value: Any) -> str:
   if isinstance(value, tuple):
     if any(dataclasses.is_dataclass(v) for v in value):
       return json.dumps([dataclasses.asdict(v) for v in value])
-    return ','.join(map(_show, value))
+    text = ','.join(map(_show, value))
+    plain = not text.lstrip().startswith('[') and text.lower() != 'none'
+    if plain and (text.split(',') if text else []) == [
+      _show(v).strip() for v in value
+    ]:
+      return text
+    return json.dumps(value)
   if isinstance(value, bool) or value is None:
     return str(value).lower()
   return str(value)

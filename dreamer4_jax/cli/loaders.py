@@ -6,9 +6,12 @@ import dataclasses
 
 import jax
 
-from dreamer4_jax.config import PHASES, Config, require
+from dreamer4_jax.config import PHASES, Config, FinetunePhase, require
 from dreamer4_jax.data import make_loader
 from dreamer4_jax.training.phases import relevant_share
+
+EVALUATION_BATCH = 16
+"""Held-out clips in a batch."""
 
 
 def training_loader(
@@ -28,6 +31,8 @@ def training_loader(
   settings = getattr(config.phases, phase)
   processes = jax.process_count()
   _check_shares(config, phase, settings.batch_size)
+  if phase == 'finetune':
+    _check_losses(config.phases.finetune)
   datasets = config.data.datasets
   if tokenizer:
     datasets = [
@@ -47,11 +52,38 @@ def training_loader(
     switch_tasks=config.data.switch_tasks,
     process_index=jax.process_index(),
     process_count=processes,
-    frame_shape=_frame_shape(config),
+    frame_shape=frame_shape(config),
     tokenizer=tokenizer,
     only_with_tasks=phase in ('finetune', 'imagination'),
+    cloning=phase == 'finetune' and config.phases.finetune.policy_weight > 0,
     threads=config.data.threads,
     ahead=config.data.ahead,
+  )
+
+
+def _check_losses(phase: FinetunePhase) -> None:
+  """Raises `ValueError` if a loss has a weight and could have no data."""
+  rows = round(phase.relevant_share * phase.batch_size)
+  require(
+    rows > 0 or phase.policy_weight == 0,
+    'phases.finetune.relevant_share',
+    phase.relevant_share,
+    f'leaves no clip of a batch of {phase.batch_size} to clone behaviour '
+    'from; raise it, or set phases.finetune.policy_weight to 0',
+  )
+  require(
+    rows < phase.batch_size or phase.dynamics_weight == 0,
+    'phases.finetune.relevant_share',
+    phase.relevant_share,
+    f'leaves no uniform clip of a batch of {phase.batch_size} for the '
+    'dynamics loss; lower it, or set phases.finetune.dynamics_weight to 0',
+  )
+  require(
+    phase.separate_images < 1 or phase.policy_weight == 0,
+    'phases.finetune.separate_images',
+    phase.separate_images,
+    'leaves no actions to clone behaviour from; lower it, or set '
+    'phases.finetune.policy_weight to 0',
   )
 
 
@@ -78,19 +110,20 @@ def _check_shares(config: Config, phase: str, batch_size: int) -> None:
 
 
 def evaluation_loader(config: Config, room: str, length: int):
-  """Returns an iterator of held-out clips, 16 a batch, the same each time."""
+  """Returns an iterator of held-out clips, the same each time."""
   return make_loader(
     config.data.path,
     config.data.eval_split,
     actions=config.actions,
     tasks=config.tasks,
-    batch_size=16,
+    batch_size=EVALUATION_BATCH,
     length=length,
     seed=config.eval.seed + PHASES.index(room),
-    frame_shape=_frame_shape(config),
+    frame_shape=frame_shape(config),
   )
 
 
-def _frame_shape(config: Config) -> tuple[int, int, int]:
+def frame_shape(config: Config) -> tuple[int, int, int]:
+  """Returns height, width and channels of the frames that a run expects."""
   t = config.tokenizer
   return t.image_height, t.image_width, t.channels

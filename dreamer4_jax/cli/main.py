@@ -134,18 +134,17 @@ def _add_evaluate(commands) -> None:
     help='evaluate a trained run and report',
     description='Evaluates a run whose four phases are trained: held-out '
     'video, and episodes in the real environment. Writes results.json, '
-    'report.md, plots and videos to the run directory.',
+    'report.md, plots and videos to the run directory. Both options are by '
+    'default as the config of the run says.',
   )
   parser.add_argument(
     'run_dir', type=pathlib.Path, metavar='RUN', help='directory of the run'
   )
   parser.add_argument(
-    '--set',
-    nargs='+',
-    action='extend',
-    default=[],
-    metavar='FIELD=VALUE',
-    help='override fields of the evaluation, for example eval.episodes=100',
+    '--episodes', type=int, metavar='N', help='episodes of each policy'
+  )
+  parser.add_argument(
+    '--seed', type=int, metavar='S', help='first seed of the episodes'
   )
   parser.set_defaults(run=_evaluate)
 
@@ -192,10 +191,17 @@ def _start(args: argparse.Namespace) -> tuple[Config, pathlib.Path] | None:
   join(several)
   _report_devices()
   run_dir = args.run_dir or pathlib.Path('runs') / args.experiment.stem
-  _prepare(run_dir, config)
-  _log_to_stderr()
+  _prepare(run_dir, config, _phases(args))
   enable_compilation_cache()
   return config, run_dir
+
+
+def _phases(args: argparse.Namespace) -> tuple[str, ...] | None:
+  """Returns the phases that `train` was asked for; None of `quickstart`."""
+  if 'phase' not in args:
+    return None
+  chosen = {*args.phase}
+  return tuple(p for p in PHASES if chosen & {p, 'all'})
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -206,9 +212,7 @@ def _train(args: argparse.Namespace) -> int:
   from dreamer4_jax.cli.loaders import training_loader
   from dreamer4_jax.training.phases import train
 
-  chosen = {*args.phase}
-  phases = tuple(p for p in PHASES if chosen & {p, 'all'})
-  train(config, run_dir, phases, loaders=training_loader)
+  train(config, run_dir, _phases(args), loaders=training_loader)
   return 0
 
 
@@ -232,7 +236,7 @@ def _evaluate(args: argparse.Namespace) -> int:
   _report_devices()
   _log_to_stderr()
   enable_compilation_cache()
-  evaluate_run(args.run_dir, args.set)
+  evaluate_run(args.run_dir, episodes=args.episodes, seed=args.seed)
   print((args.run_dir / 'report.md').read_text())
   return 0
 
@@ -247,17 +251,28 @@ def _report_devices() -> None:
     print(f'dreamer4: {problem}', file=sys.stderr)
 
 
-def _prepare(run_dir: pathlib.Path, config: Config) -> None:
-  """Checks the config against the run's checkpoints, then saves it."""
+def _prepare(
+  run_dir: pathlib.Path, config: Config, phases: tuple[str, ...] | None
+) -> None:
+  """Checks the config against the run and its data, then saves it.
+
+  Args:
+    run_dir: run directory.
+    config: the run.
+    phases: those that `train` will train; None for `quickstart`, which checks
+      and saves itself.
+  """
+  _log_to_stderr()
   from dreamer4_jax.checkpoint import check_run  # Slow, and not for --help.
 
   check_run(run_dir, config)
-  if not _is_first():
+  if phases is None:
     return
-  run_dir.mkdir(parents=True, exist_ok=True)
-  new = run_dir / 'config.json.tmp'
-  new.write_text(config.to_json())
-  os.replace(new, run_dir / 'config.json')
+  from dreamer4_jax.cli import checks
+
+  checks.check_training(config, run_dir, phases)
+  if _is_first():
+    configs.save(config, run_dir)
 
 
 def enable_compilation_cache() -> None:
@@ -283,13 +298,9 @@ def _is_first() -> bool:
 
 def _log_to_stderr() -> None:
   """Shows the log of the first process, and warnings of the others."""
-  logger = logging.getLogger('dreamer4_jax')
-  first = _is_first()
-  logger.setLevel(logging.INFO if first else logging.WARNING)
-  if not logger.handlers:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter('%(message)s'))
-    logger.addHandler(handler)
+  from dreamer4_jax.cli import logs  # Not for --help.
+
+  logs.show(logging.INFO if _is_first() else logging.WARNING)
 
 
 if __name__ == '__main__':

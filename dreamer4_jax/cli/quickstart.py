@@ -6,7 +6,7 @@ leaves a file when it is done, so an interrupted run goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 from importlib import metadata
@@ -15,114 +15,223 @@ import logging
 import os
 import pathlib
 import platform
-import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from dreamer4_jax import evals
+from dreamer4_jax import checkpoint, evals
+from dreamer4_jax.cli import checks, configs
 from dreamer4_jax.cli.loaders import evaluation_loader, training_loader
 from dreamer4_jax.config import PHASES, Config
-from dreamer4_jax.envs import make_env
+from dreamer4_jax.envs import Environment
 from dreamer4_jax.evals import report
 from dreamer4_jax.models import World
 from dreamer4_jax.training import phases
+from dreamer4_jax.training.clock import Clock, seconds
 
 _LOG = logging.getLogger(__name__)
-_PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'navix')
-
-
-class Stopwatch:
-  """Seconds per part, kept on disk and summed over interruptions."""
-
-  def __init__(self, path: pathlib.Path):
-    self._path = path
-    self.seconds: dict[str, float] = {}
-    if path.exists():
-      self.seconds = json.loads(path.read_text())
-
-  @contextlib.contextmanager
-  def __call__(self, part: str):
-    """Adds the time spent inside to `part`, also if it is interrupted."""
-    start = time.monotonic()
-    try:
-      yield
-    finally:
-      spent = self.seconds.get(part, 0.0) + time.monotonic() - start
-      self.seconds[part] = spent
-      report.write_json(self._path, self.seconds)
+_PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+_ENGINES = {
+  'navix': ('navix',),
+  'craftax': ('craftax',),
+  'gymnasium': ('gymnasium', 'ale-py'),
+  'dm_control': ('dm-control', 'mujoco'),
+}
+"""Packages behind an adapter, whose versions are noted besides."""
 
 
 def quickstart(
   config: Config,
   run_dir: pathlib.Path,
-  record: Callable[[str], Any],
-  pretokenise: Callable[[str, str, str], Any],
+  record: Callable[[str], Any] | None = None,
+  pretokenise: Callable[[str, str, str], Any] | None = None,
 ) -> dict[str, Any]:
   """Runs all parts and returns what is written to `results.json`.
 
   Args:
     config: the run; `config.data.path` is where the dataset is, or will be.
     run_dir: where everything else goes.
-    record: records the dataset at a path; called if it is not there yet.
+    record: records the dataset at a path; called if it is not there yet. None
+      needs one that exists.
     pretokenise: takes the run, a dataset and a path, and writes the dataset's
-      latents there, with the run's trained tokenizer; called likewise.
+      latents there, with the run's trained tokenizer; called likewise. With
+      None, later phases read frames, or the latents that the config names.
+
+  Raises:
+    ValueError: something does not fit; nothing was written or, if it is about
+      what was recorded, nothing trained.
+    FileNotFoundError: there is no dataset, and nothing to record it with.
   """
-  run_dir.mkdir(parents=True, exist_ok=True)
-  watch = Stopwatch(run_dir / 'seconds.json')
-  with watch('data'):
-    if not pathlib.Path(config.data.path).exists():
-      _LOG.info('data: recording %s', config.data.path)
+  # Latents of its own are made when the tokenizer is trained.
+  plain = _without_latents(config) if pretokenise else config
+  dataset = pathlib.Path(config.data.path)
+  if record is None and not dataset.exists():
+    raise FileNotFoundError(
+      f'data.path = {config.data.path!r}: no dataset there; record one, for '
+      'example with `python -m data_pipelines.collect --out DIR`, or define a '
+      'function `record(path)` in the experiment'
+    )
+  env = checks.check_quickstart(plain, run_dir, recorded=record is not None)
+  configs.save(config, run_dir)
+  if record is not None and not dataset.exists():
+    _LOG.info('data: recording %s', config.data.path)
+    with Clock(run_dir, 'data'):
       record(config.data.path)
-  latents = run_dir / 'latents'
+    checks.check_data(plain, run_dir)
+    checks.check_held_out(config)
+  if pretokenise:
+    config = _with_latents(config, run_dir)
+  for phase in PHASES:
+    phases.train(config, run_dir, (phase,), loaders=training_loader)
+    if phase == 'tokenizer' and pretokenise:
+      for source in config.data.datasets:
+        if not pathlib.Path(source.latents).exists():
+          with Clock(run_dir, 'data'):
+            pretokenise(str(run_dir), source.path, source.latents)
+  return evaluate(config, run_dir, env)
+
+
+def evaluate_run(
+  run_dir: str | pathlib.Path,
+  *,
+  episodes: int | None = None,
+  seed: int | None = None,
+) -> dict[str, Any]:
+  """Evaluates a run whose four phases are trained, as `quickstart` does.
+
+  Args:
+    run_dir: run directory.
+    episodes: closed-loop episodes per policy; by default as its config says.
+    seed: first seed of these episodes; likewise.
+
+  Returns:
+    What is written to `results.json` in the run directory.
+
+  Raises:
+    FileNotFoundError: there is no run, or no dataset.
+    ValueError: something does not fit; nothing was written.
+  """
+  run_dir = pathlib.Path(run_dir)
+  config = configs.load_run(run_dir)
+  given = {'episodes': episodes, 'seed': seed}
+  changes = {k: v for k, v in given.items() if v is not None}
   config = dataclasses.replace(
-    config, data=dataclasses.replace(config.data, latents=str(latents))
+    config, eval=dataclasses.replace(config.eval, **changes)
   )
   for phase in PHASES:
-    with watch(phase):
-      phases.train(config, run_dir, (phase,), loaders=training_loader)
-    if phase == 'tokenizer' and not latents.exists():
-      with watch('data'):
-        pretokenise(str(run_dir), config.data.path, str(latents))
-  with watch('evaluation'):
-    results = evaluate(config, run_dir)
-  results['seconds'] = {**watch.seconds, 'total': sum(watch.seconds.values())}
-  report.write_json(run_dir / 'results.json', results)
-  text = report.markdown(results, config.eval.horizons)
-  (run_dir / 'report.md').write_text(text)
-  return results
+    if not checkpoint.latest_step(run_dir, phase):
+      raise FileNotFoundError(
+        f'{run_dir}: the phase {phase} is not trained; train all four phases '
+        'first, with `dreamer4 train`'
+      )
+  checkpoint.check_run(run_dir, config)
+  return evaluate(config, run_dir, checks.check_evaluation(config))
 
 
-def evaluate(config: Config, run_dir: pathlib.Path) -> dict[str, Any]:
-  """Evaluates the trained phases; writes plots and videos."""
-  world = World.from_config(config)
-  rooms, _ = phases.load_rooms(run_dir, 'imagination')
-  rooms = jax.tree.map(jax.numpy.asarray, rooms)
+def evaluate(
+  config: Config, run_dir: pathlib.Path, env: Environment
+) -> dict[str, Any]:
+  """Evaluates the trained phases; writes results, report, plots and videos.
+
+  The results are written first: a plot or video that fails costs itself only.
+
+  Args:
+    config: the run.
+    run_dir: run directory.
+    env: the environment.
+  """
+  with Clock(run_dir, 'evaluation', again=True):
+    world = World.from_config(config)
+    rooms, _ = phases.load_rooms(run_dir, 'imagination')
+    rooms = jax.tree.map(jax.numpy.asarray, rooms)
+    psnr = _tokenizer(config, world, rooms)
+    dreams = _dynamics(config, world, rooms)
+    episodes = _closed_loop(config, world, rooms, env)
+  rl, bc = episodes['rl'], episodes['bc']
   results: dict[str, Any] = {
-    'tokenizer': {'psnr': _tokenizer(config, world, rooms)},
-    'dynamics': _dynamics(config, world, rooms, run_dir),
+    'tokenizer': {'psnr': psnr},
+    'dynamics': evals.open_loop_psnr(dreams, config.eval.horizons),
+    'agents': {name: e.summary() for name, e in episodes.items()},
+    'rl_vs_bc': evals.compare_policies(
+      rl.success, bc.success, rl.returns, bc.returns
+    ),
   }
-  episodes = _closed_loop(config, world, rooms, run_dir)
-  results['agents'] = {name: e.summary() for name, e in episodes.items()}
   for name, e in episodes.items():
-    rates = zip(config.tasks, e.achieved.mean(axis=0).tolist(), strict=True)
-    results['agents'][name]['events'] = dict(rates)
-  results['rl_vs_bc'] = evals.paired_comparison(
-    episodes['rl'].success, episodes['bc'].success
-  )
-  report.plot_training(run_dir, PHASES)
-  report.plot_success(run_dir, results)
-  rooms.pop('prior')
+    rates = {}
+    if evals.has_events(env):
+      rates = dict(
+        zip(config.tasks, e.achieved.mean(axis=0).tolist(), strict=True)
+      )
+    results['agents'][name]['events'] = rates
   results['parameters'] = {
     name: sum(x.size for x in jax.tree.leaves(room))
     for name, room in rooms.items()
+    if name != 'prior'
   }
   results['device'] = _device()
-  results['versions'] = _versions()
+  results['versions'] = _versions(config)
   results['seed'] = config.seed
   results['config'] = json.loads(config.to_json())
+  results['seconds'] = _seconds(run_dir)
+  report.write_json(run_dir / 'results.json', results)
+  text = report.markdown(results, config.eval.horizons)
+  (run_dir / 'report.md').write_text(text)
+  frames = np.asarray(rl.frames)
+  for name, draw in {
+    'training.png': lambda path: report.plot_training(run_dir, PHASES),
+    'success.png': lambda path: report.plot_success(run_dir, results),
+    'dreams.png': lambda path: report.write_image(
+      path, report.dream_sheet(dreams)
+    ),
+    'dreams.mp4': lambda path: report.write_video(
+      path, report.dream_video(dreams)
+    ),
+    'agent.mp4': lambda path: report.write_video(
+      path, report.agent_video(frames)
+    ),
+  }.items():
+    with _optional(run_dir / name):
+      draw(run_dir / name)
   return results
+
+
+@contextlib.contextmanager
+def _optional(path: pathlib.Path) -> Iterator[None]:
+  """Goes on without what is for the eye only."""
+  try:
+    yield
+  except Exception as error:
+    reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+    _LOG.warning('%s is left out (%s)', path, reason)
+
+
+def _with_latents(config: Config, run_dir: pathlib.Path) -> Config:
+  """Puts the latents of every dataset into the run directory."""
+  data = config.data
+  more = tuple(
+    dataclasses.replace(source, latents=str(run_dir / f'latents-{i}'))
+    for i, source in enumerate(data.more, 1)
+  )
+  data = dataclasses.replace(data, latents=str(run_dir / 'latents'), more=more)
+  return dataclasses.replace(config, data=data)
+
+
+def _without_latents(config: Config) -> Config:
+  more = tuple(dataclasses.replace(s, latents='') for s in config.data.more)
+  data = dataclasses.replace(config.data, latents='', more=more)
+  return dataclasses.replace(config, data=data)
+
+
+def _seconds(run_dir: pathlib.Path) -> dict[str, float]:
+  """Returns the seconds of each part in order, and their sum."""
+  known = seconds(run_dir)
+  parts = {
+    part: known[part]
+    for part in ('data', *PHASES, 'evaluation')
+    if part in known
+  }
+  return {**parts, 'total': sum(parts.values())}
 
 
 def _tokenizer(config: Config, world: World, rooms: Any) -> float:
@@ -133,14 +242,12 @@ def _tokenizer(config: Config, world: World, rooms: Any) -> float:
   return evals.tokenizer_psnr(world, rooms, batches)
 
 
-def _dynamics(
-  config: Config, world: World, rooms: Any, run_dir: pathlib.Path
-) -> dict[str, float]:
+def _dynamics(config: Config, world: World, rooms: Any) -> evals.OpenLoop:
   e = config.eval
   length = e.context_frames + max(e.horizons)
   loader = evaluation_loader(config, 'dynamics', length)
   clips = evals.one_episode_clips(loader, e.clips)
-  result = evals.open_loop(
+  return evals.open_loop(
     world,
     rooms,
     clips,
@@ -148,16 +255,12 @@ def _dynamics(
     context_frames=e.context_frames,
     sampling_steps=config.phases.imagination.sampling_steps,
   )
-  report.write_video(run_dir / 'dreams.mp4', report.dream_video(result))
-  report.write_image(run_dir / 'dreams.png', report.dream_sheet(result))
-  return evals.open_loop_psnr(result, e.horizons)
 
 
 def _closed_loop(
-  config: Config, world: World, rooms: Any, run_dir: pathlib.Path
+  config: Config, world: World, rooms: Any, env: Environment
 ) -> dict[str, evals.Episodes]:
   e = config.eval
-  env = make_env(config.env)
   agent, memory = evals.streaming_agent(world, e.episodes)
   # Same keys in both, so that the compiled step serves both.
   prior = rooms['prior']
@@ -180,9 +283,6 @@ def _closed_loop(
       keep_frames=8,
       label=name,
     )
-    _LOG.info('%s: %s', name, episodes[name].summary())
-  frames = np.asarray(episodes['rl'].frames)
-  report.write_video(run_dir / 'agent.mp4', report.agent_video(frames))
   return episodes
 
 
@@ -191,6 +291,13 @@ def _device() -> str:
   return f'{jax.device_count()} x {kind}, {os.cpu_count()} CPU cores'
 
 
-def _versions() -> dict[str, str]:
-  versions = {name: metadata.version(name) for name in _PACKAGES}
-  return {'python': platform.python_version(), **versions}
+def _versions(config: Config) -> dict[str, str]:
+  """Versions of what the run used; an engine that is not there says so."""
+  versions = {'python': platform.python_version()}
+  engine = _ENGINES.get(config.env.name.partition(':')[0], ())
+  for name in (*_PACKAGES, *engine):
+    try:
+      versions[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      versions[name] = 'not installed'
+  return versions

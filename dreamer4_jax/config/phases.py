@@ -188,7 +188,8 @@ class FinetunePhase(DynamicsPhase):
   """Agent finetuning: dynamics loss, behaviour cloning, reward model."""
 
   relevant_share: float = 0.5
-  """Share of clips in which a task is achieved."""
+  """Share of clips in which a task is achieved. Behaviour is cloned from
+  these. Where no dataset has events, it is the share of clips with actions."""
   dynamics_weight: float = 1.0
   """Weight of the dynamics loss, on uniform clips."""
   policy_weight: float = 1.0
@@ -237,7 +238,7 @@ class ImaginationPhase(PhaseConfig):
   value_weight: float = 1.0
   """Weight of the value loss."""
   relevant_share: float = 0.5
-  """Share of contexts in which a task is achieved."""
+  """Share of contexts in which a task is achieved; as in finetuning."""
   stop_at_event: bool = False
   """For tasks whose reward is an event, 1 when it happens: a rollout counts up
   to the event only. When acting, the prompt then moves on to the next task; a

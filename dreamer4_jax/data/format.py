@@ -57,6 +57,8 @@ class SplitIndex:
       frame, task.
     terminal: `[episodes]` bool, whether the last frame is terminal.
     attributes: of each episode, for example where it comes from.
+    known: `[episodes]` int64 steps whose action is known.
+    returns: `[episodes]` float64 sum of the rewards.
   """
 
   lengths: np.ndarray
@@ -66,6 +68,8 @@ class SplitIndex:
   event_task: np.ndarray
   terminal: np.ndarray
   attributes: tuple[Attributes, ...] = ()
+  known: np.ndarray | None = None
+  returns: np.ndarray | None = None
 
   def of_episode(self, episode: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the arrival frames and the tasks of one episode's events."""
@@ -252,4 +256,6 @@ def index_from_metadata(metadata: dict[str, Any], split: str) -> SplitIndex:
     event_task=columns[:, 2],
     terminal=np.asarray(entry['terminal'], dtype=bool),
     attributes=tuple(entry['attributes']),
+    known=np.asarray(entry['known'], dtype=np.int64),
+    returns=np.asarray(entry['returns'], dtype=np.float64),
   )

@@ -56,6 +56,13 @@ def labeled_episodes(
   return labeled
 
 
+def known_episodes(source: EpisodeSource, labeled: np.ndarray) -> np.ndarray:
+  """Returns `[episodes]` bool: those of `labeled` with any action recorded."""
+  if not source.description.actions:
+    return np.zeros(len(source), bool)
+  return labeled & (source.index.known > 0)
+
+
 def is_labeled(episodes: np.ndarray, share: float) -> np.ndarray:
   """Whether episodes keep their actions; fixed for an episode.
 

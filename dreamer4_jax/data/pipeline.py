@@ -31,6 +31,7 @@ def make_loader(
   frame_shape: Sequence[int] | None = None,
   tokenizer: str = '',
   only_with_tasks: bool = False,
+  cloning: bool = False,
   threads: int = 1,
   ahead: int = 4,
   cache_bytes: int = sources.CACHE_BYTES,
@@ -53,7 +54,8 @@ def make_loader(
     length: frames of a window, T.
     seed: of all choices.
     relevant_share: share of rows placed on an event; exactly
-      round(share * batch_size) rows, spread evenly over the batch.
+      round(share * batch_size) rows, spread evenly over the batch. If no
+      dataset has an event, they come from the episodes with actions.
     separate_images: share of clips whose frames are segments of their own,
       without actions.
     switch_tasks: share of clips whose task label advances at each event.
@@ -64,6 +66,8 @@ def make_loader(
       must have been made with; empty if the run needs frames.
     only_with_tasks: leave out datasets that know neither of events nor of
       rewards.
+    cloning: behaviour is to be cloned from the relevant rows, so they must
+      have actions.
     threads: threads that make batches.
     ahead: batches that may wait.
     cache_bytes: datasets of fewer bytes are kept in memory.
@@ -108,6 +112,7 @@ def make_loader(
       f'tasks: found none in {[str(s.path) for s in opened]}, expected some in '
       'at least one dataset'
     )
+  labeled = [labels.labeled_episodes(*pair) for pair in pairs]
   planner = planning.Planner(
     indices=[source.index for source, _ in pairs],
     weights=[dataset.weight for _, dataset in pairs],
@@ -117,10 +122,16 @@ def make_loader(
     relevant_share=relevant_share,
     separate_images=separate_images,
     switch_tasks=switch_tasks,
+    labeled=[
+      labels.known_episodes(source, mask)
+      for (source, _), mask in zip(pairs, labeled, strict=True)
+    ],
   )
+  if cloning and not planner.can_clone:
+    raise ValueError(_nothing_to_clone(planner, pairs))
   clips = transforms.Clips(
     sources=[source for source, _ in pairs],
-    labeled=[labels.labeled_episodes(*pair) for pair in pairs],
+    labeled=labeled,
     actions=tuple(actions),
     tasks=tuple(tasks),
   )
@@ -131,6 +142,27 @@ def make_loader(
   return iter(
     stream.to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+    )
+  )
+
+
+def _nothing_to_clone(
+  planner: planning.Planner,
+  pairs: Sequence[tuple[sources.EpisodeSource, SourceConfig]],
+) -> str:
+  has_events = any(len(index.event_frame) for index in planner.indices)
+  which = 'with an event ' * has_events
+  recorded = any(
+    source.description.actions and source.index.known.any()
+    for source, _ in pairs
+  )
+  return (
+    f'no episode {which}of {[str(source.path) for source, _ in pairs]} has '
+    'actions to clone; '
+    + (
+      'use more of them (labeled_share, labeled_hours, labeled_where)'
+      if recorded
+      else 'add a dataset with actions to data.more'
     )
   )
 

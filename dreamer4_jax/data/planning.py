@@ -9,7 +9,9 @@ a random place on, and the windows are taken in random order. So every epoch
 shows every frame once (but for a remainder shorter than a window), on ever
 different places of a window.
 
-*Relevant* windows are placed on an event of a task, each independently.
+*Relevant* windows are placed on an event of a task, each independently. Where
+no dataset has any event, everything whose actions are known is relevant: these
+windows are then uniform ones of the labeled episodes, in epochs of their own.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from dreamer4_jax.config import require
 from dreamer4_jax.data.format import SplitIndex
 from dreamer4_jax.data.sources import Stretch
 
+_LABELED = 1 << 31
+"""Seed of relevant windows without events, no number of an epoch."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Window:
@@ -34,6 +39,7 @@ class Window:
     segments: stretches that fill the window, in order.
     anchor_task: the task whose event a relevant window was placed on, else
       -1. The event lies in the first segment.
+    labeled: the window is a relevant one of a split without events.
     switch_tasks: labels advance at each event, as prompts do.
     separate_images: each frame is a segment of its own, without actions.
   """
@@ -43,22 +49,41 @@ class Window:
   anchor_task: int
   switch_tasks: bool
   separate_images: bool
+  labeled: bool = False
 
   @property
   def relevant(self) -> bool:
-    """Whether the window was placed on an event."""
-    return self.anchor_task >= 0
+    """Whether behaviour is cloned from the window."""
+    return self.anchor_task >= 0 or self.labeled
 
 
 class Epochs:
   """The uniform windows of one split, numbered without end."""
 
-  def __init__(self, index: SplitIndex, length: int, seed: int):
-    """Takes the index, the frames of a window and a seed."""
-    self._index = index
+  def __init__(
+    self,
+    index: SplitIndex,
+    length: int,
+    seed: int,
+    *,
+    stream: Sequence[int] = (),
+    only: np.ndarray | None = None,
+  ):
+    """Lays the episodes out.
+
+    Args:
+      index: of the split.
+      length: frames of a window.
+      seed: of all choices.
+      stream: further numbers that the order depends on.
+      only: `[episodes]` bool, those that are used; by default all are.
+    """
+    count = len(index.lengths)
+    self._episodes = np.arange(count) if only is None else np.flatnonzero(only)
+    self._lengths = index.lengths
     self._length = length
-    self._seed = seed
-    self._frames = int(index.ends[-1])
+    self._seeds = (seed, *stream)
+    self._frames = int(index.lengths[self._episodes].sum())
     self.windows = max(1, self._frames // length)
     self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
 
@@ -69,19 +94,19 @@ class Epochs:
     frame = (offset + int(places[place]) * self._length) % self._frames
     at = int(np.searchsorted(ends, frame, side='right'))
     segments, left = [], self._length
-    start = frame - int(ends[at] - self._index.lengths[order[at]])
+    start = frame - int(ends[at] - self._lengths[order[at]])
     while left:
       episode = int(order[at])
-      stop = min(int(self._index.lengths[episode]), start + left)
+      stop = min(int(self._lengths[episode]), start + left)
       segments.append(Stretch(episode, start, stop))
       left -= stop - start
       at, start = (at + 1) % len(order), 0
     return tuple(segments)
 
   def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, ...]:
-    rng = np.random.default_rng([self._seed, epoch])
-    order = rng.permutation(len(self._index.lengths))
-    ends = np.cumsum(self._index.lengths[order])
+    rng = np.random.default_rng([*self._seeds, epoch])
+    order = self._episodes[rng.permutation(len(self._episodes))]
+    ends = np.cumsum(self._lengths[order])
     offset = int(rng.integers(self._frames))
     return order, ends, offset, rng.permutation(self.windows)
 
@@ -100,9 +125,12 @@ class Planner:
     batch_size: rows of a *global* batch.
     seed: of all choices.
     relevant_share: share of rows placed on an event; see `is_relevant`. They
-      come from the datasets that have events, by weight.
+      come from the datasets that have events, by weight. If none has, they are
+      uniform windows of labeled episodes.
     separate_images: probability that a row is treated as separate images.
     switch_tasks: probability that a row's labels advance at each event.
+    labeled: `[episodes]` bool for each dataset, whose actions are known and
+      used; by default all. If none is, all count as labeled.
   """
 
   indices: Sequence[SplitIndex]
@@ -113,6 +141,7 @@ class Planner:
   relevant_share: float = 0.0
   separate_images: float = 0.0
   switch_tasks: float = 0.5
+  labeled: Sequence[np.ndarray] = ()
 
   def __post_init__(self):
     for name in ('relevant_share', 'separate_images', 'switch_tasks'):
@@ -126,19 +155,13 @@ class Planner:
       tuple(self.weights),
       'needs one for each dataset, all positive',
     )
-    if self._relevant_rows:
+    if self.relevant_rows and self._eventful:
       require(
         self.length >= 2,
         'length',
         self.length,
         'must be at least 2 for relevant windows, which hold the frame '
         'before the event as well',
-      )
-      require(
-        len(self._eventful) > 0,
-        'relevant_share',
-        self.relevant_share,
-        'must be 0, since the split has no event at all',
       )
 
   def is_relevant(self, row: int) -> bool:
@@ -147,7 +170,7 @@ class Planner:
     Relevant rows, round(share * batch_size) of them, are spread evenly, so
     that equal parts of the batch hold equal shares.
     """
-    count, size = self._relevant_rows, self.batch_size
+    count, size = self.relevant_rows, self.batch_size
     return _spread(row + 1, count, size) > _spread(row, count, size)
 
   def plan(self, batch: int, rows: Sequence[int]) -> list[Window]:
@@ -164,29 +187,48 @@ class Planner:
       windows.append(self._plan(batch, row, rng))
     return windows
 
+  @property
+  def relevant_rows(self) -> int:
+    """How many rows of a batch are relevant."""
+    return round(self.relevant_share * self.batch_size)
+
+  @property
+  def can_clone(self) -> bool:
+    """Whether any episode of relevant windows has actions to clone."""
+    if not self.labeled:
+      return True
+    if not self._eventful:
+      return any(labeled.any() for labeled in self.labeled)
+    return any(
+      self.labeled[i][self.indices[i].event_episode].any()
+      for i in self._eventful
+    )
+
   def _plan(self, batch: int, row: int, rng: np.random.Generator) -> Window:
-    relevant_before = _spread(row, self._relevant_rows, self.batch_size)
-    if self.is_relevant(row):
-      rank = batch * self._relevant_rows + relevant_before
-      choice, _ = _apportion(rank, [self.weights[i] for i in self._eventful])
-      source = self._eventful[choice]
-      segments, task = self._on_event(source, rng)
+    relevant_before = _spread(row, self.relevant_rows, self.batch_size)
+    relevant, task = self.is_relevant(row), -1
+    if relevant:
+      rank = batch * self.relevant_rows + relevant_before
+      sources = self._eventful or list(self._labeled_epochs)
+      choice, place = _apportion(rank, [self.weights[i] for i in sources])
+      source = sources[choice]
+      if self._eventful:
+        segments, task = self._on_event(source, rng)
+      else:
+        segments = self._labeled_epochs[source][place]
     else:
-      uniform_rows = self.batch_size - self._relevant_rows
+      uniform_rows = self.batch_size - self.relevant_rows
       rank = batch * uniform_rows + row - relevant_before
       source, place = _apportion(rank, self.weights)
-      segments, task = self._epochs[source][place], -1
+      segments = self._epochs[source][place]
     return Window(
       source=source,
       segments=segments,
       anchor_task=task,
       switch_tasks=bool(rng.random() < self.switch_tasks),
       separate_images=bool(rng.random() < self.separate_images),
+      labeled=relevant and task < 0,
     )
-
-  @property
-  def _relevant_rows(self) -> int:
-    return round(self.relevant_share * self.batch_size)
 
   @functools.cached_property
   def _eventful(self) -> list[int]:
@@ -199,6 +241,26 @@ class Planner:
       Epochs(index, self.length, self.seed + i)
       for i, index in enumerate(self.indices)
     ]
+
+  @functools.cached_property
+  def _labeled_epochs(self) -> dict[int, Epochs]:
+    """Relevant windows of splits without events, by number of the dataset."""
+    labeled = dict(enumerate(self.labeled))
+    if not any(mask.any() for mask in labeled.values()):
+      labeled = {
+        i: np.ones(len(x.lengths), bool) for i, x in enumerate(self.indices)
+      }
+    return {
+      i: Epochs(
+        self.indices[i],
+        self.length,
+        self.seed + i,
+        stream=[_LABELED],
+        only=mask,
+      )
+      for i, mask in labeled.items()
+      if mask.any()
+    }
 
   def _on_event(
     self, source: int, rng: np.random.Generator

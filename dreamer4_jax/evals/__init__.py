@@ -2,12 +2,18 @@
 
 from dreamer4_jax.evals.closed_loop import (
   Episodes,
+  has_events,
   random_agent,
   run_episodes,
   streaming_agent,
 )
-from dreamer4_jax.evals.statistics import paired_comparison
+from dreamer4_jax.evals.statistics import (
+  compare_policies,
+  paired_comparison,
+  paired_difference,
+)
 from dreamer4_jax.evals.video import (
+  OpenLoop,
   one_episode_clips,
   open_loop,
   open_loop_psnr,
@@ -17,10 +23,14 @@ from dreamer4_jax.evals.video import (
 
 __all__ = [
   'Episodes',
+  'OpenLoop',
+  'compare_policies',
+  'has_events',
   'one_episode_clips',
   'open_loop',
   'open_loop_psnr',
   'paired_comparison',
+  'paired_difference',
   'psnr',
   'random_agent',
   'run_episodes',

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from dreamer4_jax.data.format import REWARD_ONLY
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.models import Params, World, distributions
 from dreamer4_jax.rollout import act, advance, init_actor, init_prompt
@@ -27,7 +28,8 @@ class Episodes:
   """Outcomes, one entry per episode.
 
   Attributes:
-    success: `[B]` bool, the last task of the prompt was achieved.
+    success: `[B]` bool, the last task of the prompt was achieved; None where
+      it is not defined, since the environment has rewards but no events.
     returns: `[B]` float32, sum of the environment's rewards.
     length: `[B]` int32 steps until the end.
     achieved: `[B, num_tasks]` bool.
@@ -35,18 +37,20 @@ class Episodes:
       episode keeps its last frame.
   """
 
-  success: np.ndarray
+  success: np.ndarray | None
   returns: np.ndarray
   length: np.ndarray
   achieved: np.ndarray
   frames: np.ndarray
 
-  def summary(self) -> dict[str, float | int]:
-    """Means for the report."""
+  def summary(self) -> dict[str, float | int | None]:
+    """Means for the report, and the spread of the returns."""
+    known = self.success is not None
     return {
-      'success': float(self.success.mean()),
-      'episodes': int(self.success.size),
+      'success': float(self.success.mean()) if known else None,
+      'episodes': int(self.returns.size),
       'mean_return': float(self.returns.mean()),
+      'std_return': float(self.returns.std()),
       'mean_length': float(self.length.mean()),
     }
 
@@ -104,12 +108,17 @@ def run_episodes(
   ended = whole.terminal | whole.timeout
   # A finished episode stays as it is, with no further reward or event.
   return Episodes(
-    success=whole.events[..., -1].any(axis=1),
+    success=whole.events[..., -1].any(axis=1) if has_events(env) else None,
     returns=whole.reward.sum(axis=1),
     length=np.where(ended.any(1), ended.argmax(axis=1), limit),
     achieved=whole.events.any(axis=1),
     frames=whole.frame,
   )
+
+
+def has_events(env: Environment) -> bool:
+  """Whether an environment has events, and not only a reward."""
+  return tuple(env.spec.tasks) != REWARD_ONLY
 
 
 def random_agent(world: World) -> Agent:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 import json
 import os
 import pathlib
+import subprocess
 from typing import Any
 
 from einops import rearrange
 import imageio.v3 as imageio
+import imageio_ffmpeg
 import matplotlib
 
 matplotlib.use('Agg')
@@ -29,10 +31,29 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def write_video(path: pathlib.Path, frames: np.ndarray, fps: int = 6) -> None:
-  """Writes `[T, H, W, 3]` uint8 frames as H.264."""
-  imageio.imwrite(
-    path, frames, fps=fps, codec='libx264', macro_block_size=2, quality=8
-  )
+  """Writes `[T, H, W, C]` uint8 frames, C = 1 or 3, as H.264.
+
+  Raises:
+    OSError: ffmpeg failed; the message has its last words.
+  """
+  # H.264 wants even sizes.
+  odd = [(0, 0), *((0, n % 2) for n in frames.shape[1:3]), (0, 0)]
+  frames = np.pad(_in_colour(frames), odd, mode='edge')
+  # imageio's writer forks, of which JAX warns; this starts a program only.
+  command = [
+    imageio_ffmpeg.get_ffmpeg_exe(), '-y', '-v', 'error',
+    '-f', 'rawvideo', '-pix_fmt', 'rgb24', '-r', str(fps),
+    '-s', f'{frames.shape[2]}x{frames.shape[1]}', '-i', '-', '-an',
+    '-vcodec', 'libx264', '-crf', '10', '-pix_fmt', 'yuv420p', str(path),
+  ]  # fmt: skip
+  done = subprocess.run(command, input=frames.tobytes(), capture_output=True)
+  if done.returncode:
+    said = done.stderr.decode(errors='replace').strip().splitlines()
+    raise OSError(f'{path}: ffmpeg failed ({(said or ["no reason"])[-1]})')
+
+
+def _in_colour(frames: np.ndarray) -> np.ndarray:
+  return frames if frames.shape[-1] == 3 else frames[..., :1].repeat(3, -1)
 
 
 def _enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
@@ -40,7 +61,9 @@ def _enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
 
 
 def _mosaic(frames: np.ndarray, columns: int, border: int = 2) -> np.ndarray:
-  """Tiles `[N, T, H, W, C]` into `[T, rows H, columns W, C]`."""
+  """Tiles `[N, T, H, W, C]` into `[T, rows H, columns W, C]`, rest white."""
+  rest = -len(frames) % columns
+  frames = np.pad(frames, [(0, rest), *[(0, 0)] * 4], constant_values=255)
   pad = [(0, 0), (0, 0), (border, border), (border, border), (0, 0)]
   frames = np.pad(frames, pad, constant_values=255)
   return rearrange(frames, '(r s) t h w c -> t (r h) (s w) c', s=columns)
@@ -48,6 +71,7 @@ def _mosaic(frames: np.ndarray, columns: int, border: int = 2) -> np.ndarray:
 
 def dream_video(result: OpenLoop, clips: int = 8) -> np.ndarray:
   """Real frames above dreamed ones, `[T, ...]` uint8, clips side by side."""
+  clips = min(clips, len(result.frames))
   pairs = np.concatenate([result.frames[:clips], result.dreamed[:clips]])
   return _enlarge(_mosaic(pairs, columns=clips), 3)
 
@@ -55,7 +79,7 @@ def dream_video(result: OpenLoop, clips: int = 8) -> np.ndarray:
 def dream_sheet(result: OpenLoop, clips: int = 4) -> np.ndarray:
   """Contact sheet: for each clip a row of real and a row of dreamed frames."""
   rows = []
-  for i in range(clips):
+  for i in range(min(clips, len(result.frames))):
     for frames in (result.frames[i], result.dreamed[i]):
       padded = np.pad(
         frames, [(0, 0), (1, 1), (1, 1), (0, 0)], constant_values=255
@@ -99,14 +123,24 @@ def plot_training(run_dir: pathlib.Path, phases: tuple[str, ...]) -> None:
 
 
 def plot_success(run_dir: pathlib.Path, results: Mapping[str, Any]) -> None:
-  """Plots success of the policies with 95 % intervals to `success.png`."""
-  agents = results['agents']
-  rate = np.array([agents[p]['success'] for p in _POLICIES])
-  n = np.array([agents[p]['episodes'] for p in _POLICIES])
+  """Plots what the policies were compared by to `success.png`.
+
+  It is success or, where that says nothing, the mean return; with 95 %
+  intervals.
+  """
+  agents = [results['agents'][p] for p in _POLICIES]
+  n = np.array([a['episodes'] for a in agents])
   figure, axis = plt.subplots(figsize=(4, 3))
-  error = 1.96 * np.sqrt(rate * (1 - rate) / n)
-  axis.bar(_POLICIES, rate, yerr=error, capsize=5)
-  axis.set(ylabel='success', ylim=(0, 1), title='real environment')
+  if results['rl_vs_bc']['measure'] == 'success':
+    mean = np.array([a['success'] for a in agents])
+    spread = np.sqrt(mean * (1 - mean))
+    axis.set(ylabel='success', ylim=(0, 1))
+  else:
+    mean = np.array([a['mean_return'] for a in agents])
+    spread = np.array([a['std_return'] for a in agents])
+    axis.set(ylabel='mean return')
+  axis.bar(_POLICIES, mean, yerr=1.96 * spread / np.sqrt(n), capsize=5)
+  axis.set(title='real environment')
   figure.tight_layout()
   figure.savefig(run_dir / 'success.png', dpi=100)
   plt.close(figure)
@@ -115,7 +149,10 @@ def plot_success(run_dir: pathlib.Path, results: Mapping[str, Any]) -> None:
 def markdown(results: Mapping[str, Any], horizons: tuple[int, ...]) -> str:
   """Returns the report as Markdown."""
   dynamics, compare = results['dynamics'], results['rl_vs_bc']
-  low, high = compare['ci95']
+  interval = 'no interval'
+  if compare['ci95'] is not None:
+    low, high = compare['ci95']
+    interval = f'95 % interval [{low:+.3f}, {high:+.3f}]'
   lines = [
     f'# {results["config"]["name"]}, seed {results["seed"]}',
     '',
@@ -140,14 +177,14 @@ def markdown(results: Mapping[str, Any], horizons: tuple[int, ...]) -> str:
   for name in _POLICIES:
     a = results['agents'][name]
     lines.append(
-      f'| {name} | {a["success"]:.3f} | {a["episodes"]} '
+      f'| {name} | {_number(a["success"])} | {a["episodes"]} '
       f'| {a["mean_return"]:.3f} | {a["mean_length"]:.1f} |'
     )
   lines += [
     '',
-    f'rl - bc = {compare["difference"]:+.3f}, 95 % interval '
-    f'[{low:+.3f}, {high:+.3f}], p = {compare["p_value"]:.2g} '
-    '(exact McNemar test, same episodes).',
+    f'rl - bc, {compare["measure"]} = {compare["difference"]:+.3f}, '
+    f'{interval}, p = {compare["p_value"]:.2g} '
+    f'({compare["test"]}, same episodes).',
     '',
     '![success](success.png)',
     '',
@@ -164,6 +201,10 @@ def markdown(results: Mapping[str, Any], horizons: tuple[int, ...]) -> str:
   return '\n'.join(lines)
 
 
+def _number(value: float | None) -> str:
+  return '-' if value is None else f'{value:.3f}'
+
+
 def write_image(path: pathlib.Path, image: np.ndarray) -> None:
-  """Writes `[H, W, 3]` uint8 as PNG."""
-  imageio.imwrite(path, image)
+  """Writes `[H, W, C]` uint8, C = 1 or 3, as PNG."""
+  imageio.imwrite(path, _in_colour(image))

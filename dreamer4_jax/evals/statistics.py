@@ -1,9 +1,48 @@
-"""Paired comparison of two success rates."""
+"""Paired comparisons of two policies on the same episodes."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy import stats
+
+RESAMPLES = 100_000
+"""Sign flips that are drawn where all are too many."""
+_EXACT = 16
+"""Up to so many episodes all sign flips are tried."""
+
+
+def compare_policies(
+  success_a: np.ndarray | None,
+  success_b: np.ndarray | None,
+  returns_a: np.ndarray,
+  returns_b: np.ndarray,
+) -> dict[str, Any]:
+  """Compares success or, where that cannot tell two policies apart, returns.
+
+  Args:
+    success_a: `[n]` bool, or None where success is not defined.
+    success_b: likewise, the same episodes.
+    returns_a: `[n]` float.
+    returns_b: `[n]` float.
+
+  Returns:
+    `measure`, which is `success`, or `return` if success is not defined or is
+    the same in every episode; `test`, in words; and what `paired_comparison`
+    or `paired_difference` returns.
+  """
+  if success_a is None or success_b is None or (success_a == success_b).all():
+    return {
+      'measure': 'return',
+      'test': 'paired sign-flip permutation test',
+      **paired_difference(returns_a, returns_b),
+    }
+  return {
+    'measure': 'success',
+    'test': 'exact McNemar test',
+    **paired_comparison(success_a, success_b),
+  }
 
 
 def paired_comparison(a: np.ndarray, b: np.ndarray) -> dict[str, float | list]:
@@ -21,8 +60,7 @@ def paired_comparison(a: np.ndarray, b: np.ndarray) -> dict[str, float | list]:
   Raises:
     ValueError: the arrays differ in shape.
   """
-  if a.shape != b.shape or a.ndim != 1:
-    raise ValueError(f'a {a.shape} and b {b.shape} must be the same episodes')
+  _check(a, b)
   n = a.size
   only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
   difference = (only_a - only_b) / n
@@ -34,3 +72,58 @@ def paired_comparison(a: np.ndarray, b: np.ndarray) -> dict[str, float | list]:
     'ci95': [difference - spread, difference + spread],
     'p_value': float(p),
   }
+
+
+def paired_difference(
+  a: np.ndarray, b: np.ndarray, seed: int = 0
+) -> dict[str, Any]:
+  """Compares numbers, such as returns, on the same episodes.
+
+  If the policies are equal, the sign of each episode's difference is a coin.
+  The p-value is the share of sign flips whose mean difference is at least as
+  far from 0 as the one found: of all flips up to 16 episodes, and of
+  `RESAMPLES` random ones, the one found included, beyond. Episodes without a
+  difference change nothing.
+
+  Args:
+    a: `[n]` float.
+    b: `[n]` float, the same episodes.
+    seed: of the random flips.
+
+  Returns:
+    `difference` of the means a - b; `ci95`, Student's interval of the mean
+    difference, None for a single episode; two-sided `p_value`.
+
+  Raises:
+    ValueError: the arrays differ in shape.
+  """
+  _check(a, b)
+  d = a.astype(np.float64) - b.astype(np.float64)
+  mean, interval = float(d.mean()), None
+  if d.size > 1:
+    error = d.std(ddof=1) / np.sqrt(d.size)
+    spread = float(stats.t.ppf(0.975, d.size - 1) * error)
+    interval = [mean - spread, mean + spread]
+  return {'difference': mean, 'ci95': interval, 'p_value': _sign_flips(d, seed)}
+
+
+def _sign_flips(d: np.ndarray, seed: int) -> float:
+  d = d[d != 0]
+  if not d.size:
+    return 1.0
+  # Sums in another order differ in their last bits and are still as far.
+  least = abs(d.sum()) - 1e-9 * np.abs(d).sum()
+  if d.size <= _EXACT:
+    numbers = np.arange(2**d.size)[:, None]
+    signs = 1 - 2 * (numbers >> np.arange(d.size) & 1)
+    return float((np.abs(signs @ d) >= least).mean())
+  rng, found, block = np.random.default_rng(seed), 0, 1_000
+  for _ in range(RESAMPLES // block):
+    signs = 1 - 2 * rng.integers(0, 2, (block, d.size), np.int8)
+    found += int((np.abs(signs @ d) >= least).sum())
+  return (found + 1) / (RESAMPLES + 1)
+
+
+def _check(a: np.ndarray, b: np.ndarray) -> None:
+  if a.shape != b.shape or a.ndim != 1:
+    raise ValueError(f'a {a.shape} and b {b.shape} must be the same episodes')

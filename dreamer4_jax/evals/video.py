@@ -18,6 +18,9 @@ from dreamer4_jax.models import Params, World
 from dreamer4_jax.rollout import fixed_actions, imagine
 from dreamer4_jax.types import Array, Batch
 
+CLIP_BATCHES = 200
+"""Batches that are looked through for clips within one episode."""
+
 
 def psnr(squared_error: float) -> float:
   """Peak signal-to-noise ratio in dB of images in [0, 1]."""
@@ -71,7 +74,7 @@ class OpenLoop:
 
 
 def one_episode_clips(
-  batches: Iterator[Batch], clips: int, limit: int = 200
+  batches: Iterator[Batch], clips: int, limit: int = CLIP_BATCHES
 ) -> Batch:
   """Collects clips that stay in one episode.
 

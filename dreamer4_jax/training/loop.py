@@ -74,6 +74,7 @@ def run_phase(
   mesh: jax.sharding.Mesh,
   progress: bool = True,
   sigterm: Sigterm | None = None,
+  clock: contextlib.AbstractContextManager[Any] | None = None,
 ) -> PyTree:
   """Trains one phase to its end, from its latest checkpoint if there is one.
 
@@ -102,6 +103,7 @@ def run_phase(
     progress: show a bar with the time left and the loss.
     sigterm: tells that the process was asked to stop; by default it listens
       during this phase.
+    clock: entered while the phase trains, and not if it is finished.
 
   Returns:
     The trained state, on the devices.
@@ -158,6 +160,8 @@ def run_phase(
     _announce(phase, start, total, phase_dir, mesh, abstract)
     if start >= total:
       return state
+    if clock is not None and jax.process_index() == 0:
+      stack.enter_context(clock)
 
     step_fn = jit_step(step_fn, phase, config.seed, mesh, abstract)
     writer = stack.enter_context(MetricWriter(phase_dir, resume_step=start))

@@ -22,6 +22,7 @@ from dreamer4_jax.training import (
   imagination_step,
   tokenizer_step,
 )
+from dreamer4_jax.training.clock import Clock
 from dreamer4_jax.training.loop import ClipIterator, run_phase
 from dreamer4_jax.training.state import TrainState
 
@@ -63,6 +64,7 @@ def train(
   checkpoint.check_run(run_dir, config)
   world = World.from_config(config)
   mesh = sharding.make_mesh(config.mesh)
+  _check_batches(config, phases, mesh)
   # Over all phases, so that none begins after the signal.
   with Sigterm(active=jax.process_count() == 1) as sigterm:
     for phase in phases:
@@ -73,6 +75,17 @@ def train(
       )
     if sigterm.received:
       raise PreemptedError(f'asked to stop after {phases[-1]}')
+
+
+def _check_batches(
+  config: Config, phases: Sequence[str], mesh: jax.sharding.Mesh
+) -> None:
+  for phase in phases:
+    settings: PhaseConfig = getattr(config.phases, phase)
+    try:
+      sharding.check_batch(mesh, settings.batch_size, settings.accumulate)
+    except ValueError as error:
+      raise ValueError(f'phases.{phase}.{error}') from error
 
 
 def load_rooms(
@@ -102,7 +115,7 @@ def _train_phase(
   progress: bool,
   sigterm: Sigterm,
 ) -> None:
-  config = world.config
+  config, clock = world.config, Clock(run_dir, phase)
   settings: PhaseConfig = getattr(config.phases, phase)
   lengths = {settings.clip_length, settings.long_clip_length} - {0}
   before = PHASES.index(phase) - 1
@@ -128,6 +141,7 @@ def _train_phase(
     mesh=mesh,
     progress=progress,
     sigterm=sigterm,
+    clock=clock,
   )
 
 

@@ -13,7 +13,15 @@ import dreamer4_jax as d4
 from dreamer4_jax.checkpoint import Checkpoints
 from dreamer4_jax.cli import configs
 from dreamer4_jax.cli.main import enable_compilation_cache, main
-from dreamer4_jax.config import PHASES, ActionComponent, Config
+from dreamer4_jax.config import (
+  PHASES,
+  ActionComponent,
+  Config,
+  DataConfig,
+  EnvConfig,
+  EvalConfig,
+  SourceConfig,
+)
 
 EXPERIMENT = """
 from dreamer4_jax.config import AgentConfig, Config
@@ -37,6 +45,9 @@ def calls(monkeypatch):
   monkeypatch.setattr(
     'dreamer4_jax.training.phases.train',
     lambda *args, **unused: found.append(args),
+  )
+  monkeypatch.setattr(
+    'dreamer4_jax.cli.checks.check_training', lambda *unused_args: None
   )
   monkeypatch.setattr(
     'dreamer4_jax.cli.main.enable_compilation_cache', lambda: None
@@ -85,6 +96,9 @@ def get(config, name):
     ('eval.horizons=1,2', (1, 2)),
     ('eval.horizons=[3]', (3,)),
     ('tasks=open door', ('open door',)),
+    ('env.image_size=64,32', (64, 32)),
+    ('env.image_size=[64, 32]', (64, 32)),
+    ('data.labeled_hours=1.5', 1.5),
     ('actions.0.size=7', 7),
     ('mesh.data=-1', -1),
     ('data.path=', ''),
@@ -136,6 +150,7 @@ MISTAKES = [
   ('dynamics.depth=6', 'DynamicsConfig.depth = 6: must be a positive multiple'),
   ('dynamics.dtype=int8', "'int8': must be one of float32, bfloat16"),
   ('eval.horizons=4,x', "'4,x': must be int, with commas between several"),
+  ('env.image_size=64', "'64': must be 2 values (int) with commas between"),
   ('eval.horizons=', 'EvalConfig.horizons = (): needs at least one'),
   ('actions=[]', 'actions = []: needs at least one component'),
   ('actions=[{', 'is no JSON'),
@@ -229,6 +244,58 @@ def test_a_field_may_be_none():
   assert configs._spell(int | None) == 'int or none'
   assert configs._parse('x', 'none', int | None) is None
   assert configs._parse('x', '3', int | None) == 3
+
+
+def test_every_field_takes_none_where_it_may_be_none():
+  some = configs.override(
+    Config(), ['env.image_size=8,8', 'data.labeled_hours=2']
+  )
+  optional = [f.name for f in configs.fields(some) if 'none' in
+              configs._spell(f.type).split()]  # fmt: skip
+  assert {'env.image_size', 'data.labeled_hours'} <= {*optional}
+  for name in optional:
+    assert get(configs.override(some, [f'{name}=none']), name) is None
+
+
+AWKWARD = Config(
+  name='a=b, [c]',
+  tasks=('reward',),
+  data=DataConfig(
+    path='none',
+    labeled_hours=0.1,
+    labeled_where=('world=a, b', ' x '),
+    more=(SourceConfig(path='x,y', labeled_where=('noise<=0.5',)),),
+  ),
+  env=EnvConfig(name='navix:x', image_size=(64, 32)),
+  eval=EvalConfig(horizons=(3,)),
+)
+
+
+@pytest.mark.parametrize(
+  'config',
+  [
+    Config(),
+    AWKWARD,
+    dataclasses.replace(AWKWARD, tasks=('none',)),
+    dataclasses.replace(AWKWARD, tasks=('[a',)),
+    dataclasses.replace(AWKWARD, tasks=('',)),
+  ],
+)
+def test_every_field_is_shown_as_it_is_set(config):
+  other = dataclasses.replace(
+    AWKWARD, name='?', data=dataclasses.replace(AWKWARD.data, more=())
+  )
+  for field in configs.fields(config):
+    text = f'{field.name}={configs._show(field.value)}'
+    assert configs.override(config, [text]) == config, text
+    if field.name not in {f.name for f in configs.fields(other)}:
+      continue
+    changed = configs.override(other, [text])
+    assert get(changed, field.name) == field.value, text
+  shown = [
+    line.split('  (')[0] for line in configs.describe(config).splitlines()[::2]
+  ]
+  assert configs.override(config, shown) == config
 
 
 def test_help_mentions_the_listing_and_is_fast_to_import(capsys):

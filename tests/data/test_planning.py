@@ -185,6 +185,66 @@ def test_relevant_rows_are_spread(share, batch, rows):
   ]
 
 
+def test_without_events_what_is_labeled_is_relevant():
+  # Episodes 0 and 2, 15 frames, are labeled: 5 windows of 3 an epoch.
+  index = make_index(events=())
+  planner = make_planner(
+    indices=[index],
+    length=3,
+    relevant_share=0.5,
+    labeled=[np.array([True, False, True])],
+  )
+  windows = [w for b in range(20) for w in planner.plan(b, range(4))]
+  relevant = [w for w in windows if w.relevant]
+  assert [w.relevant for w in windows] == [False, True, False, True] * 20
+  assert all(w.anchor_task == -1 for w in windows)
+  seen = collections.Counter(f for w in relevant for f in frames(w.segments))
+  expected = {(0, t) for t in range(6)} | {(2, t) for t in range(9)}
+  assert set(seen) == expected and set(seen.values()) == {8}
+  # The uniform clips are those of a planner without relevant ones.
+  plain = make_planner(indices=[index], length=3, batch_size=2)
+  others = [w.segments for b in range(20) for w in plain.plan(b, range(2))]
+  assert [w.segments for w in windows if not w.relevant] == others
+
+
+def test_without_events_labeled_clips_come_by_weight_of_what_is_labeled():
+  planner = make_planner(
+    indices=[make_index(events=())] * 3,
+    weights=[1.0, 1.0, 3.0],
+    relevant_share=1.0,
+    labeled=[np.ones(3, bool), np.zeros(3, bool), np.ones(3, bool)],
+  )
+  drawn = collections.Counter(
+    w.source for b in range(10) for w in planner.plan(b, range(4))
+  )
+  assert drawn == {0: 10, 2: 30}
+
+
+def test_whether_there_is_anything_to_clone():
+  none, every = np.zeros(3, bool), np.ones(3, bool)
+  bare = make_index(events=())
+  for indices, labeled, expected in (
+    ([bare], [none], False),
+    ([bare], [every], True),
+    ([make_index()], [np.array([False, True, False])], False),
+    ([make_index()], [np.array([True, False, False])], True),
+    # Relevant clips come from the first alone, since it has events.
+    ([make_index(), bare], [none, every], False),
+  ):
+    planner = make_planner(
+      indices=indices, weights=[1.0] * len(indices), labeled=labeled
+    )
+    assert planner.can_clone == expected
+
+
+def test_with_events_labels_change_no_clip():
+  plans = []
+  for labeled in ((), [np.zeros(3, bool)], [np.ones(3, bool)]):
+    planner = make_planner(relevant_share=0.5, labeled=labeled)
+    plans.append([planner.plan(b, range(4)) for b in range(50)])
+  assert plans[0] == plans[1] == plans[2]
+
+
 @pytest.mark.parametrize(
   ('kwargs', 'message'),
   [
@@ -194,10 +254,6 @@ def test_relevant_rows_are_spread(share, batch, rows):
     ({'relevant_share': 1.5}, 'relevant_share = 1.5'),
     ({'separate_images': -0.1}, 'separate_images = -0.1'),
     ({'length': 1, 'relevant_share': 0.5}, 'length = 1.*at least 2'),
-    (
-      {'indices': [make_index(())], 'relevant_share': 0.5},
-      'relevant_share = 0.5.*no event',
-    ),
   ],
 )
 def test_wrong_settings_are_named(kwargs, message):

@@ -2,7 +2,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dreamer4_jax.evals.statistics import paired_comparison
+from dreamer4_jax.evals.statistics import (
+  compare_policies,
+  paired_comparison,
+  paired_difference,
+)
 
 
 def table(both, only_a, only_b, neither):
@@ -51,3 +55,63 @@ def test_equal_outcomes_are_no_evidence():
 def test_the_episodes_must_be_the_same():
   with pytest.raises(ValueError, match=r'a \(3,\) and b \(4,\)'):
     paired_comparison(np.ones(3, bool), np.ones(4, bool))
+
+
+def test_returns_by_hand():
+  # Differences 1, 2, 3, 0: mean 1.5. Of the 8 sign flips of those that are
+  # not 0, only +++ and --- sum to 6 or more.
+  a, b = np.array([2.0, 2.0, 4.0, 5.0]), np.array([1.0, 0.0, 1.0, 5.0])
+  got = paired_difference(a, b)
+  np.testing.assert_allclose(got['difference'], 1.5, rtol=1e-12)
+  np.testing.assert_allclose(got['p_value'], 2 / 8, rtol=1e-12)
+  # s^2 = (0.25 + 0.25 + 2.25 + 2.25) / 3; t_{0.975, 3} = 3.1824463.
+  spread = 3.1824463 * np.sqrt(5 / 3 / 4)
+  np.testing.assert_allclose(
+    got['ci95'], [1.5 - spread, 1.5 + spread], rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize('n', [12, 60])
+def test_sign_flips_agree_with_scipy(n):
+  rng = np.random.default_rng(n)
+  a = rng.normal(0.3, 1, n)
+  b = rng.normal(0.0, 1, n)
+  expected = stats.permutation_test(
+    (a - b,),
+    np.mean,
+    permutation_type='samples',
+    n_resamples=100_000,
+    rng=np.random.default_rng(1),
+  )
+  got = paired_difference(a, b)
+  # 100,000 flips: three standard errors of a p of 0.1 are 0.003.
+  np.testing.assert_allclose(got['p_value'], expected.pvalue, atol=0.004)
+  assert 0 < got['p_value'] < 1
+  interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+  np.testing.assert_allclose(got['ci95'], interval, rtol=1e-9)
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_single_episode_and_equal_differences_have_finite_answers():
+  one = paired_difference(np.array([3.0]), np.array([1.0]))
+  assert one == {'difference': 2.0, 'ci95': None, 'p_value': 1.0}
+  same = paired_difference(np.ones(9), np.ones(9))
+  assert same == {'difference': 0.0, 'ci95': [0.0, 0.0], 'p_value': 1.0}
+  shifted = paired_difference(np.ones(9) * 3, np.ones(9))
+  assert shifted == {
+    'difference': 2.0,
+    'ci95': [2.0, 2.0],
+    'p_value': 2 / 2**9,
+  }
+
+
+def test_returns_are_compared_where_success_says_nothing():
+  returns = np.array([1.0, 2.0, 3.0]), np.array([0.0, 0.0, 0.0])
+  a, b = np.array([True, False, True]), np.array([True, False, False])
+  for success in ((None, None), (a, a), (a & ~a, a & ~a)):
+    got = compare_policies(*success, *returns)
+    assert got['measure'] == 'return' and got['difference'] == 2.0
+    assert got['test'] == 'paired sign-flip permutation test'
+  got = compare_policies(a, b, *returns)
+  assert got['measure'] == 'success' and got['test'] == 'exact McNemar test'
+  np.testing.assert_allclose(got['difference'], 1 / 3)

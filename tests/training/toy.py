@@ -105,6 +105,7 @@ def run(directory, iterators=None, *, step_fn=step_fn, **changes):
     mesh=changes.pop('mesh', None) or make_mesh(2, data=2),
     progress=False,
     sigterm=changes.pop('sigterm', None),
+    clock=changes.pop('clock', None),
     phase_config=dataclasses.replace(PHASE, **changes),
   )
 

@@ -1,0 +1,292 @@
+"""Refuses, before anything is written or trained, what cannot work later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import logging
+import pathlib
+
+import numpy as np
+
+from dreamer4_jax import checkpoint
+from dreamer4_jax.cli.loaders import (
+  EVALUATION_BATCH,
+  evaluation_loader,
+  frame_shape,
+  training_loader,
+)
+from dreamer4_jax.config import PHASES, Config, PhaseConfig, require
+from dreamer4_jax.data import EpisodeSource, planning
+from dreamer4_jax.envs import Environment, make_env
+from dreamer4_jax.evals.video import CLIP_BATCHES
+from dreamer4_jax.models import World
+from dreamer4_jax.training.phases import load_rooms
+
+_LOG = logging.getLogger(__name__)
+
+
+def check_training(
+  config: Config,
+  run_dir: str | pathlib.Path,
+  phases: Sequence[str] = PHASES,
+) -> None:
+  """Checks all that `train` needs.
+
+  Args:
+    config: the run.
+    run_dir: where checkpoints will go.
+    phases: those that will be trained.
+
+  Raises:
+    ValueError: something does not fit; the sentence names the field.
+    FileNotFoundError: there is no dataset, or a phase before is not trained.
+  """
+  config.check_context(phases)
+  check_directories(config, run_dir)
+  _check_order(run_dir, phases)
+  if config.env.name:
+    try:
+      check_environment(config)
+    except ValueError:
+      raise
+    except Exception as error:  # It is needed for evaluation only.
+      _LOG.debug('no environment here (%s)', error)
+  check_data(config, run_dir, phases)
+
+
+def check_quickstart(
+  config: Config, run_dir: str | pathlib.Path, *, recorded: bool
+) -> Environment:
+  """Checks all that `quickstart` needs, and returns the environment.
+
+  Args:
+    config: the run.
+    run_dir: where everything but the dataset will go.
+    recorded: a dataset that is not there will be recorded; what is in it can
+      then be checked later only, with `check_data` and `check_held_out`.
+
+  Raises:
+    ValueError: something does not fit; the sentence names the field.
+    FileNotFoundError: there is no dataset.
+  """
+  config.check_context(PHASES)
+  check_directories(config, run_dir)
+  env = needed_environment(config)
+  if not recorded or pathlib.Path(config.data.path).exists():
+    check_data(config, run_dir)
+    check_held_out(config)
+  return env
+
+
+def check_evaluation(config: Config) -> Environment:
+  """Checks all that the evaluation needs, and returns the environment.
+
+  Raises:
+    ValueError: something does not fit, or the environment's engine is not
+      installed.
+    FileNotFoundError: there is no dataset.
+  """
+  env = needed_environment(config)
+  check_held_out(config)
+  return env
+
+
+def check_directories(config: Config, run_dir: str | pathlib.Path) -> None:
+  """Checks that what a run writes and its datasets do not lie in each other.
+
+  Raises:
+    ValueError: they do, or the run directory is a file.
+  """
+  run_dir = pathlib.Path(run_dir)
+  if run_dir.exists() and not run_dir.is_dir():
+    raise ValueError(f'--run-dir {run_dir}: is a file; name a directory')
+  run = run_dir.resolve()
+  written = [run / phase for phase in PHASES]
+  for i, dataset in enumerate(config.data.datasets):
+    room = f'data.more.{i - 1}' if i else 'data'
+    for name in ('path', 'latents'):
+      value = getattr(dataset, name)
+      if not value:
+        continue
+      path = pathlib.Path(value).resolve()
+      inside = run == path or path in run.parents
+      around = any(w == path or w in path.parents for w in written)
+      require(
+        not inside and not around,
+        f'{room}.{name}',
+        value,
+        f'the run directory {run_dir} would write checkpoints into this '
+        'dataset; choose another --run-dir',
+      )
+
+
+def check_environment(config: Config) -> Environment:
+  """Returns the environment, which must be that of the config.
+
+  Raises:
+    ValueError: it is unknown, or has other frames, actions or tasks.
+    ImportError: its engine is not installed.
+  """
+  env = make_env(config.env)
+  spec, name = env.spec, config.env.name
+  for field, value, found in (
+    (
+      'tokenizer.image_height, image_width, channels',
+      frame_shape(config),
+      spec.frame_shape,
+    ),
+    ('actions', config.actions, spec.actions),
+    ('tasks', config.tasks, spec.tasks),
+  ):
+    require(
+      tuple(value) == tuple(found),
+      field,
+      value,
+      f'env.name = {name!r} has {found}; change one of the two',
+    )
+  return env
+
+
+def needed_environment(config: Config) -> Environment:
+  """Returns what `check_environment` does; no engine is a `ValueError`."""
+  try:
+    return check_environment(config)
+  except ImportError as error:
+    raise ValueError(str(error)) from error
+
+
+def check_data(
+  config: Config,
+  run_dir: str | pathlib.Path,
+  phases: Sequence[str] = PHASES,
+) -> None:
+  """Checks that every phase gets its clips; see `check_training`."""
+  fingerprint = _final_fingerprint(config, run_dir, phases)
+  if phases and ('tokenizer' in phases or not fingerprint):
+    for dataset in config.data.datasets:
+      EpisodeSource(
+        dataset.path,
+        config.data.train_split,
+        actions=config.actions,
+        tasks=config.tasks,
+        frame_shape=frame_shape(config),
+        cache_bytes=0,
+      )
+  _check_latents(config, phases, fingerprint)
+  for phase in phases:
+    settings: PhaseConfig = getattr(config.phases, phase)
+    tokenizer = '' if phase == 'tokenizer' else fingerprint
+    for length in sorted({settings.clip_length, settings.long_clip_length}):
+      if length:
+        with _named(phase):
+          training_loader(config, phase, length, tokenizer)
+  if 'imagination' in phases:
+    _warn_of_no_reward(config)
+
+
+def check_held_out(config: Config) -> None:
+  """Checks that the held-out split has the clips of the evaluation.
+
+  Raises:
+    ValueError: it has not; or the split is missing.
+    FileNotFoundError: there is no dataset.
+  """
+  e = config.eval
+  length = e.context_frames + max(e.horizons)
+  evaluation_loader(config, 'tokenizer', config.dynamics.context_length)
+  index = EpisodeSource(
+    config.data.path, config.data.eval_split, cache_bytes=0
+  ).index
+  longest = int(index.lengths.max())
+  require(
+    length <= longest,
+    'eval.horizons',
+    e.horizons,
+    f'with eval.context_frames = {e.context_frames} needs clips of {length} '
+    f'frames, and the longest episode of {config.data.eval_split!r} in '
+    f'{config.data.path} has {longest}; use shorter horizons or less context',
+  )
+  epochs = planning.Epochs(index, length, e.seed + PHASES.index('dynamics'))
+  drawn = range(CLIP_BATCHES * EVALUATION_BATCH)
+  whole = sum(len(epochs[number]) == 1 for number in drawn)
+  require(
+    whole >= e.clips,
+    'eval.clips',
+    e.clips,
+    f'only {whole} of the first {len(drawn):,} held-out clips of {length} '
+    'frames lie within one episode; use shorter horizons, fewer clips or '
+    'longer episodes',
+  )
+
+
+def _check_order(run_dir: str | pathlib.Path, phases: Sequence[str]) -> None:
+  """Raises `FileNotFoundError` if a phase before is missing."""
+  for phase in phases:
+    number = PHASES.index(phase)
+    if number and PHASES[number - 1] not in phases:
+      before = PHASES[number - 1]
+      if not checkpoint.latest_step(run_dir, before):
+        raise FileNotFoundError(
+          f'{phase}: needs the phase {before}, which has no checkpoint in '
+          f'{pathlib.Path(run_dir) / before}; train it first, or leave '
+          '--phase out to train all'
+        )
+
+
+def _final_fingerprint(
+  config: Config, run_dir: str | pathlib.Path, phases: Sequence[str]
+) -> str:
+  """Returns that of the tokenizer, or '' if it is still to be trained."""
+  step = checkpoint.latest_step(run_dir, 'tokenizer')
+  if not step:
+    return ''
+  if 'tokenizer' in phases and step < config.phases.tokenizer.steps:
+    return ''
+  if 'tokenizer' in phases and not any(d.latents for d in config.data.datasets):
+    return ''  # Nobody asks.
+  rooms, _ = load_rooms(run_dir, 'tokenizer')
+  return World.from_config(config).fingerprint(rooms)
+
+
+def _check_latents(
+  config: Config, phases: Sequence[str], fingerprint: str
+) -> None:
+  """Latents of a tokenizer that is not trained yet can be of another only."""
+  if fingerprint or not {*phases} - {'tokenizer'}:
+    return
+  for i, dataset in enumerate(config.data.datasets):
+    require(
+      not dataset.latents,
+      f'data.more.{i - 1}.latents' if i else 'data.latents',
+      dataset.latents,
+      'latents are made by the trained tokenizer, and that of this run is yet '
+      'to be trained; train with --phase tokenizer, pretokenise, and then '
+      'train the other phases',
+    )
+
+
+def _warn_of_no_reward(config: Config) -> None:
+  """Says so if dreams cannot pay: the policy then stays what was cloned."""
+  for dataset in config.data.datasets:
+    if not pathlib.Path(dataset.path).exists():
+      return
+    source = EpisodeSource(dataset.path, config.data.train_split, cache_bytes=0)
+    if len(source.index.event_frame) or np.any(source.index.returns):
+      return
+  _LOG.warning(
+    'imagination: no task is achieved and no reward earned in %s, so there is '
+    'nothing to learn from dreams',
+    [d.path for d in config.data.datasets],
+  )
+
+
+@contextlib.contextmanager
+def _named(phase: str) -> Iterator[None]:
+  """Names the phase in what is refused, if the sentence does not."""
+  try:
+    yield
+  except ValueError as error:
+    if f'phases.{phase}' in str(error):
+      raise
+    raise ValueError(f'phases.{phase}: {error}') from error

@@ -1,0 +1,132 @@
+"""A run of seconds: models of some thousand parameters, cart-pole's frames."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from data_pipelines import writer
+from dreamer4_jax.config import (
+  ActionComponent,
+  AgentConfig,
+  Config,
+  DataConfig,
+  DynamicsConfig,
+  DynamicsPhase,
+  EnvConfig,
+  EvalConfig,
+  FinetunePhase,
+  ImaginationPhase,
+  OptimizerConfig,
+  Phases,
+  TokenizerConfig,
+  TokenizerPhase,
+)
+from dreamer4_jax.data.format import Description
+
+SIDE, LENGTH = 16, 12
+ACTIONS = (ActionComponent(name='action', kind='categorical', size=2),)
+ENV = EnvConfig(
+  name='gymnasium:CartPole-v1', image_size=(SIDE, SIDE), max_steps=6
+)
+
+
+def make_config(path, **changes) -> Config:
+  """Returns a run of ten steps a phase on the dataset at `path`."""
+  sizes = {'width': 16, 'num_heads': 2, 'num_kv_heads': 2, 'mlp_hidden': 16}
+  phase = {
+    'steps': 10,
+    'batch_size': 4,
+    'clip_length': 4,
+    'log_every': 1,
+    'checkpoint_every': 4,
+    'optimizer': OptimizerConfig(warmup_steps=3),
+  }
+  return dataclasses.replace(
+    Config(
+      name='small',
+      actions=ACTIONS,
+      tokenizer=TokenizerConfig(
+        image_height=SIDE,
+        image_width=SIDE,
+        patch_size=8,
+        num_latents=4,
+        bottleneck_dim=4,
+        context_length=4,
+        **sizes,
+      ),
+      dynamics=DynamicsConfig(
+        num_spatial_tokens=4,
+        num_registers=1,
+        context_length=4,
+        depth=4,
+        **sizes,
+      ),
+      agent=AgentConfig(hidden=16, layers=1, distances=2),
+      phases=Phases(
+        tokenizer=TokenizerPhase(**phase),
+        dynamics=DynamicsPhase(**phase),
+        finetune=FinetunePhase(**phase),
+        imagination=ImaginationPhase(horizon=3, sampling_steps=2, **phase),
+      ),
+      data=DataConfig(path=str(path)),
+      env=ENV,
+      eval=EvalConfig(clips=3, context_frames=3, horizons=(2, 4), episodes=3),
+    ),
+    **changes,
+  )
+
+
+def write_dataset(
+  path,
+  *,
+  known=True,
+  paid=1.0,
+  tasks=('reward',),
+  events=(),
+  episodes=6,
+  actions=ACTIONS,
+  side=SIDE,
+  splits=('train', 'test'),
+) -> str:
+  """Writes noise with a reward at each step; returns the directory.
+
+  `events` are (episode, step, task) of each split.
+  """
+  rng = np.random.default_rng(0)
+  last = np.arange(LENGTH) == LENGTH - 1
+
+  def episode(number):
+    happened = np.zeros((LENGTH, len(tasks)), np.uint8)
+    for e, step, task in events:
+      happened[step, task] |= e == number
+    steps = {
+      'observation': rng.integers(0, 256, (LENGTH, side, side, 3), np.uint8),
+      'action': {
+        c.name: rng.integers(0, c.size, LENGTH, np.int32) for c in actions
+      },
+      'action_known': ~last & known & bool(actions),
+      'reward': np.where(last, 0, paid).astype(np.float32),
+    }
+    if tasks:
+      steps['events'] = happened
+    return writer.Episode(steps=steps, terminal=True)
+
+  written = writer.write_dataset(
+    str(path),
+    description=Description(
+      actions=actions, tasks=tasks, frame_shape=(side, side, 3)
+    ),
+    splits={s: [episode(e) for e in range(episodes)] for s in splits},
+  )
+  return str(written)
+
+
+def tree(path) -> dict[str, bytes]:
+  """Returns every file under a directory with its bytes."""
+  root = pathlib.Path(path)
+  return {
+    str(p.relative_to(root)): p.read_bytes()
+    for p in sorted(root.rglob('*'))
+    if p.is_file()
+  }

@@ -1,0 +1,172 @@
+"""Whole runs as processes, on a dataset without events: what a user reads."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from dreamer4_jax.checkpoint import load_arrays
+from dreamer4_jax.cli import quickstart
+from dreamer4_jax.config import PHASES
+from dreamer4_jax.evals import report
+from tests.cli import small_run
+
+pytest.importorskip('gymnasium')
+pytest.importorskip('pygame')
+
+EXPERIMENT = """
+from tests.cli import small_run
+config = small_run.make_config('noise')
+"""
+BAR = re.compile(r'^[\w ]*:\s+\d+%\|.*?\]\s*')
+
+
+def dreamer4(home, *arguments):
+  """Runs a command; returns its exit code and the lines that a user reads."""
+  root = str(pathlib.Path(__file__).parents[2])
+  env = os.environ | {
+    'PYTHONPATH': root,
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
+  }
+  env.pop('PYTHONWARNINGS', None)
+  env['SDL_VIDEODRIVER'] = 'dummy'  # SDL complains of a missing display.
+  child = subprocess.run(
+    [sys.executable, '-m', 'dreamer4_jax.cli.main', *arguments],
+    cwd=home,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    timeout=900,
+  )
+  pieces = re.split(r'[\r\n]+', child.stdout)
+  lines = [BAR.sub('', piece).rstrip() for piece in pieces]
+  return child.returncode, [line for line in lines if line]
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+  home = tmp_path_factory.mktemp('home')
+  small_run.write_dataset(home / 'noise')
+  (home / 'x.py').write_text(EXPERIMENT)
+  return home
+
+
+@pytest.fixture(scope='module')
+def trained(home):
+  code, lines = dreamer4(home, 'train', 'x.py')
+  return code, lines, json.loads((home / 'runs/x/seconds.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def evaluated(home, trained):
+  return dreamer4(home, 'quickstart', 'x.py')
+
+
+def test_training_prints_a_line_a_phase(trained):
+  code, lines, _ = trained
+  assert code == 0, lines
+  # Ten steps of one phase may take ten lines; these are of all four.
+  assert len(lines) <= 10 and len(set(lines)) == len(lines), lines
+  starts = [line.split(':')[0] for line in lines]
+  assert starts == list(PHASES), lines
+
+
+def test_evaluating_prints_little_more_than_the_report(home, evaluated):
+  code, lines = evaluated
+  assert code == 0, lines
+  text = (home / 'runs/x/report.md').read_text()
+  ours = [line for line in lines if line not in text.splitlines()]
+  assert len(ours) <= 10 and len(set(ours)) == len(ours), ours
+  assert all('already finished' in line for line in ours), ours
+  assert set(text.splitlines()) - {''} <= set(lines)
+
+
+def test_cloning_learned_from_a_dataset_without_events(home, trained):
+  lines = (home / 'runs/x/finetune/metrics.jsonl').read_text().splitlines()
+  losses = [json.loads(line)['finetune/policy'] for line in lines]
+  assert len(losses) == 10 and min(losses) > 0
+  policy = load_arrays(home / 'runs/x/finetune')[0]['opt_state']
+  moments = [np.abs(x).max() for x in jax.tree.leaves(policy) if np.size(x) > 1]
+  assert min(moments) >= 0 and max(moments) > 0
+
+
+def test_returns_are_compared_where_there_are_no_events(home, evaluated):
+  results = json.loads((home / 'runs/x/results.json').read_text())
+  assert results['rl_vs_bc']['measure'] == 'return'
+  assert 'sign-flip' in results['rl_vs_bc']['test']
+  for agent in results['agents'].values():
+    assert agent['success'] is None and agent['events'] == {}
+    assert 1 <= agent['mean_return'] <= 6  # Cart-pole pays 1 a step.
+  versions = results['versions']
+  assert {'gymnasium', 'ale-py'} <= set(versions) and 'navix' not in versions
+  text = (home / 'runs/x/report.md').read_text()
+  assert '| rl | - | 3 |' in text
+  assert 'rl - bc, return = ' in text and 'nan' not in text.lower()
+
+
+def test_a_finished_phase_takes_no_more_time(home, trained, evaluated):
+  _, _, before = trained
+  assert set(before) == set(PHASES) and min(before.values()) > 0
+  seconds = json.loads((home / 'runs/x/results.json').read_text())['seconds']
+  assert {p: seconds[p] for p in PHASES} == before
+  total = sum(seconds[part] for part in (*PHASES, 'evaluation'))
+  assert seconds['total'] == pytest.approx(total)
+
+
+def test_a_trained_run_is_evaluated_by_its_directory(
+  home, evaluated, monkeypatch
+):
+  monkeypatch.chdir(home)
+  run = home / 'runs/x'
+  before = json.loads((run / 'results.json').read_text())
+  for name in ('results.json', 'report.md', 'dreams.mp4', 'agent.mp4'):
+    (run / name).unlink()
+  found = quickstart.evaluate_run(run, episodes=5, seed=7)
+  saved = json.loads((run / 'results.json').read_text())
+  assert saved == json.loads(json.dumps(found))
+  assert saved['tokenizer'] == pytest.approx(before['tokenizer'], rel=1e-3)
+  assert saved['agents']['rl']['episodes'] == 5
+  assert saved['config']['eval']['seed'] == 7
+  # Of the last evaluation alone, and training is not trained again.
+  for part in PHASES:
+    assert saved['seconds'][part] == before['seconds'][part]
+  for name in ('report.md', 'dreams.mp4', 'agent.mp4', 'training.png'):
+    assert (run / name).stat().st_size > 0
+
+
+def test_what_is_for_the_eye_costs_no_results(
+  home, evaluated, monkeypatch, caplog
+):
+  def fail(*unused_args):
+    raise OSError('no codec')
+
+  def missing(name):
+    raise quickstart.metadata.PackageNotFoundError(name)
+
+  monkeypatch.chdir(home)
+  monkeypatch.setattr(report, 'write_video', fail)
+  monkeypatch.setattr(report, 'plot_training', fail)
+  monkeypatch.setattr(quickstart.metadata, 'version', missing)
+  run = home / 'runs/x'
+  (run / 'results.json').unlink()
+  (run / 'agent.mp4').unlink()
+  found = quickstart.evaluate_run(run)
+  assert json.loads((run / 'results.json').read_text())['agents']
+  assert found['versions']['gymnasium'] == 'not installed'
+  assert not (run / 'agent.mp4').exists()
+  assert 'agent.mp4 is left out (OSError: no codec)' in caplog.text
+
+
+def test_a_run_that_is_not_trained_is_named(home, trained, tmp_path):
+  config = (home / 'runs/x/config.json').read_text()
+  (tmp_path / 'config.json').write_text(config)
+  with pytest.raises(FileNotFoundError, match='the phase tokenizer is not tr'):
+    quickstart.evaluate_run(tmp_path)
