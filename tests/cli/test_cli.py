@@ -345,7 +345,7 @@ def test_version_and_shipped_experiments(capsys, tmp_path, monkeypatch):
 
 
 def test_a_missing_extra_is_a_sentence_and_another_import_is_not(
-  experiment, monkeypatch, capsys
+  experiment, calls, monkeypatch, capsys
 ):
   def absent(*args, **unused):
     raise ImportError("run `pip install 'dreamer4_jax[navix]'`")
