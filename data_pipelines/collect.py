@@ -32,7 +32,7 @@ import jax
 import tqdm
 
 from data_pipelines import players, recording, writer
-from data_pipelines.command import FailedError, main_of
+from data_pipelines.command import FailedError, main_of, quiet
 from data_pipelines.stage import CollectConfig, Stage
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.data import format as fmt
@@ -189,6 +189,7 @@ def settle(cores: Sequence[int], cache: str = '') -> None:
     cache: where compiled programs are kept; empty for nowhere.
   """
   keep_freed_memory()
+  quiet()
   if cores:
     os.sched_setaffinity(0, cores)
   jax.config.update('jax_platforms', 'cpu')

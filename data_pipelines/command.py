@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 import importlib
 import importlib.util
+import logging
+import os
 import pathlib
 import sys
 from typing import Any
@@ -39,6 +41,7 @@ def main_of(
   module = pathlib.Path(sys.argv[0]).stem
   # Here and not in `command`, which leaves its caller's process as it is.
   keep_freed_memory()
+  quiet()
   try:
     config = tyro.cli(
       config_type,
@@ -61,6 +64,20 @@ def main_of(
       file=sys.stderr,
     )
     sys.exit(INTERRUPTED)
+
+
+def quiet() -> None:
+  """Drops what Orbax says below ERROR, in this process.
+
+  It warns that directories are read only as we want them. What goes wrong it
+  raises.
+  """
+  logging.getLogger('absl').addFilter(_is_worth_reading)
+
+
+def _is_worth_reading(record: logging.LogRecord) -> bool:
+  of_orbax = f'{os.sep}orbax{os.sep}' in record.pathname
+  return record.levelno >= logging.ERROR or not of_orbax
 
 
 def need(extra: str, *packages: str) -> None:

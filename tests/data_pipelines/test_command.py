@@ -204,6 +204,27 @@ def test_a_mistake_is_a_sentence(files, line, sentence, monkeypatch, capsys):
   assert sorted(files.rglob('*')) == before
 
 
+def test_the_small_talk_of_libraries_is_left_out(files):
+  code = """
+import sys
+from data_pipelines import command
+from dreamer4_jax.training.phases import load_rooms
+command.quiet()
+load_rooms(sys.argv[1], 'tokenizer')
+"""
+  found = subprocess.run(
+    [sys.executable, '-c', code, files / 'run'],
+    cwd=ROOT,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  said = found.stderr.splitlines()
+  # One warning is of use: the run has one step of many.
+  assert len(said) == 1 and 'stopped at step 1 of' in said[0]
+
+
 def run_main(monkeypatch, work):
   @dataclasses.dataclass
   class Options:
