@@ -16,10 +16,10 @@ CONVERTERS = sorted(
   for path in (ROOT / 'data_pipelines').glob('*.py')
   if "__name__ == '__main__'" in path.read_text()
 )
-# What is installed beside the wheel must not help: an editable install of the
-# checkout has a finder of its own.
-ALONE = """
+# An editable install beside the wheel must not help.
+ALONE = f"""
 import runpy, sys
+sys.path = [path for path in sys.path if path != {str(ROOT)!r}]
 sys.meta_path = [f for f in sys.meta_path if 'ditable' not in repr(f)]
 def run(module, *args):
   sys.argv = [module, *args]
