@@ -1,5 +1,6 @@
 """Settings of the whole test suite; made before JAX starts its backend."""
 
+import logging
 import os
 import pathlib
 
@@ -32,6 +33,15 @@ _LONGEST = (
 def pytest_collection_modifyitems(items):
   """Begins with the longest files, so that no process waits for them."""
   items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+  """Undoes what a command sets, lest other tests depend on having it run."""
+  logger = logging.getLogger('dreamer4_jax')
+  level = logger.level
+  yield
+  logger.setLevel(level)
 
 
 @pytest.fixture(scope='session')

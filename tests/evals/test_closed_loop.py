@@ -2,6 +2,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dreamer4_jax.envs import EnvSpec
 from dreamer4_jax.evals.closed_loop import (
@@ -121,6 +122,8 @@ def test_outcomes_by_hand():
     'success': 0.5,
     'episodes': 4,
     'mean_return': 1.875,
+    # Squares of the distances from the mean: 49, 9, 25, 25 in 64ths.
+    'std_return': pytest.approx(np.sqrt(108 / 64 / 4)),
     'mean_length': 4.75,
   }
 
