@@ -43,13 +43,18 @@ def lowest() -> list[str]:
   return [f'{k}=={v}' for k, v in pairs.items() if k != 'ruff']
 
 
-def pip_install(extras: tuple[str, ...], options: list[str]) -> bool:
-  """Installs the project with extras; False where that is impossible."""
-  compiled = sorted({name for extra in extras for name in OPTIONAL[extra]})
-  wheels = ['--only-binary', ','.join(compiled)] if compiled else []
-  target = f'{ROOT}[{",".join(("test", *extras))}]'
-  command = [sys.executable, '-m', 'pip', 'install', '-q', *wheels, *options]
-  return subprocess.run([*command, '-e', target]).returncode == 0
+def pip(*arguments: str, quiet: bool = False) -> bool:
+  """Runs `pip install`; returns whether it succeeded."""
+  command = [sys.executable, '-m', 'pip', 'install', '-q', *arguments]
+  error = subprocess.DEVNULL if quiet else None
+  return subprocess.run(command, stderr=error).returncode == 0
+
+
+def has_wheels(extra: str) -> bool:
+  """Whether what an extra needs compiled is there for this Python."""
+  names = OPTIONAL[extra]
+  look = ('--dry-run', '--no-deps', '--only-binary', ':all:')
+  return not names or pip(*look, *names, quiet=True)
 
 
 def main() -> int:
@@ -57,22 +62,20 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--oldest', action='store_true')
   args = parser.parse_args()
+  extras = ['test']
+  for extra in OPTIONAL:
+    if has_wheels(extra):
+      extras.append(extra)
+    else:
+      version = platform.python_version()
+      print(f'{extra}: not installed, no wheels for Python {version}')
   with tempfile.TemporaryDirectory() as directory:
     options = []
     if args.oldest:
       path = pathlib.Path(directory) / 'oldest.txt'
       path.write_text('\n'.join(lowest()))
       options = ['-c', str(path)]
-    if pip_install(tuple(OPTIONAL), options):
-      return 0
-    # One of them cannot be had: which?
-    if not pip_install((), options):
-      return 1
-    for extra in OPTIONAL:
-      if not pip_install((extra,), options):
-        version = platform.python_version()
-        print(f'{extra}: not installed, no wheels for Python {version}')
-  return 0
+    return int(not pip(*options, '-e', f'{ROOT}[{",".join(extras)}]'))
 
 
 if __name__ == '__main__':
