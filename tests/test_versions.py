@@ -1,8 +1,10 @@
 """The scripts that install and run the suite on other versions."""
 
 import configparser
+import os
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -50,3 +52,24 @@ def test_every_requirement_has_a_lower_bound_and_no_upper_one():
   bounded = r'[\w.-]+(\[\w+\])?>=[\d.]+'
   bad = [x for x in lines if not re.fullmatch(bounded, x)]
   assert bad == ['mujoco<4']  # dm-control does not run with mujoco 4.
+
+
+def test_without_engines_and_converters_tests_are_skipped(tmp_path):
+  names = 'navix craftax gymnasium ale_py pygame dm_control mujoco av minari'
+  blocked = [*names.split(), 'h5py', 'pyarrow']
+  code = f'import sys\nsys.modules |= dict.fromkeys({blocked})\n'
+  (tmp_path / 'nothing_else.py').write_text(code)
+  paths = [str(tmp_path), str(install.ROOT)]
+  command = [sys.executable, '-m', 'pytest', '-p', 'nothing_else', '-q']
+  command += ['--collect-only', 'tests/envs', 'tests/data_pipelines']
+  found = subprocess.run(
+    [*command, 'tests/test_pong.py'],
+    cwd=install.ROOT,
+    env=os.environ | {'PYTHONPATH': os.pathsep.join(paths)},
+    capture_output=True,
+    text=True,
+  )
+  # Files whose engine is missing are skipped whole; none fails to import.
+  assert found.returncode == 0, found.stdout
+  assert 'test_writer.py' in found.stdout
+  assert 'test_navix_env.py' not in found.stdout

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from data_pipelines import doorkey_player, recording, writer
+pytest.importorskip('navix')
+
+from data_pipelines import collect, doorkey_player, recording, writer
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.envs import make_env
-
-collect = pytest.importorskip('data_pipelines.collect')
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+pytest.importorskip('navix')
+
+from data_pipelines import collect, doorkey_player
 from data_pipelines.stage import Stage
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.envs import make_env
-
-collect = pytest.importorskip('data_pipelines.collect')
-doorkey_player = pytest.importorskip('data_pipelines.doorkey_player')
 
 MOVES = ((0, 1), (1, 0), (0, -1), (-1, 0))
 

@@ -11,6 +11,9 @@ import shutil
 import numpy as np
 import pytest
 
+pytest.importorskip('av')
+pytest.importorskip('pyarrow')
+
 from data_pipelines import convert, minari_datasets, video, vpt, writer
 from dreamer4_jax.data import EpisodeSource
 from tests.data_pipelines import test_lerobot, test_rlds, test_vpt, test_writer
@@ -247,7 +250,9 @@ def test_rlds_files(dataset, tmp_path):
 
 
 def test_minari_files(tmp_path, monkeypatch):
-  test_minari = pytest.importorskip('tests.data_pipelines.test_minari')
+  pytest.importorskip('minari')
+  from tests.data_pipelines import test_minari
+
   root, _ = test_minari.make(tmp_path / 'in', 'image', monkeypatch)
   data, about = next(root.rglob('*.hdf5')), next(root.rglob('metadata.json'))
   # HDF5 as Minari writes it has no checksums: what is changed within a frame

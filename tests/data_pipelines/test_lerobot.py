@@ -5,9 +5,13 @@ import json
 
 import numpy as np
 from PIL import Image
+import pytest
+
+pytest.importorskip('av')
+pytest.importorskip('pyarrow')
+
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from data_pipelines import lerobot as lib
 from dreamer4_jax.data import EpisodeSource

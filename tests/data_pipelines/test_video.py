@@ -6,9 +6,12 @@ import json
 import os
 import pathlib
 
-import av
 import numpy as np
 import pytest
+
+pytest.importorskip('av')
+
+import av
 
 from data_pipelines import command, convert
 from data_pipelines import video as lib

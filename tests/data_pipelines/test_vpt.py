@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+pytest.importorskip('av')
+
 from data_pipelines import vpt
 from data_pipelines import vpt_actions as actions
 from dreamer4_jax.data import EpisodeSource
