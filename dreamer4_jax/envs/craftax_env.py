@@ -9,6 +9,10 @@ terminal.
 
 from __future__ import annotations
 
+import os
+import pickle
+from typing import Any
+
 from craftax.craftax.constants import Achievement, Action
 from craftax.craftax_classic.constants import Achievement as ClassicAchievement
 from craftax.craftax_classic.constants import Action as ClassicAction
@@ -29,6 +33,7 @@ LEVELS = {
   'Craftax-Pixels-v1': (Action, Achievement),
 }
 _NEVER = 1 << 30
+_DRAW_AGAIN = 'CRAFTAX_RELOAD_TEXTURES'
 
 
 @struct.dataclass
@@ -74,7 +79,7 @@ class Craftax:
       config.max_steps,
       'must be at least 1',
     )
-    self._env = make_craftax_env_from_name(level, auto_reset=False)
+    self._env = _engine(level)
     classic = level.startswith('Craftax-Classic')
     self._draw = craftax_view.draw if classic else self._package_draw
     if classic:
@@ -174,3 +179,17 @@ def _strong(x: Array) -> Array:
 def _where(over: Array, old: Array, new: Array) -> Array:
   """Keeps what it was in episodes `[B]` that are over."""
   return jnp.where(over.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
+
+
+def _engine(level: str) -> Any:
+  """Makes the package's environment, drawing its textures again if need be."""
+  try:
+    return make_craftax_env_from_name(level, auto_reset=False)
+  except (EOFError, OSError, ValueError, pickle.UnpicklingError):
+    # A process that was ended while it kept its textures leaves half a file,
+    # which the package would stumble over for ever.
+    os.environ[_DRAW_AGAIN] = '1'
+    try:
+      return make_craftax_env_from_name(level, auto_reset=False)
+    finally:
+      del os.environ[_DRAW_AGAIN]

@@ -1,6 +1,7 @@
 """The Craftax adapter against the package itself."""
 
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ pytest.importorskip('craftax')
 from craftax.craftax_env import make_craftax_env_from_name
 
 from dreamer4_jax.config import EnvConfig
+from dreamer4_jax.envs import craftax_env as lib
 from dreamer4_jax.envs import make_env
 
 NAME = 'Craftax-Classic-Pixels-v1'
@@ -113,3 +115,18 @@ def test_death_is_terminal_and_what_follows_changes_nothing():
 def test_mistakes_are_named(name, kwargs, message):
   with pytest.raises(ValueError, match=message):
     make_env(EnvConfig(name=name, **kwargs))
+
+
+def test_half_a_file_of_textures_is_drawn_again(monkeypatch):
+  made = []
+
+  def package(level, auto_reset):
+    made.append(os.environ.get('CRAFTAX_RELOAD_TEXTURES'))
+    if made[-1] is None:
+      raise EOFError('Compressed file ended before the end-of-stream marker')
+    return level
+
+  monkeypatch.setattr(lib, 'make_craftax_env_from_name', package)
+  assert lib._engine('x') == 'x'
+  assert made == [None, '1']
+  assert 'CRAFTAX_RELOAD_TEXTURES' not in os.environ
