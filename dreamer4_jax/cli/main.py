@@ -23,6 +23,7 @@ from dreamer4_jax.cli import (
 )
 from dreamer4_jax.config import PHASES, Config
 from dreamer4_jax.distributed import JoinError, join, joined, leave
+from dreamer4_jax.iterator_state import hush_grain
 from dreamer4_jax.memory import keep_freed_memory
 from dreamer4_jax.preemption import EXIT_CODE, PreemptedError
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   info.add_command(commands)
   args = parser.parse_args(argv)
   keep_freed_memory()
+  hush_grain()
   code = _run(args)
   return leave(code, together=code in (0, EXIT_CODE))
 

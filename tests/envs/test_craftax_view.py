@@ -69,5 +69,5 @@ def test_pictures_are_the_packages():
     game = game.replace(light_level=jnp.asarray(light, jnp.float32))
     pictures = np.asarray(draw(game))
     assert pictures.shape == (BATCH, 63, 63, 3) and pictures.std() > 40
-    whole = lambda x: np.round(x).astype(np.uint8)
-    np.testing.assert_array_equal(whole(pictures), whole(expected(game)))
+    # Of 255; where they lie on a half, compilers may round them apart.
+    np.testing.assert_allclose(pictures, expected(game), rtol=0, atol=1e-4)
