@@ -15,10 +15,12 @@ test: lint
 	$(BIN)/python -m pytest -x -q -rs --durations=15 -n auto --dist loadfile --no-loadscope-reorder
 
 # The suite on the lowest versions that setup.cfg allows, and on the newest on
-# every Python that is found; make test-versions VERSIONS="oldest 3.12" chooses.
+# every Python that is found; make test-versions VERSIONS="oldest 3.12" chooses,
+# and OPTIONS=--skip-longest leaves out the longest files.
 VERSIONS ?=
+OPTIONS ?=
 test-versions:
-	$(PYTHON) tests/versions.py $(VERSIONS)
+	$(PYTHON) tests/versions.py $(VERSIONS) $(OPTIONS)
 
 lint: .venv/tests-installed
 	$(BIN)/ruff check .

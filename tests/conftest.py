@@ -27,12 +27,26 @@ _LONGEST = (
   'test_craftax_player.py',
   'test_distributed.py',
   'test_many_devices.py',
+  'test_run.py',
+  'test_pong.py',
 )
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+  parser.addoption(
+    '--skip-longest',
+    action='store_true',
+    help=f'leave out {", ".join(_LONGEST)}',
+  )
+
+
+def pytest_collection_modifyitems(config, items):
   """Begins with the longest files, so that no process waits for them."""
   items.sort(key=lambda item: item.path.name not in _LONGEST)
+  if config.getoption('--skip-longest'):
+    left_out = [item for item in items if item.path.name in _LONGEST]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = items[len(left_out) :]
 
 
 @pytest.fixture(autouse=True)

@@ -104,6 +104,9 @@ def main() -> int:
   parser.add_argument(
     '--find', action='store_true', help='only print the interpreters'
   )
+  parser.add_argument(
+    '--skip-longest', action='store_true', help='without the longest tests'
+  )
   args = parser.parse_args()
   pythons = find_pythons()
   try:
@@ -126,6 +129,7 @@ def main() -> int:
     subprocess.run([inside, '-m', 'dreamer4_jax.cli.main', 'info'])
     command = [inside, '-m', 'pytest', '-q', '-rs', '-n', 'auto']
     command += ['--dist', 'loadfile', '--no-loadscope-reorder']
+    command += ['--skip-longest'] if args.skip_longest else []
     done = subprocess.run(command, cwd=ROOT)
     verdict = 'passed' if done.returncode == 0 else 'FAILED'
     minutes = (time.monotonic() - start) / 60
