@@ -30,7 +30,7 @@ from dreamer4_jax.rollout import (
   Stream,
   append_frame,
   denoise_frame,
-  init_stream,
+  empty_stream,
   next_frame,
 )
 from dreamer4_jax.types import Array, PyTree
@@ -99,7 +99,7 @@ def make_cases(settings: Interactive) -> dict[str, harness.Case]:
     return denoise_frame(world, params, cache, inputs, start, steps=s.steps)
 
   cache = dynamics_cache(world.config.dynamics, s.batch, agent=False)
-  stream = init_stream(world, s.batch)
+  stream = empty_stream(world, s.batch)
   late = jax.tree.map(_grow_old, stream, is_leaf=_is_cache)
   start = jax.random.normal(key, shape)
   fields = {'frames': s.batch, 'dtype': world.config.dynamics.dtype}
@@ -146,7 +146,7 @@ def play(settings: Interactive) -> dict[str, float]:
     return next_frame(world, params, stream, action, key, steps=s.steps)
 
   jitted = jax.jit(frame, donate_argnums=1)
-  stream = jax.tree.map(jnp.copy, init_stream(world, s.batch))
+  stream = jax.tree.map(jnp.copy, empty_stream(world, s.batch))
   seconds = []
   for number in range(s.play + 1):
     begin = time.perf_counter()

@@ -12,14 +12,17 @@ categorical action of ten classes:
 | tiny   | 32x32   |       0.4 |      0.2 |
 | small  | 64x64   |       6.6 |     12.6 |
 | base   | 128x128 |      26.6 |     75.6 |
-| paper  | 384x640 |     403.2 |   1595.8 |
+| paper  | 360x640 |     403.2 |   1595.8 |
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
 from dreamer4_jax.config import (
+  PHASES,
   Config,
   DynamicsConfig,
   TokenizerConfig,
@@ -29,12 +32,22 @@ from dreamer4_jax.config import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """Sizes of the two transformers that go together."""
+  """Sizes of the two transformers that go together, and what fits them."""
 
   tokenizer: TokenizerConfig
   """Tokenizer, with the image size it was chosen for."""
   dynamics: DynamicsConfig
   """Dynamics."""
+  phases: Mapping[str, Mapping[str, Any]] = dataclasses.field(
+    default_factory=dict
+  )
+  """Fields of the phases, by phase."""
+  agent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """Fields of the agent."""
+
+
+def _every_phase(**fields: Any) -> dict[str, dict[str, Any]]:
+  return {phase: dict(fields) for phase in PHASES}
 
 
 TINY = Preset(
@@ -60,6 +73,7 @@ TINY = Preset(
     num_registers=1,
     context_length=8,
   ),
+  phases=_every_phase(clip_length=8, long_clip_length=0),
 )
 """For tests: a train step compiles in seconds on a CPU."""
 
@@ -86,6 +100,7 @@ SMALL = Preset(
     num_registers=4,
     context_length=32,
   ),
+  phases=_every_phase(clip_length=16, long_clip_length=48),
 )
 """For small frames and one GPU."""
 
@@ -116,16 +131,24 @@ BASE = Preset(
     remat='dots',
     dtype='bfloat16',
   ),
+  phases=_every_phase(clip_length=32, long_clip_length=96),
 )
 """For a few accelerators."""
 
+_CLIPS = {
+  'clip_length': 64,
+  'long_clip_length': 256,
+  'separate_images': 0.3,
+}
 PAPER = Preset(
   tokenizer=TokenizerConfig(
-    image_height=384,
+    image_height=360,
     image_width=640,
     patch_size=16,
+    grid_rows=24,
     num_latents=512,
     bottleneck_dim=16,
+    bottleneck_gain=1.0,
     encoder_depth=16,
     decoder_depth=16,
     width=1024,
@@ -148,18 +171,43 @@ PAPER = Preset(
     remat='full',
     dtype='bfloat16',
   ),
+  agent={'distances': 8},
+  phases={
+    'tokenizer': {**_CLIPS, 'max_mask_ratio': 0.9, 'lpips_weight': 0.2},
+    'dynamics': {**_CLIPS, 'end_share': 0.0},
+    'finetune': {
+      **_CLIPS,
+      'end_share': 0.0,
+      'relevant_share': 0.5,
+      'dynamics_rate': 1.0,
+      'distance_decay': 1.0,
+    },
+    'imagination': {
+      **_CLIPS,
+      'separate_images': 0.0,
+      'sampling_steps': 4,
+      'gamma': 0.997,
+      'lam': 0.95,
+      'alpha': 0.5,
+      'beta': 0.3,
+      'kl_direction': 'policy_prior',
+      'stop_at_event': False,
+      'world_rate': 0.0,
+    },
+  },
 )
 """Minecraft in the paper: 400 M + 1.6 B parameters.
 
-From the paper: the frame (960 patches), 512 latents of 16 channels packed into
-256 tokens of 32, the context of 192 frames, grouped-query attention in the
-dynamics, and the two totals. Its recordings have 360 rows, padded with zeros to
-384: that is done in the dataset, since the tokenizer pads to the next multiple
-of the patch side, which is 368.
+From the paper: the frame of 360x640, padded to 384x640 (960 patches), 512
+latents of 16 channels packed into 256 tokens of 32, the context of 192 frames,
+grouped-query attention in the dynamics, and the two totals. Clips of 64 and 256
+frames, 30 % of them separate images, masking of up to 90 % of the patches, four
+sampling steps, and the constants of reinforcement learning.
 
 Ours, since the paper does not say: widths, depths, heads (of 64 in the
 tokenizer, of 128 in the dynamics), a SwiGLU of about 8/3 of the width, equal
-depth on both sides of the tokenizer, four registers.
+depth on both sides of the tokenizer, four registers. Dreams are not begun from
+separate images: nobody acts from one frame.
 """
 
 PRESETS = {'tiny': TINY, 'small': SMALL, 'base': BASE, 'paper': PAPER}
@@ -167,10 +215,12 @@ PRESETS = {'tiny': TINY, 'small': SMALL, 'base': BASE, 'paper': PAPER}
 
 
 def apply(config: Config, name: str) -> Config:
-  """Returns the config with the sizes of a preset.
+  """Returns the config with the sizes of a preset, and clips that fit them.
 
-  Image size and channels stay those of `config`, as does everything outside
-  `tokenizer` and `dynamics`: actions, tasks, phases, data.
+  Image size and channels stay those of `config`, as does what a preset does not
+  mention: actions, tasks, data, and of the phases steps, batch sizes,
+  optimizers. The rows and columns of patches are the preset's if the image
+  size is.
 
   Args:
     config: the config to start from; it is not changed.
@@ -183,13 +233,26 @@ def apply(config: Config, name: str) -> Config:
     name in PRESETS, 'preset', name, f'must be one of {", ".join(PRESETS)}'
   )
   preset, now = PRESETS[name], config.tokenizer
+  own = preset.tokenizer
+  same = (now.image_height, now.image_width) == (
+    own.image_height,
+    own.image_width,
+  )
+  phases = {
+    phase: dataclasses.replace(getattr(config.phases, phase), **fields)
+    for phase, fields in preset.phases.items()
+  }
   return dataclasses.replace(
     config,
     tokenizer=dataclasses.replace(
-      preset.tokenizer,
+      own,
       image_height=now.image_height,
       image_width=now.image_width,
+      grid_rows=own.grid_rows if same else now.grid_rows,
+      grid_columns=own.grid_columns if same else now.grid_columns,
       channels=now.channels,
     ),
     dynamics=preset.dynamics,
+    agent=dataclasses.replace(config.agent, **preset.agent),
+    phases=dataclasses.replace(config.phases, **phases),
   )

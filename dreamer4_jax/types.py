@@ -38,7 +38,10 @@ class Batch:
     prev_action: action that led to frame t, components `[B, T, ...]`.
     prev_action_mask: `[B, T]` bool; false on first frames, on unlabeled
       video, and on frames treated as separate images.
-    reward: `[B, T]` float32, reward on arriving at t, for the task `task[t]`.
+    cloned: `[B, T]` bool, whether behaviour is cloned from `action[t]`: it is
+      known, and chosen in a relevant clip no later than the action that
+      achieves the task.
+    reward: `[B, T, num_tasks]` float32, reward on arriving at t, for each task.
     cont: `[B, T]` float32, 0 iff frame t is terminal (a time-out is not).
     task: `[B, T]` int32 task id that the agent token is given at frame t.
     segment_ids: `[B, T]` int32; frames see only their own segment.
@@ -51,11 +54,25 @@ class Batch:
   action_mask: Array
   prev_action: Actions
   prev_action_mask: Array
+  cloned: Array
   reward: Array
   cont: Array
   task: Array
   segment_ids: Array
   relevant: Array
+
+
+@struct.dataclass
+class DreamBatch:
+  """What imagination trains on while it trains the world model as well.
+
+  Attributes:
+    contexts: clips that dreams go on from.
+    clips: as many clips as in finetuning.
+  """
+
+  contexts: Batch
+  clips: Batch
 
 
 @struct.dataclass

@@ -43,7 +43,10 @@ BAD = [
   (cfg.TokenizerPhase, 'keep_best', 1),
   (cfg.TokenizerPhase, 'max_mask_ratio', 1.0),
   (cfg.DynamicsPhase, 'bootstrap_rows', 0.3),
-  (cfg.DynamicsPhase, 'batch_size', 6),
+  (cfg.DynamicsPhase, 'bootstrap_every', 0),
+  (cfg.DynamicsPhase, 'bootstrap_start', -1),
+  (cfg.FinetunePhase, 'context_share', 1.0),
+  (cfg.TokenizerPhase, 'long_only_share', 0.1),
   (cfg.DynamicsPhase, 'end_share', 1.1),
   (cfg.FinetunePhase, 'end_share', -0.1),
   (cfg.FinetunePhase, 'distance_decay', 0.0),
@@ -134,14 +137,34 @@ def test_a_bad_mesh_is_named(sizes):
     cfg.MeshConfig(data=data, fsdp=fsdp, tensor=tensor)
 
 
-def test_a_context_longer_than_the_clips_of_training_is_named():
-  config = cfg.Config(
-    dynamics=cfg.DynamicsConfig(context_length=24),
-    phases=cfg.Phases(
-      dynamics=cfg.DynamicsPhase(clip_length=16, long_clip_length=20)
-    ),
-  )
-  config.check_context(('tokenizer', 'finetune', 'imagination'))
-  text = r'dynamics.context_length = 24: .*20 frames; .*long_clip_length'
+@pytest.mark.parametrize('phase', cfg.PHASES)
+def test_a_context_longer_than_the_clips_of_a_phase_is_named(phase):
+  room = 'tokenizer' if phase == 'tokenizer' else 'dynamics'
+  trained = dict(clip_length=16, long_clip_length=20)
+  if phase == 'imagination':
+    trained = dict(clip_length=8, horizon=12)
+
+  def config(**changes):
+    enough = dict(clip_length=64)
+    fields = {name: enough for name in cfg.PHASES}
+    fields[phase] = trained | changes
+    base = cfg.Config()
+    return dataclasses.replace(
+      base,
+      **{room: dataclasses.replace(getattr(base, room), context_length=20)},
+      phases=dataclasses.replace(
+        base.phases,
+        **{
+          name: dataclasses.replace(getattr(base.phases, name), **own)
+          for name, own in fields.items()
+        },
+      ),
+    )
+
+  config().check_context(cfg.PHASES)
+  key = 'horizon' if phase == 'imagination' else 'long_clip_length'
+  short = config(**{key: trained[key] - 1})
+  text = rf'{room}.context_length = 20: .* 19 frames.*phases.{phase}.clip'
   with pytest.raises(ValueError, match=text):
-    config.check_context(('dynamics',))
+    short.check_context(cfg.PHASES)
+  short.check_context([p for p in cfg.PHASES if p != phase])

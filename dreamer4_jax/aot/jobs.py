@@ -26,7 +26,7 @@ from dreamer4_jax.config import (
   require,
 )
 from dreamer4_jax.models import World, no_action
-from dreamer4_jax.rollout import init_stream, next_frame
+from dreamer4_jax.rollout import empty_stream, next_frame
 from dreamer4_jax.training.loop import jit_step
 from dreamer4_jax.training.phases import make
 from dreamer4_jax.types import Array, Batch, PyTree
@@ -225,7 +225,7 @@ def _trace_frame(
   place = lambda tree: jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree
   )
-  stream = place(jax.eval_shape(lambda: init_stream(world, rows)))
+  stream = place(jax.eval_shape(lambda: empty_stream(world, rows)))
   action = place(jax.eval_shape(lambda: no_action(world.space, (rows,))))
 
   def frame(params: PyTree, stream: PyTree, action: PyTree, number: Array):
@@ -280,7 +280,8 @@ def _batch(world: World, job: Job, mesh: jax.sharding.Mesh) -> Batch:
     action_mask=flags,
     prev_action=action,
     prev_action_mask=flags,
-    reward=numbers,
+    cloned=flags,
+    reward=array((*lead, len(config.tasks)), jnp.float32),
     cont=numbers,
     task=array(lead, jnp.int32),
     segment_ids=array(lead, jnp.int32),

@@ -207,7 +207,9 @@ def check_held_out(config: Config) -> None:
     f'frames, and the longest episode of {config.data.eval_split!r} in '
     f'{config.data.path} has {longest}; use shorter horizons or less context',
   )
-  epochs = planning.Epochs(index, length, e.seed + PHASES.index('dynamics'))
+  epochs = planning.Epochs(
+    index.lengths, length, e.seed + PHASES.index('dynamics')
+  )
   drawn = range(CLIP_BATCHES * EVALUATION_BATCH)
   whole = sum(len(epochs[number]) == 1 for number in drawn)
   require(

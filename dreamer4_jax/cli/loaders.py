@@ -3,24 +3,57 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 
-from dreamer4_jax.config import PHASES, Config, FinetunePhase, require
+from dreamer4_jax.config import (
+  PHASES,
+  Config,
+  FinetunePhase,
+  PhaseConfig,
+  require,
+)
 from dreamer4_jax.data import make_loader
+from dreamer4_jax.training.loop import ClipIterator
 from dreamer4_jax.training.phases import relevant_share
+from dreamer4_jax.types import DreamBatch
 
 EVALUATION_BATCH = 16
 """Held-out clips in a batch."""
 
 
+class DreamBatches:
+  """Contexts of dreams and clips of finetuning, side by side."""
+
+  def __init__(self, contexts: ClipIterator, clips: ClipIterator):
+    self._contexts, self._clips = contexts, clips
+
+  def __next__(self) -> DreamBatch:
+    """Returns the next batch of both."""
+    return DreamBatch(contexts=next(self._contexts), clips=next(self._clips))
+
+  def get_state(self) -> dict[str, Any]:
+    """Returns the position of both."""
+    return {
+      'contexts': self._contexts.get_state(),
+      'clips': self._clips.get_state(),
+    }
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Goes to a position that `get_state` returned."""
+    self._contexts.set_state(state['contexts'])
+    self._clips.set_state(state['clips'])
+
+
 def training_loader(
   config: Config, phase: str, length: int, tokenizer: str = ''
-):
+) -> ClipIterator:
   """Returns this process's endless iterator of clips of `length` frames.
 
   Phases after the tokenizer's read the pre-tokenised datasets, where there are
-  any. Those about tasks leave datasets out that know of none.
+  any. Those about tasks leave datasets out that know of none. Imagination has
+  contexts of dreams and, if it trains the world model, clips as well.
 
   Args:
     config: the run.
@@ -28,11 +61,30 @@ def training_loader(
     length: frames of a clip.
     tokenizer: fingerprint of the trained tokenizer, empty before.
   """
-  settings = getattr(config.phases, phase)
-  processes = jax.process_count()
+  p = config.phases
+  settings = getattr(p, phase)
   _check_shares(config, phase, settings.batch_size)
   if phase == 'finetune':
-    _check_losses(config.phases.finetune)
+    _check_losses(p.finetune)
+  loader = _loader(config, phase, settings, length, tokenizer)
+  if phase != 'imagination' or not p.imagination.world_rate:
+    return loader
+  clips = dataclasses.replace(p.finetune, batch_size=settings.batch_size)
+  _check_losses(clips)
+  clips = _loader(config, 'finetune', clips, length, tokenizer, stream=1)
+  return DreamBatches(loader, clips)
+
+
+def _loader(
+  config: Config,
+  phase: str,
+  settings: PhaseConfig,
+  length: int,
+  tokenizer: str,
+  stream: int = 0,
+) -> ClipIterator:
+  """Makes the clips of a phase; streams of one phase are independent."""
+  processes = jax.process_count()
   datasets = config.data.datasets
   if tokenizer:
     datasets = [
@@ -46,7 +98,11 @@ def training_loader(
     batch_size=settings.batch_size // processes,
     length=length,
     # Streams of phases and clip lengths do not repeat each other.
-    seed=config.seed * 10_000 + PHASES.index(phase) * 1_000 + length,
+    seed=(
+      config.seed * 10_000
+      + (PHASES.index(phase) + len(PHASES) * stream) * 1_000
+      + length
+    ),
     relevant_share=relevant_share(settings),
     separate_images=settings.separate_images,
     switch_tasks=config.data.switch_tasks,
@@ -55,7 +111,8 @@ def training_loader(
     frame_shape=frame_shape(config),
     tokenizer=tokenizer,
     only_with_tasks=phase in ('finetune', 'imagination'),
-    cloning=phase == 'finetune' and config.phases.finetune.policy_weight > 0,
+    cloning=isinstance(settings, FinetunePhase) and settings.policy_weight > 0,
+    dreams=phase == 'imagination',
     threads=config.data.threads,
     ahead=config.data.ahead,
   )

@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 
+from dreamer4_jax import presets
 from dreamer4_jax.cli import (
   cluster,
   compile,
@@ -166,6 +167,12 @@ def _add_experiment(parser, default: str = '') -> None:
     help='where checkpoints and metrics go (default: runs/NAME for NAME.py)',
   )
   parser.add_argument(
+    '--preset',
+    choices=presets.PRESETS,
+    help="model sizes, and clips that fit them, instead of the experiment's; "
+    'before --set',
+  )
+  parser.add_argument(
     '--set',
     nargs='+',
     action='extend',
@@ -186,6 +193,8 @@ def _start(args: argparse.Namespace) -> tuple[Config, pathlib.Path] | None:
   several = cluster.from_arguments(args)
   args.experiment = experiments.find(args.experiment)
   config = configs.load_experiment(args.experiment)
+  if args.preset:
+    config = presets.apply(config, args.preset)
   config = configs.override(config, cluster.mesh_fields(args) + args.set)
   if args.help_config:
     print(configs.describe(config))

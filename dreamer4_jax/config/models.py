@@ -152,7 +152,13 @@ class TokenizerConfig(_Stack):
   channels: int = 3
   """Colour channels."""
   patch_size: int = 16
-  """Patch side in pixels; frames are zero-padded to a multiple."""
+  """Patch side in pixels; frames are padded with black to a multiple."""
+  grid_rows: int = 0
+  """Rows of patches, where frames are to be padded further than to the next
+  multiple: the paper's 360 pixels make 24 rows of 16. 0 takes as many as are
+  needed."""
+  grid_columns: int = 0
+  """Columns of patches, likewise."""
   num_latents: int = 16
   """Latent tokens per frame, L."""
   bottleneck_dim: int = 16
@@ -175,6 +181,18 @@ class TokenizerConfig(_Stack):
     )
     at_least(1, self, 'image_height', 'image_width', 'channels', 'patch_size')
     at_least(1, self, 'num_latents', 'bottleneck_dim')
+    for field, side in (
+      ('grid_rows', self.image_height),
+      ('grid_columns', self.image_width),
+    ):
+      count, least = getattr(self, field), -(-side // self.patch_size)
+      require(
+        count == 0 or count >= least,
+        f'TokenizerConfig.{field}',
+        count,
+        f'must be 0, or at least {least} to hold {side} pixels in patches of '
+        f'{self.patch_size}',
+      )
     _require_depth('TokenizerConfig.encoder_depth', self.encoder_depth)
     _require_depth('TokenizerConfig.decoder_depth', self.decoder_depth)
 
@@ -182,7 +200,10 @@ class TokenizerConfig(_Stack):
   def grid(self) -> tuple[int, int]:
     """Patch rows and columns after padding."""
     p = self.patch_size
-    return -(-self.image_height // p), -(-self.image_width // p)
+    return (
+      self.grid_rows or -(-self.image_height // p),
+      self.grid_columns or -(-self.image_width // p),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,8 @@ class PhaseConfig:
   """Frames of a long clip, T2; 0 trains on short clips only."""
   long_every: int = 4
   """Every n-th step takes a long clip."""
+  long_only_share: float = 0.0
+  """Last share of the phase's steps, all of which take long clips."""
   separate_images: float = 0.0
   """Share of clips whose frames are treated as separate images."""
   log_every: int = 20
@@ -119,7 +121,13 @@ class PhaseConfig:
       self.keep_best,
       'needs best_metric, a name in metrics.jsonl; or set it to 0',
     )
-    shares(self, 'separate_images')
+    shares(self, 'separate_images', 'long_only_share')
+    require(
+      self.long_only_share == 0 or self.long_clip_length > 0,
+      f'{room}.long_only_share',
+      self.long_only_share,
+      'needs long_clip_length, which is 0; or set it to 0',
+    )
     require(
       self.long_clip_length == 0 or self.long_clip_length > self.clip_length,
       f'{room}.long_clip_length',
@@ -154,11 +162,16 @@ class DynamicsPhase(PhaseConfig):
   """Training of the dynamics by shortcut forcing."""
 
   bootstrap_rows: float = 0.25
-  """Share of the batch's rows that train coarse steps; 1/n for whole n."""
+  """Share of the frames in the dynamics loss that train coarse steps, and
+  about the share of rows that the two extra passes run on; 1/n for whole n.
+  The rows of a device are cut into groups of about n, and each needs the passes
+  for one row; with one row per device, set this to 1 and bootstrap_every to
+  n."""
   bootstrap_start: int = 0
   """First step that bootstraps; before it the extra passes do not run."""
   bootstrap_every: int = 1
-  """Bootstrap on every n-th step only (for one row per device)."""
+  """Bootstrap on every n-th step only, of those with short clips and of those
+  with long ones (for one row per device)."""
   end_share: float = 0.0
   """Share of frames whose signal level is drawn from the lowest or the highest
   eighth of the grid. Noisy frames after clear ones are what actions are learned
@@ -174,12 +187,8 @@ class DynamicsPhase(PhaseConfig):
       rows,
       'must be 1/n for a whole number n, for example 0.25',
     )
-    require(
-      self.batch_size % round(1 / rows) == 0,
-      f'{room}.batch_size',
-      self.batch_size,
-      f'must be divisible by 1 / bootstrap_rows = {round(1 / rows)}',
-    )
+    at_least(0, self, 'bootstrap_start')
+    at_least(1, self, 'bootstrap_every')
     shares(self, 'end_share')
 
 
@@ -189,15 +198,20 @@ class FinetunePhase(DynamicsPhase):
 
   relevant_share: float = 0.5
   """Share of clips in which a task is achieved. Behaviour is cloned from
-  these. Where no dataset has events, it is the share of clips with actions."""
+  these, up to the action that achieves the task. Where no dataset has events,
+  it is the share of clips with actions."""
+  context_share: float = 0.25
+  """Share of the other clips that is noised to the context level, as relevant
+  ones are, and trains reward and continuation for all of them, not the
+  dynamics."""
   dynamics_weight: float = 1.0
   """Weight of the dynamics loss, on uniform clips."""
   policy_weight: float = 1.0
   """Weight of behaviour cloning, on relevant clips."""
   reward_weight: float = 1.0
-  """Weight of the reward likelihood, on all clips."""
+  """Weight of the reward likelihood, on both kinds of clips."""
   cont_weight: float = 1.0
-  """Weight of the continuation likelihood, on all clips."""
+  """Weight of the continuation likelihood, on both kinds of clips."""
   dynamics_rate: float = 1.0
   """Learning rate of the pretrained dynamics, relative to that of the new
   parts. A short finetuning at the full rate unlearns some of it."""
@@ -209,6 +223,12 @@ class FinetunePhase(DynamicsPhase):
   def __post_init__(self):
     super().__post_init__()
     shares(self, 'relevant_share', 'dynamics_rate')
+    require(
+      0 <= self.context_share < 1,
+      'FinetunePhase.context_share',
+      self.context_share,
+      'must lie in [0, 1), so that some clips train the dynamics',
+    )
     require(
       0 < self.distance_decay <= 1,
       'FinetunePhase.distance_decay',
@@ -239,6 +259,11 @@ class ImaginationPhase(PhaseConfig):
   """Weight of the value loss."""
   relevant_share: float = 0.5
   """Share of contexts in which a task is achieved; as in finetuning."""
+  world_rate: float = 0.0
+  """Learning rate of the world model and of the prior, relative to that of
+  policy and value. 0 freezes them, as in the paper. Above 0, the losses of
+  policy and value reach the transformer too, and those of finetuning are kept
+  up with the weights of phases.finetune, on as many clips again."""
   stop_at_event: bool = False
   """For tasks whose reward is an event, 1 when it happens: a rollout counts up
   to the event only. When acting, the prompt then moves on to the next task; a
@@ -247,7 +272,7 @@ class ImaginationPhase(PhaseConfig):
   def __post_init__(self):
     super().__post_init__()
     at_least(1, self, 'horizon')
-    shares(self, 'gamma', 'lam', 'alpha', 'relevant_share')
+    shares(self, 'gamma', 'lam', 'alpha', 'relevant_share', 'world_rate')
     require(
       is_power_of_two(self.sampling_steps),
       'ImaginationPhase.sampling_steps',

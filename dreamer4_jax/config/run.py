@@ -210,7 +210,11 @@ class Config:
     )
 
   def check_context(self, phases: Sequence[str]) -> None:
-    """Checks that no model is to see more frames than it trains on.
+    """Checks that no part is to see more frames than it trains on.
+
+    The tokenizer trains in a phase of its own, and the dynamics on latents of
+    as many frames as its clips have. Heads read states of the dynamics: those
+    of finetuning on its clips, those of imagination on contexts and dreams.
 
     Called where training begins: presets are put into a config by parts.
 
@@ -218,18 +222,24 @@ class Config:
       phases: those that are to be trained.
 
     Raises:
-      ValueError: a ring is longer than the longest clips of its model's phase.
+      ValueError: a ring is longer than the longest clips of a phase that trains
+        what reads it.
     """
-    for room in sorted({'tokenizer', 'dynamics'} & set(phases)):
-      phase = getattr(self.phases, room)
-      trained = max(phase.clip_length, phase.long_clip_length)
+    for name in phases:
+      phase = getattr(self.phases, name)
+      room = 'tokenizer' if name == 'tokenizer' else 'dynamics'
+      trained, dreamt = max(phase.clip_length, phase.long_clip_length), ''
+      if name == 'imagination':
+        trained += phase.horizon
+        dreamt = ' with the horizon'
       context = getattr(self, room).context_length
       require(
         context <= trained,
         f'{room}.context_length',
         context,
-        f'must not exceed the longest clips that it is trained on, {trained} '
-        f'frames; lower it, or raise phases.{room}.clip_length or '
+        f'must not exceed the longest clips of the phase {name}{dreamt}, '
+        f'{trained} frames: at what lies further back, nothing that it trains '
+        f'has ever looked; lower it, or raise phases.{name}.clip_length or '
         'long_clip_length',
       )
 

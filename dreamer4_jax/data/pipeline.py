@@ -32,6 +32,7 @@ def make_loader(
   tokenizer: str = '',
   only_with_tasks: bool = False,
   cloning: bool = False,
+  dreams: bool = False,
   threads: int = 1,
   ahead: int = 4,
   cache_bytes: int = sources.CACHE_BYTES,
@@ -68,6 +69,8 @@ def make_loader(
       rewards.
     cloning: behaviour is to be cloned from the relevant rows, so they must
       have actions.
+    dreams: clips are contexts of dreams: none holds a terminal frame, and all
+      are labeled as for an agent that acts, with a task that is still to do.
     threads: threads that make batches.
     ahead: batches that may wait.
     cache_bytes: datasets of fewer bytes are kept in memory.
@@ -121,7 +124,8 @@ def make_loader(
     seed=seed,
     relevant_share=relevant_share,
     separate_images=separate_images,
-    switch_tasks=switch_tasks,
+    switch_tasks=1.0 if dreams else switch_tasks,
+    dreams=dreams,
     labeled=[
       labels.known_episodes(source, mask)
       for (source, _), mask in zip(pairs, labeled, strict=True)
@@ -134,6 +138,7 @@ def make_loader(
     labeled=labeled,
     actions=tuple(actions),
     tasks=tuple(tasks),
+    once=dreams,
   )
   own = range(process_index * batch_size, (process_index + 1) * batch_size)
   stream = grain.MapDataset.range(_ENDLESS).map(

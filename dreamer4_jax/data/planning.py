@@ -12,6 +12,10 @@ different places of a window.
 *Relevant* windows are placed on an event of a task, each independently. Where
 no dataset has any event, everything whose actions are known is relevant: these
 windows are then uniform ones of the labeled episodes, in epochs of their own.
+
+Windows of *dreams*, uniform or relevant, are contexts from which imagination
+goes on. Nothing follows a terminal frame, so they are cut from episodes without
+it.
 """
 
 from __future__ import annotations
@@ -39,7 +43,9 @@ class Window:
     segments: stretches that fill the window, in order.
     anchor_task: the task whose event a relevant window was placed on, else
       -1. The event lies in the first segment.
-    labeled: the window is a relevant one of a split without events.
+    cloned: frames, from the first one on, whose actions behaviour is cloned
+      from: up to the action that achieves the anchor's event; the whole window
+      if it is a relevant one of a split without events; none if it is uniform.
     switch_tasks: labels advance at each event, as prompts do.
     separate_images: each frame is a segment of its own, without actions.
   """
@@ -49,12 +55,12 @@ class Window:
   anchor_task: int
   switch_tasks: bool
   separate_images: bool
-  labeled: bool = False
+  cloned: int = 0
 
   @property
   def relevant(self) -> bool:
     """Whether behaviour is cloned from the window."""
-    return self.anchor_task >= 0 or self.labeled
+    return self.cloned > 0
 
 
 class Epochs:
@@ -62,7 +68,7 @@ class Epochs:
 
   def __init__(
     self,
-    index: SplitIndex,
+    lengths: np.ndarray,
     length: int,
     seed: int,
     *,
@@ -72,18 +78,18 @@ class Epochs:
     """Lays the episodes out.
 
     Args:
-      index: of the split.
+      lengths: `[episodes]` frames of each episode; those of 0 are left out.
       length: frames of a window.
       seed: of all choices.
       stream: further numbers that the order depends on.
       only: `[episodes]` bool, those that are used; by default all are.
     """
-    count = len(index.lengths)
-    self._episodes = np.arange(count) if only is None else np.flatnonzero(only)
-    self._lengths = index.lengths
+    used = lengths > 0 if only is None else only & (lengths > 0)
+    self._episodes = np.flatnonzero(used)
+    self._lengths = lengths
     self._length = length
     self._seeds = (seed, *stream)
-    self._frames = int(index.lengths[self._episodes].sum())
+    self._frames = int(lengths[self._episodes].sum())
     self.windows = max(1, self._frames // length)
     self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
 
@@ -129,6 +135,7 @@ class Planner:
       uniform windows of labeled episodes.
     separate_images: probability that a row is treated as separate images.
     switch_tasks: probability that a row's labels advance at each event.
+    dreams: windows are contexts of dreams: none holds a terminal frame.
     labeled: `[episodes]` bool for each dataset, whose actions are known and
       used; by default all. If none is, all count as labeled.
   """
@@ -141,6 +148,7 @@ class Planner:
   relevant_share: float = 0.0
   separate_images: float = 0.0
   switch_tasks: float = 0.5
+  dreams: bool = False
   labeled: Sequence[np.ndarray] = ()
 
   def __post_init__(self):
@@ -162,6 +170,10 @@ class Planner:
         self.length,
         'must be at least 2 for relevant windows, which hold the frame '
         'before the event as well',
+      )
+    if not all(lengths.any() for lengths in self._lengths):
+      raise ValueError(
+        'a dataset has nothing but terminal frames: no dream can begin there'
       )
 
   def is_relevant(self, row: int) -> bool:
@@ -206,16 +218,17 @@ class Planner:
 
   def _plan(self, batch: int, row: int, rng: np.random.Generator) -> Window:
     relevant_before = _spread(row, self.relevant_rows, self.batch_size)
-    relevant, task = self.is_relevant(row), -1
+    relevant, task, cloned = self.is_relevant(row), -1, 0
     if relevant:
       rank = batch * self.relevant_rows + relevant_before
       sources = self._eventful or list(self._labeled_epochs)
       choice, place = _apportion(rank, [self.weights[i] for i in sources])
       source = sources[choice]
       if self._eventful:
-        segments, task = self._on_event(source, rng)
+        segments, task, cloned = self._on_event(source, rng)
       else:
         segments = self._labeled_epochs[source][place]
+        cloned = self.length
     else:
       uniform_rows = self.batch_size - self.relevant_rows
       rank = batch * uniform_rows + row - relevant_before
@@ -227,8 +240,13 @@ class Planner:
       anchor_task=task,
       switch_tasks=bool(rng.random() < self.switch_tasks),
       separate_images=bool(rng.random() < self.separate_images),
-      labeled=relevant and task < 0,
+      cloned=cloned,
     )
+
+  @functools.cached_property
+  def _lengths(self) -> list[np.ndarray]:
+    """`[episodes]` frames that windows may hold, for each dataset."""
+    return [x.lengths - x.terminal * self.dreams for x in self.indices]
 
   @functools.cached_property
   def _eventful(self) -> list[int]:
@@ -238,21 +256,20 @@ class Planner:
   @functools.cached_property
   def _epochs(self) -> list[Epochs]:
     return [
-      Epochs(index, self.length, self.seed + i)
-      for i, index in enumerate(self.indices)
+      Epochs(lengths, self.length, self.seed + i)
+      for i, lengths in enumerate(self._lengths)
     ]
 
   @functools.cached_property
   def _labeled_epochs(self) -> dict[int, Epochs]:
     """Relevant windows of splits without events, by number of the dataset."""
-    labeled = dict(enumerate(self.labeled))
+    usable = [lengths > 0 for lengths in self._lengths]
+    labeled = {i: x & usable[i] for i, x in enumerate(self.labeled)}
     if not any(mask.any() for mask in labeled.values()):
-      labeled = {
-        i: np.ones(len(x.lengths), bool) for i, x in enumerate(self.indices)
-      }
+      labeled = dict(enumerate(usable))
     return {
       i: Epochs(
-        self.indices[i],
+        self._lengths[i],
         self.length,
         self.seed + i,
         stream=[_LABELED],
@@ -264,9 +281,14 @@ class Planner:
 
   def _on_event(
     self, source: int, rng: np.random.Generator
-  ) -> tuple[tuple[Stretch, ...], int]:
-    """Task, then event, then its position in the window, each uniform."""
-    index = self.indices[source]
+  ) -> tuple[tuple[Stretch, ...], int, int]:
+    """Draws task, then event, then its position in the window, each uniform.
+
+    Returns:
+      Segments, the task, and the position, which is the number of frames up to
+      the action that achieves the event.
+    """
+    index, lengths = self.indices[source], self._lengths[source]
     task = int(rng.choice(list(index.events_of_task)))
     event = rng.choice(index.events_of_task[task])
     arrival = int(index.event_frame[event])
@@ -274,12 +296,13 @@ class Planner:
     episode, start = int(index.event_episode[event]), arrival - position
     segments, left = [], self.length
     while left > 0:
-      stop = min(int(index.lengths[episode]), start + left)
-      segments.append(Stretch(episode, start, stop))
+      stop = min(int(lengths[episode]), start + left)
+      if stop > start:
+        segments.append(Stretch(episode, start, stop))
       left -= stop - start
       # Where an episode ends early, others follow from their first frames.
-      episode, start = int(rng.integers(len(index.lengths))), 0
-    return tuple(segments), task
+      episode, start = int(rng.integers(len(lengths))), 0
+    return tuple(segments), task, position
 
 
 def _spread(rows: int, count: int, size: int) -> int:

@@ -1,4 +1,4 @@
-"""Which task an agent is given on each frame, and what its events pay."""
+"""Which task an agent is given on each frame, and what events pay."""
 
 from __future__ import annotations
 
@@ -53,17 +53,32 @@ def lay_out(windows: Sequence[Window]) -> Layout:
 class Tasks:
   """Task labels and event rewards of one split."""
 
-  def __init__(self, index: SplitIndex, num_tasks: int):
-    """Takes the index and the number of task ids."""
+  def __init__(self, index: SplitIndex, num_tasks: int, *, once: bool = False):
+    """Prepares the labels.
+
+    Args:
+      index: of the split.
+      num_tasks: number of task ids.
+      once: a task is done for good when its event has happened, as it is for an
+        agent that acts: labels then take no notice of the task's later events
+        in that episode. Rewards do.
+    """
     self._num_tasks = num_tasks
-    # (episode, frame) and (episode, frame, task) as one sorted number each.
+    # (episode, frame) as one sorted number.
     self._span = int(index.lengths.max()) + 1
     self._arrivals = self._key(index.event_episode, index.event_frame)
-    self._events = self._arrivals * num_tasks + index.event_task
+    self._paid = index.event_task
+    named = np.arange(len(index.event_task))
+    if once:
+      done = index.event_episode * num_tasks + index.event_task
+      named = np.sort(np.unique(done, return_index=True)[1])
+    self._named = self._arrivals[named]
     # An entry after the last event, which is of no episode.
-    self._episode = np.append(index.event_episode, -1)
-    self._task = np.append(index.event_task, 0)
-    self._final = _final_labels(index, num_tasks)
+    self._episode = np.append(index.event_episode[named], -1)
+    self._task = np.append(index.event_task[named], 0)
+    self._final = _final_labels(
+      len(index.lengths), self._episode[:-1], self._task[:-1], num_tasks
+    )
 
   def labels(self, windows: Sequence[Window], layout: Layout) -> np.ndarray:
     """Labels each frame with the task that the agent is given.
@@ -83,7 +98,7 @@ class Tasks:
       `[B, T]` int32 task ids.
     """
     after = np.searchsorted(
-      self._arrivals, self._key(layout.episode, layout.step), side='right'
+      self._named, self._key(layout.episode, layout.step), side='right'
     )
     label = np.where(
       self._episode[after] == layout.episode,
@@ -96,27 +111,29 @@ class Tasks:
     switch = np.array([[w.switch_tasks] for w in windows])
     return np.where(switch, label, held).astype(np.int32)
 
-  def rewards(self, layout: Layout, task: np.ndarray) -> np.ndarray:
-    """Returns `[B, T]` float32: 1 where an event of the label's task is seen.
-
-    Args:
-      layout: of the windows.
-      task: `[B, T]` task ids.
-    """
-    sought = self._key(layout.episode, layout.step) * self._num_tasks + task
-    at = np.searchsorted(self._events, sought)
-    found = np.append(self._events, -1)[at]
-    return (found == sought).astype(np.float32)
+  def rewards(self, layout: Layout) -> np.ndarray:
+    """Returns `[B, T, num_tasks]` float32: 1 where an event is seen."""
+    sought = self._key(layout.episode, layout.step)
+    begin = np.searchsorted(self._arrivals, sought, side='left')
+    count = np.searchsorted(self._arrivals, sought, side='right') - begin
+    rewards = np.zeros((*sought.shape, self._num_tasks), np.float32)
+    # Several tasks may be achieved on one frame.
+    for i in range(int(count.max())):
+      row, frame = np.nonzero(count > i)
+      rewards[row, frame, self._paid[begin[row, frame] + i]] = 1
+    return rewards
 
   def _key(self, episode: np.ndarray, frame: np.ndarray) -> np.ndarray:
     return episode * self._span + frame
 
 
-def _final_labels(index: SplitIndex, num_tasks: int) -> np.ndarray:
+def _final_labels(
+  episodes: int, event_episode: np.ndarray, event_task: np.ndarray, tasks: int
+) -> np.ndarray:
   """`[episodes]`: the first task never achieved, else the last achieved."""
-  achieved = np.zeros((len(index.lengths), num_tasks), bool)
-  achieved[index.event_episode, index.event_task] = True
-  last = np.zeros(len(index.lengths), np.int64)
+  achieved = np.zeros((episodes, tasks), bool)
+  achieved[event_episode, event_task] = True
+  last = np.zeros(episodes, np.int64)
   # Of equal episodes the assignment that comes last holds.
-  last[index.event_episode] = index.event_task
+  last[event_episode] = event_task
   return np.where(achieved.all(axis=-1), last, achieved.argmin(axis=-1))

@@ -30,12 +30,14 @@ class Clips:
     labeled: `[episodes]` bool for each dataset, whose actions are used.
     actions: the run's action space.
     tasks: the run's task names in id order.
+    once: labels never name a task that the episode has already achieved.
   """
 
   sources: Sequence[EpisodeSource]
   labeled: Sequence[np.ndarray]
   actions: tuple[ActionComponent, ...]
   tasks: tuple[str, ...]
+  once: bool = False
 
   def read(self, windows: Sequence[Window]) -> Batch:
     """Returns the windows as a batch `[B, T, ...]`."""
@@ -45,7 +47,7 @@ class Clips:
     steps = self._blank((leading[0], leading[1] + 1))
     first, terminal, known = (np.zeros(leading, bool) for _ in range(3))
     task, ids = (np.zeros(leading, np.int32) for _ in range(2))
-    pays = np.zeros(leading, np.float32)
+    reward = np.zeros((*leading, len(self.tasks)), np.float32)
     numbers = np.array([w.source for w in windows])
     for number in np.unique(numbers).tolist():
       rows = np.flatnonzero(numbers == number)
@@ -67,14 +69,19 @@ class Clips:
       known[rows] = self.labeled[number][layout.episode]
       ids[rows] = layout.segment
       task[rows] = self._tasks[number].labels(own, layout)
-      pays[rows] = self._tasks[number].rewards(layout, task[rows])
+      reward[rows] = self._tasks[number].rewards(layout)
     images = np.array([w.separate_images for w in windows])
     known[images] = False
     ids[images] = np.arange(leading[1])
+    if 'reward' in steps:
+      reward = arrive(steps['reward'], first)[:, :, None]
+    acts = align(steps, first, known)
+    cloned = np.array([[w.cloned] for w in windows])
     return Batch(
       frames=frames,
-      **align(steps, first, known),
-      reward=arrive(steps['reward'], first) if 'reward' in steps else pays,
+      **acts,
+      cloned=acts['action_mask'] & (np.arange(leading[1]) < cloned),
+      reward=reward,
       cont=(~terminal).astype(np.float32),
       task=task,
       segment_ids=ids,
@@ -83,7 +90,10 @@ class Clips:
 
   @functools.cached_property
   def _tasks(self) -> list[Tasks]:
-    return [Tasks(source.index, len(self.tasks)) for source in self.sources]
+    return [
+      Tasks(source.index, len(self.tasks), once=self.once)
+      for source in self.sources
+    ]
 
   def _blank(self, leading: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Steps of which nothing is known, by flat name: what has to be read."""

@@ -123,10 +123,13 @@ def open_loop(
   context = jax.tree.map(
     lambda x: x[:, :context_frames] if x.ndim > 1 else x, clips
   )
-  future = jax.tree.map(lambda x: x[:, context_frames:], clips.prev_action)
+  future = jax.tree.map(
+    lambda x: x[:, context_frames:], (clips.prev_action, clips.prev_action_mask)
+  )
 
   @jax.jit
-  def dream(params, context, actions):
+  def dream(params, context, future):
+    actions, known = future
     rollout = imagine(
       world,
       params,
@@ -136,6 +139,7 @@ def open_loop(
       horizon=horizon,
       sampling_steps=sampling_steps,
       with_agent=False,
+      known=known,
     )
     past, _ = world.encode(
       params, context.frames, segment_ids=context.segment_ids

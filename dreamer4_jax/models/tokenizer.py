@@ -77,8 +77,9 @@ class Tokenizer(nn.Module):
     """
     c = self.config
     check_frames(frames, c)
-    pixels = frames.astype(jnp.float32) / 255.0 - 0.5
-    x = self.patch_in(patchify(pixels, c.patch_size))
+    # Padding is black: centred after it, not before.
+    pixels = patchify(frames.astype(jnp.float32) / 255.0, c.patch_size, c.grid)
+    x = self.patch_in(pixels - 0.5)
     if mask is not None:
       hidden = self.mask_token.table()[None, None]
       x = jnp.where(mask[..., None], hidden, x)
@@ -127,7 +128,9 @@ class Tokenizer(nn.Module):
       cache=cache,
     )
     patches = self.patch_out(x[:, :, c.num_latents :]).astype(jnp.float32)
-    images = unpatchify(patches, c.image_height, c.image_width, c.patch_size)
+    images = unpatchify(
+      patches, c.image_height, c.image_width, c.patch_size, c.grid
+    )
     return images + 0.5, new
 
   def __call__(self, frames, *, mask=None, segment_ids=None):

@@ -1,9 +1,13 @@
 """Losses and targets: functions of arrays and callables, no Flax modules."""
 
 from dreamer4_jax.objectives.masking import patch_mask
-from dreamer4_jax.objectives.multi_token import multi_token_targets
+from dreamer4_jax.objectives.mean import Mean
+from dreamer4_jax.objectives.multi_token import (
+  multi_token_rewards,
+  multi_token_targets,
+)
 from dreamer4_jax.objectives.normalize import RmsState, rms_init, rms_normalize
-from dreamer4_jax.objectives.pmpo import PmpoOutput, pmpo_loss
+from dreamer4_jax.objectives.pmpo import PmpoOutput, pmpo_loss, pmpo_means
 from dreamer4_jax.objectives.reconstruction import load_lpips, mse
 from dreamer4_jax.objectives.returns import lambda_returns
 from dreamer4_jax.objectives.shortcut import (
@@ -24,6 +28,7 @@ from dreamer4_jax.objectives.twohot import TwoHot, symexp, symlog
 
 __all__ = [
   'Levels',
+  'Mean',
   'PmpoOutput',
   'RmsState',
   'ShortcutLosses',
@@ -36,9 +41,11 @@ __all__ = [
   'lambda_returns',
   'load_lpips',
   'mse',
+  'multi_token_rewards',
   'multi_token_targets',
   'patch_mask',
   'pmpo_loss',
+  'pmpo_means',
   'ramp',
   'rms_init',
   'rms_normalize',

@@ -45,3 +45,27 @@ def multi_token_targets(
   same_segment = segment_ids[:, index] == segment_ids[:, :, None]
   inside = (ahead < length)[None]
   return targets, inside & same_segment & valid[:, index].astype(bool)
+
+
+def multi_token_rewards(
+  reward: Array, task: Array, segment_ids: Array, distances: int
+) -> tuple[Array, Array]:
+  """Aligns rewards as `multi_token_targets` does, each for the frame's task.
+
+  The agent token at frame t is asked for one task. What lies ahead counts for
+  that task, though the labels of later frames may name another.
+
+  Args:
+    reward: `[B, T, num_tasks]` reward on arriving at a frame, for each task.
+    task: `[B, T]` int task of the agent token.
+    segment_ids: `[B, T]` int.
+    distances: number of distances, at least 1.
+
+  Returns:
+    `[B, T, distances]`, entry (t, n) is `reward[t+n, task[t]]`, and the mask of
+    `multi_token_targets`.
+  """
+  everywhere = jnp.ones(task.shape, bool)
+  ahead, seen = multi_token_targets(reward, everywhere, segment_ids, distances)
+  own = task[:, :, None, None]
+  return jnp.take_along_axis(ahead, own, axis=-1)[..., 0], seen

@@ -7,6 +7,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from dreamer4_jax.objectives._shapes import same_shape
+from dreamer4_jax.objectives.mean import Mean
 from dreamer4_jax.types import Array
 
 
@@ -27,15 +28,36 @@ class PmpoOutput:
   kl_term: Array
 
 
-def _weighted_mean(x: Array, weight: Array) -> Array:
-  """Returns the scalar mean of `x` under `weight`, 0 where all weight is 0.
+def pmpo_means(
+  log_prob: Array, advantage: Array, weight: Array, kl: Array
+) -> dict[str, Mean]:
+  """Means that the loss consists of; those of parts of a batch add up.
 
-  Entries without weight may hold anything, NaN included; they reach neither
-  the mean nor its gradient.
+  Args:
+    log_prob: `[B, H]` log-probability of the action taken, in nats.
+    advantage: `[B, H]` return minus value.
+    weight: `[B, H]` in [0, 1], 0 after an imagined termination.
+    kl: `[B, H]` divergence between policy and prior, in nats.
+
+  Returns:
+    `positive` and `negative`, the log-probability over the steps of advantage
+    >= 0 and over the others; `kl`; and `positive_share` of the steps.
+
+  Raises:
+    ValueError: if the shapes differ.
   """
-  total = jnp.sum(weight)
-  kept = jnp.where(weight > 0, x, 0.0)
-  return jnp.sum(weight * kept) / jnp.where(total > 0, total, 1.0)
+  same_shape(log_prob=log_prob, advantage=advantage, weight=weight, kl=kl)
+  # Returns, values and survival judge the policy; it must not learn to move
+  # the judgement instead of the action.
+  advantage = lax.stop_gradient(advantage.astype(jnp.float32))
+  weight = lax.stop_gradient(weight.astype(jnp.float32))
+  good = advantage >= 0
+  return {
+    'positive': Mean.of(log_prob, jnp.where(good, weight, 0.0)),
+    'negative': Mean.of(log_prob, jnp.where(good, 0.0, weight)),
+    'kl': Mean.of(kl, weight),
+    'positive_share': Mean.of(good, weight),
+  }
 
 
 def pmpo_loss(
@@ -69,23 +91,12 @@ def pmpo_loss(
   Raises:
     ValueError: if the shapes differ.
   """
-  same_shape(log_prob=log_prob, advantage=advantage, weight=weight, kl=kl)
-  log_prob, advantage, weight, kl = (
-    a.astype(jnp.float32) for a in (log_prob, advantage, weight, kl)
-  )
-  # Returns, values and survival judge the policy; it must not learn to move
-  # the judgement instead of the action.
-  advantage = lax.stop_gradient(advantage)
-  weight = lax.stop_gradient(weight)
-  good = jnp.where(advantage >= 0, weight, 0.0)
-  bad = jnp.where(advantage >= 0, 0.0, weight)
-  policy_term = (1 - alpha) * _weighted_mean(
-    log_prob, bad
-  ) - alpha * _weighted_mean(log_prob, good)
-  kl_term = _weighted_mean(kl, weight)
+  means = pmpo_means(log_prob, advantage, weight, kl)
+  of = {name: mean.value() for name, mean in means.items()}
+  policy_term = (1 - alpha) * of['negative'] - alpha * of['positive']
   return PmpoOutput(
-    loss=policy_term + beta * kl_term,
-    positive_share=_weighted_mean((advantage >= 0).astype(jnp.float32), weight),
+    loss=policy_term + beta * of['kl'],
+    positive_share=of['positive_share'],
     policy_term=policy_term,
-    kl_term=kl_term,
+    kl_term=of['kl'],
   )

@@ -16,7 +16,12 @@ from dreamer4_jax.rollout.imagine import (
   imagine,
   sample_policy,
 )
-from dreamer4_jax.rollout.stream import Stream, init_stream, next_frame
+from dreamer4_jax.rollout.stream import (
+  Stream,
+  empty_stream,
+  init_stream,
+  next_frame,
+)
 
 __all__ = [
   'ActorState',
@@ -29,6 +34,7 @@ __all__ = [
   'advance',
   'append_frame',
   'denoise_frame',
+  'empty_stream',
   'fixed_actions',
   'imagine',
   'init_actor',

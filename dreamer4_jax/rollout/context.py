@@ -18,11 +18,13 @@ class Context:
   Attributes:
     cache: ring caches of the dynamics.
     z: `[B, T, N_z, C]` clean standardised tokens of the frames.
+    noisy: `[B, T, N_z, C]` the same at the context level.
     agent: `[B, T, D]` agent states, or None without a task.
   """
 
   cache: TimeCache
   z: Array
+  noisy: Array
   agent: Array | None
 
 
@@ -45,10 +47,10 @@ def prepare_context(
     with_agent: whether the agent token is present.
   """
   z, _ = world.encode(params, batch.frames, segment_ids=batch.segment_ids)
-  noise = jax.random.normal(key, z.shape)
+  noisy = context_noise(world, z, jax.random.normal(key, z.shape))
   output = world.denoise(
     params,
-    context_noise(world, z, noise),
+    noisy,
     *context_levels(world, z.shape[:2]),
     batch.prev_action,
     batch.prev_action_mask,
@@ -59,6 +61,7 @@ def prepare_context(
   return Context(
     cache=fill(cache, output.new, batch.segment_ids),
     z=z,
+    noisy=noisy,
     agent=output.agent,
   )
 

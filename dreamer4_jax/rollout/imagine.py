@@ -13,7 +13,12 @@ import jax.numpy as jnp
 
 from dreamer4_jax.models import Params, World, distributions
 from dreamer4_jax.rollout.context import last_frame, prepare_context
-from dreamer4_jax.rollout.denoise import FrameInput, append_frame, denoise_frame
+from dreamer4_jax.rollout.denoise import (
+  FrameInput,
+  append_frame,
+  context_noise,
+  denoise_frame,
+)
 from dreamer4_jax.types import Actions, Array, Batch, PyTree
 
 # (key, h [B, D], step []) -> action components [B, ...]
@@ -26,12 +31,15 @@ class Rollout:
 
   Attributes:
     z: `[B, H, N_z, C]` standardised tokens of the imagined frames.
+    noisy: `[B, T + H, N_z, C]` tokens of context and dream as the model saw
+      them, at the context level.
     actions: components `[B, H, ...]`; `actions[:, i]` led to `z[:, i]`.
     agent: `[B, H + 1, D]` agent states: that of the last context frame, then
       those of the imagined frames. None without an agent token.
   """
 
   z: Array
+  noisy: Array
   actions: Actions
   agent: Array | None
 
@@ -46,6 +54,7 @@ def imagine(
   horizon: int,
   sampling_steps: int,
   with_agent: bool = True,
+  known: Array | None = None,
 ) -> Rollout:
   """Continues every clip of a batch for `horizon` frames.
 
@@ -63,6 +72,8 @@ def imagine(
     horizon: H.
     sampling_steps: K.
     with_agent: whether the agent token is present.
+    known: `[B, H]` bool, whether the policy's actions are known; by default all
+      are. Actions that are replayed from video without labels are not.
   """
   params = world.cast(params)  # Once, not in every frame.
   context_key, key = jax.random.split(key)
@@ -73,7 +84,8 @@ def imagine(
   if with_agent:
     token = world.agent_token(params, last_frame(batch.task))
   shape = last_frame(context.z).shape
-  known = jnp.ones(shape[:2], bool)
+  if known is None:
+    known = jnp.ones((shape[0], horizon), bool)
   h = context.agent[:, -1] if with_agent else None
 
   def body(carry: PyTree, i: Array):
@@ -82,7 +94,7 @@ def imagine(
     action = policy(act, h, i)
     inputs = FrameInput(
       prev_action=jax.tree.map(lambda a: a[:, None], action),
-      prev_action_mask=known,
+      prev_action_mask=jax.lax.dynamic_slice_in_dim(known, i, 1, axis=1),
       agent=token,
     )
     z = denoise_frame(
@@ -93,12 +105,12 @@ def imagine(
       jax.random.normal(start, shape),
       steps=sampling_steps,
     )
-    h, cache = append_frame(
-      world, params, cache, inputs, z, jax.random.normal(noise, shape)
-    )
-    return (cache, h), (z[:, 0], action, h)
+    noise = jax.random.normal(noise, shape)
+    h, cache = append_frame(world, params, cache, inputs, z, noise)
+    noisy = context_noise(world, z, noise)  # Computed once, above.
+    return (cache, h), (z[:, 0], noisy[:, 0], action, h)
 
-  _, (z, actions, agent) = jax.lax.scan(
+  _, (z, noisy, actions, agent) = jax.lax.scan(
     body, (context.cache, h), jnp.arange(horizon)
   )
   batch_major = lambda x: jnp.swapaxes(x, 0, 1)
@@ -106,6 +118,7 @@ def imagine(
     agent = jnp.concatenate([context.agent[:, -1:], batch_major(agent)], axis=1)
   return Rollout(
     z=batch_major(z),
+    noisy=jnp.concatenate([context.noisy, batch_major(noisy)], axis=1),
     actions=jax.tree.map(batch_major, actions),
     agent=agent,
   )

@@ -16,9 +16,10 @@ from dreamer4_jax.models import (
   dynamics_cache,
   tokenizer_caches,
 )
-from dreamer4_jax.nn import TimeCache, append
+from dreamer4_jax.nn import TimeCache, append, fill
+from dreamer4_jax.rollout.context import prepare_context
 from dreamer4_jax.rollout.denoise import FrameInput, append_frame, denoise_frame
-from dreamer4_jax.types import Actions, Array
+from dreamer4_jax.types import Actions, Array, Batch
 
 
 @struct.dataclass
@@ -34,8 +35,30 @@ class Stream:
   decoder: TimeCache
 
 
-def init_stream(world: World, batch: int) -> Stream:
-  """Returns the past of `batch` games in which nothing has happened."""
+def init_stream(
+  world: World, params: Params, clips: Batch, key: Array
+) -> Stream:
+  """Returns the past of games that go on where real clips end.
+
+  Args:
+    world: modules.
+    params: rooms `tokenizer`, `latents`, `dynamics`.
+    clips: real frames and the actions that led to them, `[B, T, ...]`. Longer
+      than a ring, only their end is remembered.
+    key: draws the context noise.
+  """
+  context = prepare_context(world, params, clips, key, with_agent=False)
+  _, decoder = tokenizer_caches(world.config.tokenizer, len(context.z))
+  ids = clips.segment_ids
+  _, new = world.decode(params, context.z, segment_ids=ids)
+  return Stream(dynamics=context.cache, decoder=fill(decoder, new, ids))
+
+
+def empty_stream(world: World, batch: int) -> Stream:
+  """Returns the past of `batch` games in which nothing has happened.
+
+  The model chooses where they begin; the first action has no effect.
+  """
   _, decoder = tokenizer_caches(world.config.tokenizer, batch)
   return Stream(
     dynamics=dynamics_cache(world.config.dynamics, batch, agent=False),
@@ -67,9 +90,12 @@ def next_frame(
   """
   start, noise = jax.random.split(key)
   batch = stream.decoder.segment.shape[0]
+  past = stream.dynamics
+  # Training never shows an action that led to a first frame.
+  known = (past.slot_segments == past.segment[:, None]).any(axis=1)
   inputs = FrameInput(
     prev_action=jax.tree.map(lambda a: a[:, None], action),
-    prev_action_mask=jnp.ones((batch, 1), bool),
+    prev_action_mask=known[:, None],
     agent=None,
   )
   shape = (batch, 1, world.config.dynamics.num_spatial_tokens, world.channels)

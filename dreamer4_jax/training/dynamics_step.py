@@ -1,8 +1,9 @@
 """Train step of the dynamics: shortcut forcing (equation 7).
 
-Rows of a batch are split by position: of every `n = 1 / bootstrap_rows`
-neighbouring rows the first bootstraps. The split is a reshape of the leading
-axis, so each device keeps its own share and nothing is resharded.
+The two extra passes of the bootstrap target run on part of the rows only. A
+batch is cut into groups of neighbouring rows, of each of which one bootstraps:
+that is a reshape of the leading axis, so each device keeps its own share and
+nothing is resharded.
 """
 
 from __future__ import annotations
@@ -14,25 +15,23 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from dreamer4_jax import sharding
 from dreamer4_jax.config import DynamicsPhase
-from dreamer4_jax.models import Params, World
+from dreamer4_jax.models import DynamicsOutput, Params, World
 from dreamer4_jax.objectives import (
   Levels,
+  Mean,
   ShortcutLosses,
   bootstrap_velocity,
   corrupt,
   draw_levels,
+  finest,
   shortcut_losses,
 )
 from dreamer4_jax.training.optimizer import make_optimizer
-from dreamer4_jax.training.state import (
-  Metrics,
-  TrainState,
-  make_state,
-  masked_mean,
-  normalize_losses,
-  update,
-)
+from dreamer4_jax.training.schedule import bootstraps
+from dreamer4_jax.training.state import TrainState, make_state
+from dreamer4_jax.training.update import Metrics, Objective, in_parts, update
 from dreamer4_jax.types import Array, Batch, PyTree
 
 
@@ -45,25 +44,59 @@ class Corrupted:
     z_tau: `[B, T, N_z, C]` noisy tokens.
     levels: their levels `[B, T]`.
     velocity: `[B, T, N_z, C]` bootstrap target, 0 where there is none.
+    trains: `[B]` bool, the row trains the dynamics; others stand at the
+      context level.
+    batch: the clips, without frames.
   """
 
   z1: Array
   z_tau: Array
   levels: Levels
   velocity: Array
+  trains: Array
+  batch: Batch
 
 
-def take_rows(x: PyTree, every: int) -> PyTree:
-  """First of each `every` rows, `[B, ...] -> [B / every, ...]`."""
-  split = lambda a: rearrange(a, '(b e) ... -> b e ...', e=every)[:, 0]
-  return jax.tree.map(split, x)
+def group_size(phase: DynamicsPhase, rows: int, share: float = 1.0) -> int:
+  """Returns the size of the groups of which one row bootstraps.
+
+  Args:
+    phase: hyperparameters.
+    rows: of a batch on one device.
+    share: of the rows that train the dynamics.
+
+  Returns:
+    The largest divisor of `rows` that leaves a group no more such rows than
+    `1 / bootstrap_rows`.
+  """
+  most = rows if share <= 0 else 1 / (phase.bootstrap_rows * share) + 1e-6
+  return max(
+    n for n in range(1, rows + 1) if rows % n == 0 and n <= max(most, 1)
+  )
 
 
-def put_rows(x: Array, every: int) -> Array:
-  """Inverts `take_rows`, with zeros in the other rows."""
-  rest = jnp.zeros((x.shape[0], every - 1, *x.shape[1:]), x.dtype)
-  whole = jnp.concatenate([x[:, None], rest], axis=1)
-  return rearrange(whole, 'b e ... -> (b e) ...')
+def take_rows(x: PyTree, place: Array) -> PyTree:
+  """Takes one row of each group, `[B, ...] -> [G, ...]`.
+
+  Args:
+    x: tree of arrays.
+    place: `[G]` int, which row of its group.
+  """
+
+  def take(a: Array) -> Array:
+    groups = rearrange(a, '(g e) ... -> g e ...', g=len(place))
+    index = place.reshape(-1, *(1,) * (groups.ndim - 1))
+    return jnp.take_along_axis(groups, index, axis=1)[:, 0]
+
+  return jax.tree.map(take, x)
+
+
+def put_rows(x: Array, place: Array, size: int) -> Array:
+  """Inverts `take_rows` of groups of `size`, with zeros in the other rows."""
+  own = jnp.arange(size)[None] == place[:, None]
+  own = own.reshape(*own.shape, *(1,) * (x.ndim - 1))
+  whole = jnp.where(own, x[:, None], jnp.zeros((), x.dtype))
+  return rearrange(whole, 'g e ... -> (g e) ...')
 
 
 def corrupt_batch(
@@ -73,8 +106,15 @@ def corrupt_batch(
   phase: DynamicsPhase,
   step: Array,
   key: Array,
+  *,
+  trains: Array | None = None,
+  share: float = 1.0,
 ) -> Corrupted:
   """Encodes a batch, draws levels and noise, and computes the bootstrap target.
+
+  Of the frames of the rows that train the dynamics, a share `bootstrap_rows`
+  draws a coarse step, in expectation exactly: where rows for the extra passes
+  hold more frames than that, each of them does with a probability.
 
   Nothing here is differentiated: the target is a stop-gradient by equation 7.
 
@@ -83,56 +123,108 @@ def corrupt_batch(
     params: rooms `tokenizer`, `latents`, `dynamics`.
     batch: clips.
     phase: hyperparameters.
-    step: `[]` int32; the two extra passes run only from `bootstrap_start` on.
+    step: `[]` int32; the two extra passes run only on steps that bootstrap.
     key: all randomness.
+    trains: `[B]` bool, rows that train the dynamics, by default all. The others
+      are put at the context level.
+    share: about how many do, spread evenly; settles which rows the passes run
+      on. Where it is too low for some group, fewer frames bootstrap.
   """
-  max_steps = world.config.dynamics.max_steps
-  every = round(1 / phase.bootstrap_rows)
-  level_key, noise_key = jax.random.split(key)
-  z1, _ = world.encode(params, batch.frames, segment_ids=batch.segment_ids)
-  active = step >= phase.bootstrap_start
-  active &= step % phase.bootstrap_every == 0
-  row = jnp.arange(z1.shape[0]) % every == 0
+  c, parts = world.config.dynamics, phase.accumulate
+  level_key, noise_key, row_key = jax.random.split(key, 3)
+  z1 = in_parts(
+    lambda _, x: world.encode(params, x[0], segment_ids=x[1])[0],
+    (batch.frames, batch.segment_ids),
+    parts,
+  )
+  rows = len(z1)
+  if trains is None:
+    trains = jnp.ones((rows,), bool)
+  own_rows = rows // sharding.batch_shards()
+  size = group_size(phase, own_rows, share)
+  groups = rearrange(trains, '(g e) -> g e', e=size)
+  place = jnp.argmax(groups, axis=1)
+  chosen = trains & put_rows(groups.any(axis=1), place, size)
+  frames = jnp.maximum(chosen.sum(), 1)
+  drawn = jax.random.bernoulli(
+    row_key, phase.bootstrap_rows * trains.sum() / frames, z1.shape[:2]
+  )
+  active = bootstraps(step, phase)
   levels = draw_levels(
     level_key,
     z1.shape[:2],
-    (row & active)[:, None],
-    max_steps,
+    chosen[:, None] & drawn & active,
+    c.max_steps,
     phase.end_share,
   )
+  frame = trains[:, None]
+  levels = Levels(
+    signal_index=jnp.where(frame, levels.signal_index, c.context_index),
+    step_index=jnp.where(frame, levels.step_index, finest(c.max_steps)),
+  )
   noise = jax.random.normal(noise_key, z1.shape)
-  z_tau = corrupt(z1, noise, levels.signal_index, max_steps)
-  rows = take_rows(
-    (z_tau, levels, batch.prev_action, batch.prev_action_mask,
-     batch.segment_ids),
-    every,
-  )  # fmt: skip
+  z_tau = corrupt(z1, noise, levels.signal_index, c.max_steps)
 
   def extra_passes(params, rows):
-    z, levels, prev_action, known, segment_ids = rows
+    def velocity(_, rows):
+      z, levels, prev_action, known, segment_ids = rows
 
-    def denoise(z, signal_index, step_index):
-      return world.denoise(
-        params, z, signal_index, step_index, prev_action, known,
-        segment_ids=segment_ids,
-      ).prediction  # fmt: skip
+      def denoise(z, signal_index, step_index):
+        return world.denoise(
+          params, z, signal_index, step_index, prev_action, known,
+          segment_ids=segment_ids,
+        ).prediction  # fmt: skip
 
-    return bootstrap_velocity(denoise, z, levels, max_steps)
+      return bootstrap_velocity(denoise, z, levels, c.max_steps)
+
+    # No more rows at a time than the gradient takes.
+    taken = own_rows // size
+    most = max(own_rows // parts, 1)
+    pieces = next(
+      n for n in range(1, taken + 1) if taken % n == 0 and taken // n <= most
+    )
+    return in_parts(velocity, rows, pieces)
 
   velocity = jax.lax.cond(
     active,
     extra_passes,
     lambda params, rows: jnp.zeros_like(rows[0]),
     {'dynamics': params['dynamics']},
-    rows,
-  )
-  # Without the stop the frozen tokenizer would be differentiated in phase 2.
-  return jax.lax.stop_gradient(
-    Corrupted(z1, z_tau, levels, put_rows(velocity, every))
+    take_rows(
+      (z_tau, levels, batch.prev_action, batch.prev_action_mask,
+       batch.segment_ids),
+      place,
+    ),
+  )  # fmt: skip
+  return Corrupted(
+    z1=z1,
+    z_tau=z_tau,
+    levels=levels,
+    velocity=put_rows(velocity, place, size),
+    trains=trains,
+    batch=batch.replace(frames=None),
   )
 
 
-def dynamics_loss(losses: ShortcutLosses, rows: Array) -> tuple[Array, Metrics]:
+def denoise(
+  world: World, params: Params, data: Corrupted, agent: Array | None = None
+) -> DynamicsOutput:
+  """Runs the dynamics over noisy clips, with or without the agent token."""
+  return world.denoise(
+    params,
+    data.z_tau,
+    data.levels.signal_index,
+    data.levels.step_index,
+    data.batch.prev_action,
+    data.batch.prev_action_mask,
+    agent=agent,
+    segment_ids=data.batch.segment_ids,
+  )
+
+
+def dynamics_loss(
+  world: World, prediction: Array, data: Corrupted
+) -> tuple[Mean, dict[str, Mean]]:
   """Mean of equation 7 over frames, each of which has one of the two terms.
 
   The two terms are one loss and are normalised as one. Divided each by its own
@@ -141,19 +233,29 @@ def dynamics_loss(losses: ShortcutLosses, rows: Array) -> tuple[Array, Metrics]:
   consistent, and a flow term that grows is divided by its own growth.
 
   Args:
-    losses: per frame.
-    rows: `[B]` weight of each row.
+    world: modules.
+    prediction: `[B, T, N_z, C]`.
+    data: what it was predicted from; rows that train the dynamics count.
 
   Returns:
     The loss, and `flow` and `bootstrap` as means over their own frames.
   """
-  weight = rows[:, None].astype(jnp.float32)
-  is_flow = losses.is_flow.astype(jnp.float32) * weight
+  losses = shortcut_losses(
+    prediction, data.z1, data.z_tau, data.levels, data.velocity,
+    world.config.dynamics.max_steps,
+  )  # fmt: skip
+  return frame_means(losses, data.trains)
+
+
+def frame_means(
+  losses: ShortcutLosses, rows: Array
+) -> tuple[Mean, dict[str, Mean]]:
+  """Takes the means of `dynamics_loss` over the frames of `rows [B]`."""
+  weight = jnp.broadcast_to(rows[:, None], losses.flow.shape)
   each = jnp.where(losses.is_flow, losses.flow, losses.bootstrap)
-  total = masked_mean(each, weight)
-  return total, {
-    'flow': masked_mean(losses.flow, is_flow),
-    'bootstrap': masked_mean(losses.bootstrap, weight - is_flow),
+  return Mean.of(each, weight), {
+    'flow': Mean.of(losses.flow, weight & losses.is_flow),
+    'bootstrap': Mean.of(losses.bootstrap, weight & ~losses.is_flow),
   }
 
 
@@ -171,29 +273,26 @@ def make_dynamics_step(
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """Returns the pure train step `(state, batch, key) -> (state, metrics)`."""
   optimizer = make_optimizer(phase.optimizer, phase.steps)
-  max_steps = world.config.dynamics.max_steps
 
-  def loss_fn(params: Params, state: TrainState, batch: Batch, key: Array):
-    data = corrupt_batch(world, state.rooms(), batch, phase, state.step, key)
-    prediction = world.denoise(
-      params,
-      data.z_tau,
-      data.levels.signal_index,
-      data.levels.step_index,
-      batch.prev_action,
-      batch.prev_action_mask,
-      segment_ids=batch.segment_ids,
-    ).prediction
-    losses = shortcut_losses(
-      prediction, data.z1, data.z_tau, data.levels, data.velocity, max_steps
-    )
-    everyone = jnp.ones(prediction.shape[:1])
-    loss, parts = dynamics_loss(losses, everyone)
-    scaled, rms = normalize_losses({'dynamics': loss}, state.rms, {})
-    metrics = {f'dynamics/{k}': v for k, v in parts.items()}
-    return scaled['dynamics'], (metrics, rms)
+  def prepare(state: TrainState, batch: Batch, key: Array) -> Corrupted:
+    return corrupt_batch(world, state.rooms(), batch, phase, state.step, key)
+
+  def terms(params: Params, state: TrainState, data: Corrupted):
+    del state
+    prediction = denoise(world, params, data).prediction
+    loss, parts = dynamics_loss(world, prediction, data)
+    return {'dynamics': loss}, parts
+
+  objective = Objective(
+    prepare=prepare,
+    terms=terms,
+    weights={'dynamics': 1.0},
+    report=lambda means: {
+      f'dynamics/{k}': means[k] for k in ('flow', 'bootstrap')
+    },
+  )
 
   def step(state: TrainState, batch: Batch, key: Array):
-    return update(state, batch, key, loss_fn, optimizer, phase)
+    return update(state, batch, key, objective, optimizer, phase)
 
   return step

@@ -2,15 +2,17 @@
 
 Source: section 3.3 of arXiv 2509.24527. Batches are half uniform clips and
 half clips in which a task is achieved. Uniform clips are corrupted as in
-phase 1 and train the dynamics. Relevant clips are corrupted to the context
-level, which is what the agent token sees when imagining and when acting, and
-train the policy. Reward and continuation learn from both.
+phase 1 and train the dynamics, but for a share of them. That share and the
+relevant clips are corrupted to the context level, which is what the agent token
+sees when imagining and when acting: relevant ones train the policy, and both
+train reward and continuation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,29 +20,36 @@ import optax
 from dreamer4_jax.config import FinetunePhase
 from dreamer4_jax.models import Params, World, distributions
 from dreamer4_jax.objectives import (
+  Mean,
   TwoHot,
-  corrupt,
-  finest,
+  multi_token_rewards,
   multi_token_targets,
-  shortcut_losses,
 )
 from dreamer4_jax.training.dynamics_step import (
   Corrupted,
   corrupt_batch,
+  denoise,
   dynamics_loss,
 )
 from dreamer4_jax.training.optimizer import make_optimizer
-from dreamer4_jax.training.state import (
-  Metrics,
-  TrainState,
-  make_state,
-  masked_mean,
-  normalize_losses,
-  update,
-)
+from dreamer4_jax.training.state import TrainState, make_state
+from dreamer4_jax.training.update import Means, Metrics, Objective, update
 from dreamer4_jax.types import Array, Batch
 
 TERMS = ('dynamics', 'policy', 'reward', 'continuation')
+
+
+@struct.dataclass
+class Clips:
+  """What a batch of finetuning trains.
+
+  Attributes:
+    noisy: the clips, noised.
+    judged: `[B]` weight of each row in the losses of reward and continuation.
+  """
+
+  noisy: Corrupted
+  judged: Array
 
 
 def init_finetune_state(
@@ -58,7 +67,7 @@ def init_finetune_state(
   rooms = ('task', 'policy', 'reward', 'continuation')
   params = world.init(key, rooms)
   params['dynamics'] = pretrained['dynamics']
-  frozen = {room: pretrained[room] for room in ('tokenizer', 'latents')}
+  frozen = {k: v for k, v in pretrained.items() if k != 'dynamics'}
   optimizer = _optimizer(phase)
   return make_state(params, frozen, optimizer, TERMS)
 
@@ -68,77 +77,156 @@ def _optimizer(phase: FinetunePhase) -> optax.GradientTransformation:
   return make_optimizer(phase.optimizer, phase.steps, rates)
 
 
+def stand_ins(relevant: Array, share: float, key: Array) -> Array:
+  """Chooses the uniform rows that go to the context level.
+
+  Args:
+    relevant: `[B]` bool.
+    share: of the uniform rows; exact in expectation, and spread evenly.
+    key: of all choices.
+
+  Returns:
+    `[B]` bool.
+  """
+  uniform = ~relevant
+  count = uniform.sum()
+  count_key, turn_key = jax.random.split(key)
+  wanted = jnp.floor(count * share + jax.random.uniform(count_key))
+  wanted = wanted.astype(jnp.int32)
+  size = jnp.maximum(count, 1)
+  turn = jax.random.randint(turn_key, (), 0, size)
+  number = (jnp.cumsum(uniform) - 1 + turn) % size
+  chosen = (number + 1) * wanted // size > number * wanted // size
+  return uniform & chosen
+
+
+def prepare_clips(
+  world: World,
+  params: Params,
+  batch: Batch,
+  phase: FinetunePhase,
+  step: Array,
+  key: Array,
+) -> Clips:
+  """Noises each row to the levels at which it trains; see the module.
+
+  Args:
+    world: modules.
+    params: rooms `tokenizer`, `latents`, `dynamics`.
+    batch: clips.
+    phase: hyperparameters.
+    step: `[]` int32.
+    key: all randomness.
+  """
+  choice_key, key = jax.random.split(key)
+  share = phase.context_share
+  moved = stand_ins(batch.relevant, share, choice_key)
+  noisy = corrupt_batch(
+    world, params, batch, phase, step, key,
+    trains=~(batch.relevant | moved),
+    share=1 - phase.relevant_share,
+  )  # fmt: skip
+  # Those that were moved stand for all uniform clips.
+  weight = 1 / share if share else 0.0
+  judged = jnp.where(batch.relevant, 1.0, jnp.where(moved, weight, 0.0))
+  return Clips(noisy=noisy, judged=judged)
+
+
+def clip_losses(
+  world: World,
+  phase: FinetunePhase,
+  params: Params,
+  clips: Clips,
+  policy: str = 'policy',
+) -> tuple[Means, Means]:
+  """Computes all losses of phase 2.
+
+  Args:
+    world: modules.
+    phase: hyperparameters.
+    params: rooms `dynamics`, `task`, `reward`, `continuation` and that of the
+      cloned policy.
+    clips: from `prepare_clips`.
+    policy: room of the head that is cloned into.
+
+  Returns:
+    Terms `dynamics`, `policy`, `reward`, `continuation`; and other means.
+  """
+  token = world.agent_token(params, clips.noisy.batch.task)
+  output = denoise(world, params, clips.noisy, token)
+  dynamics, parts = dynamics_loss(world, output.prediction, clips.noisy)
+  terms, others = agent_losses(
+    world, phase, params, output.agent, clips.noisy.batch, clips.judged, policy
+  )
+  return {'dynamics': dynamics, **terms}, {**parts, **others}
+
+
 def agent_losses(
   world: World,
   phase: FinetunePhase,
   params: Params,
   h: Array,
   batch: Batch,
-) -> tuple[dict[str, Array], Metrics]:
-  """Likelihoods of the heads with multi-token prediction.
+  judged: Array,
+  policy: str = 'policy',
+) -> tuple[Means, Means]:
+  """Maximum likelihood of what lies n frames ahead, for all distances n.
 
   Args:
     world: modules.
     phase: hyperparameters.
-    params: rooms `policy`, `reward`, `continuation`.
+    params: rooms `reward`, `continuation` and that of the policy.
     h: `[B, T, D]` agent states.
-    batch: targets; behaviour is cloned from rows with `relevant`.
+    batch: targets; actions are cloned where `cloned`.
+    judged: `[B]` weight of each row's rewards and continuations.
+    policy: room of the head that is cloned into.
 
   Returns:
-    Terms `policy`, `reward`, `continuation`; and metrics.
+    Terms `policy`, `reward`, `continuation`; and other means.
   """
   agent = world.config.agent
   twohot = TwoHot(agent.bins, agent.bin_limit)
-  everywhere = jnp.ones(batch.reward.shape, bool)
-
-  def ahead(x, valid):
-    return multi_token_targets(x, valid, batch.segment_ids, agent.distances)
-
-  # All components share one mask; it is the same for each.
-  cloned = batch.action_mask & batch.relevant[:, None]
-  targets, mask = {}, None
-  for name, action in batch.action.items():
-    targets[name], mask = ahead(action, cloned)
-  logits = world.head(params, 'policy', h)
+  everywhere = jnp.ones(batch.cont.shape, bool)
+  ids, distances = batch.segment_ids, agent.distances
+  # All components share one mask.
+  targets, mask = multi_token_targets(
+    batch.action, batch.cloned, ids, distances
+  )
+  reward, seen = multi_token_rewards(batch.reward, batch.task, ids, distances)
+  cont, _ = multi_token_targets(batch.cont, everywhere, ids, distances)
+  logits = world.head(params, policy, h)
   log_prob = distributions.log_prob(logits, targets, world.space)
-  reward, seen = ahead(batch.reward, everywhere)
-  reward_logits = world.head(params, 'reward', h)
-  cont, _ = ahead(batch.cont, everywhere)
-  cont_logits = world.head(params, 'continuation', h)
   entropy = distributions.entropy(logits, world.space)
-  distance = phase.distance_decay ** jnp.arange(agent.distances)[None, None]
+  reward_logits = world.head(params, 'reward', h)
+  cont_logits = world.head(params, 'continuation', h)
+  distance = phase.distance_decay ** jnp.arange(distances)[None, None]
+  own = seen * distance * judged[:, None, None]
   terms = {
-    'policy': masked_mean(-log_prob, mask * distance),
-    'reward': masked_mean(twohot.loss(reward_logits, reward), seen * distance),
-    'continuation': masked_mean(
-      optax.sigmoid_binary_cross_entropy(cont_logits, cont), seen * distance
+    'policy': Mean.of(-log_prob, mask * distance),
+    'reward': Mean.of(twohot.loss(reward_logits, reward), own),
+    'continuation': Mean.of(
+      optax.sigmoid_binary_cross_entropy(cont_logits, cont), own
     ),
   }
-  error = jnp.abs(twohot.mean(reward_logits[:, :, 0]) - batch.reward)
-  metrics = {
-    'finetune/policy_nll_now': masked_mean(-log_prob[..., 0], mask[..., 0]),
-    'finetune/policy_entropy': masked_mean(entropy[..., 0], mask[..., 0]),
-    'finetune/reward_error': error.mean(),
-    'finetune/reward_error_on_events': masked_mean(error, batch.reward > 0),
+  error = jnp.abs(twohot.mean(reward_logits[:, :, 0]) - reward[:, :, 0])
+  now = judged[:, None] * everywhere
+  others = {
+    'policy_nll_now': Mean.of(-log_prob[..., 0], mask[..., 0]),
+    'policy_entropy': Mean.of(entropy[..., 0], mask[..., 0]),
+    'reward_error': Mean.of(error, now),
+    'reward_error_on_events': Mean.of(error, now * (reward[:, :, 0] > 0)),
   }
-  return terms, metrics
+  return terms, others
 
 
-def _relevant_at_context(
-  world: World, data: Corrupted, relevant: Array, key: Array
-) -> Corrupted:
-  """Puts rows with `relevant [B]` at the context level."""
-  c = world.config.dynamics
-  index, last = c.context_index, finest(c.max_steps)
-  noise = jax.random.normal(key, data.z1.shape)
-  z = corrupt(data.z1, noise, jnp.full(noise.shape[:2], index), c.max_steps)
-  frame = relevant[:, None]
-  levels = data.levels.replace(
-    signal_index=jnp.where(frame, index, data.levels.signal_index),
-    step_index=jnp.where(frame, last, data.levels.step_index),
-  )
-  z_tau = jnp.where(relevant[:, None, None, None], z, data.z_tau)
-  return data.replace(z_tau=z_tau, levels=levels)
+def loss_weights(phase: FinetunePhase) -> dict[str, float]:
+  """Returns the weight of each term of `clip_losses`."""
+  return {
+    'dynamics': phase.dynamics_weight,
+    'policy': phase.policy_weight,
+    'reward': phase.reward_weight,
+    'continuation': phase.cont_weight,
+  }
 
 
 def make_finetune_step(
@@ -146,46 +234,21 @@ def make_finetune_step(
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """Returns the pure train step `(state, batch, key) -> (state, metrics)`."""
   optimizer = _optimizer(phase)
-  max_steps = world.config.dynamics.max_steps
-  weights = {
-    'dynamics': phase.dynamics_weight,
-    'policy': phase.policy_weight,
-    'reward': phase.reward_weight,
-    'continuation': phase.cont_weight,
-  }
 
-  def loss_fn(params: Params, state: TrainState, batch: Batch, key: Array):
-    key, context_key = jax.random.split(key)
-    data = corrupt_batch(world, state.rooms(), batch, phase, state.step, key)
-    data = _relevant_at_context(world, data, batch.relevant, context_key)
-    output = world.denoise(
-      params,
-      data.z_tau,
-      data.levels.signal_index,
-      data.levels.step_index,
-      batch.prev_action,
-      batch.prev_action_mask,
-      agent=world.agent_token(params, batch.task),
-      segment_ids=batch.segment_ids,
-    )
-    losses = shortcut_losses(
-      output.prediction, data.z1, data.z_tau, data.levels, data.velocity,
-      max_steps,
-    )  # fmt: skip
-    uniform = 1.0 - batch.relevant.astype(jnp.float32)
-    dynamics, parts = dynamics_loss(losses, uniform)
-    terms, metrics = agent_losses(world, phase, params, output.agent, batch)
-    terms['dynamics'] = dynamics
-    active = {
-      'dynamics': uniform.sum() > 0,
-      'policy': (batch.relevant[:, None] & batch.action_mask).any(),
-    }
-    scaled, rms = normalize_losses(terms, state.rms, active)
-    metrics.update({f'finetune/{k}': v for k, v in {**terms, **parts}.items()})
-    total = sum(weights[k] * v for k, v in scaled.items())
-    return total, (metrics, rms)
+  def prepare(state: TrainState, batch: Batch, key: Array) -> Clips:
+    return prepare_clips(world, state.rooms(), batch, phase, state.step, key)
+
+  def terms(params: Params, state: TrainState, clips: Clips):
+    return clip_losses(world, phase, {**state.frozen, **params}, clips)
+
+  objective = Objective(
+    prepare=prepare,
+    terms=terms,
+    weights=loss_weights(phase),
+    report=lambda means: {f'finetune/{k}': v for k, v in means.items()},
+  )
 
   def step(state: TrainState, batch: Batch, key: Array):
-    return update(state, batch, key, loss_fn, optimizer, phase)
+    return update(state, batch, key, objective, optimizer, phase)
 
   return step

@@ -1,32 +1,54 @@
 """Train step of imagination: PMPO on imagined rollouts (phase 3).
 
 Source: section 3.3 and equations 10 and 11 of arXiv 2509.24527. The
-transformer is frozen; policy and value heads train on the agent states that
+transformer is frozen: policy and value heads train on the agent states that
 the rollout stored. The prior is a frozen copy of the behaviour-cloned policy.
+
+With `world_rate` the rest trains as well, as in the footnote of the paper's
+section 3.3: the losses of policy and value reach the transformer through the
+agent states, and all losses of finetuning are kept up, with the prior in the
+place of the cloned policy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 
 from flax import struct
 import jax
 import jax.numpy as jnp
+import optax
 
-from dreamer4_jax.config import ImaginationPhase
+from dreamer4_jax.config import FinetunePhase, ImaginationPhase
 from dreamer4_jax.models import Params, World, distributions
-from dreamer4_jax.objectives import TwoHot, lambda_returns, pmpo_loss
+from dreamer4_jax.objectives import (
+  Mean,
+  TwoHot,
+  finest,
+  lambda_returns,
+  pmpo_means,
+)
 from dreamer4_jax.rollout import imagine, sample_policy
+from dreamer4_jax.training.finetune_step import (
+  Clips,
+  clip_losses,
+  loss_weights,
+  prepare_clips,
+)
 from dreamer4_jax.training.optimizer import make_optimizer
-from dreamer4_jax.training.state import (
+from dreamer4_jax.training.state import TrainState, make_state
+from dreamer4_jax.training.update import (
+  Means,
   Metrics,
-  TrainState,
-  make_state,
-  masked_mean,
-  normalize_losses,
+  Objective,
+  in_parts,
   update,
 )
-from dreamer4_jax.types import Actions, Array, Batch
+from dreamer4_jax.types import Actions, Array, Batch, DreamBatch
+
+WORLD_ROOMS = ('dynamics', 'task', 'prior', 'reward', 'continuation')
+"""Rooms that train along with `world_rate`."""
 
 
 @struct.dataclass
@@ -41,6 +63,9 @@ class Experience:
     weight: `[B, H]` probability that the episode was still going on.
     returns: `[B, H]` lambda-returns.
     value: `[B, H]` value at `agent`.
+    tokens: `[B, T + H, N_z, C]` context and dream as the model saw them.
+    context: what conditioned the context, without frames.
+    clips: what keeps the world model up; None while it is frozen.
   """
 
   agent: Array
@@ -50,6 +75,9 @@ class Experience:
   weight: Array
   returns: Array
   value: Array
+  tokens: Array
+  context: Batch
+  clips: Clips | None = None
 
 
 def init_imagination_state(
@@ -67,8 +95,36 @@ def init_imagination_state(
   params['policy'] = jax.tree.map(jnp.copy, finetuned['policy'])
   frozen = {k: v for k, v in finetuned.items() if k != 'policy'}
   frozen['prior'] = finetuned['policy']
-  optimizer = make_optimizer(phase.optimizer, phase.steps)
-  return make_state(params, frozen, optimizer, ('policy', 'value'))
+  terms = ('policy', 'value')
+  if phase.world_rate:
+    params |= {room: frozen.pop(room) for room in WORLD_ROOMS}
+    terms += tuple(_upkeep_weights(world))
+  return make_state(params, frozen, _optimizer(phase), terms)
+
+
+def _optimizer(phase: ImaginationPhase) -> optax.GradientTransformation:
+  rates = {}
+  if phase.world_rate not in (0, 1):
+    rates = dict.fromkeys(WORLD_ROOMS, phase.world_rate)
+  return make_optimizer(phase.optimizer, phase.steps, rates)
+
+
+def _upkeep(world: World, phase: ImaginationPhase) -> FinetunePhase:
+  """The losses of finetuning, on the steps and clips of this phase."""
+  own = {f.name for f in dataclasses.fields(phase)} - {'relevant_share'}
+  shared = {
+    f.name: getattr(phase, f.name)
+    for f in dataclasses.fields(FinetunePhase)
+    if f.name in own
+  }
+  finetune = world.config.phases.finetune
+  return dataclasses.replace(finetune, **shared, bootstrap_start=0)
+
+
+def _upkeep_weights(world: World) -> dict[str, float]:
+  weights = loss_weights(world.config.phases.finetune)
+  weights['prior'] = weights.pop('policy')
+  return weights
 
 
 def gather_experience(
@@ -110,59 +166,156 @@ def gather_experience(
     weight=jnp.cumprod(alive, axis=1),
     returns=returns,
     value=value[:, :-1],
+    tokens=rollout.noisy,
+    context=batch.replace(frames=None),
   )
   # The world is data: nothing is learned by moving the dream itself.
   return jax.lax.stop_gradient(experience)
 
 
-def make_imagination_step(
-  world: World, phase: ImaginationPhase
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
-  """Returns the pure train step `(state, batch, key) -> (state, metrics)`."""
-  optimizer = make_optimizer(phase.optimizer, phase.steps)
+def agent_states(world: World, params: Params, e: Experience) -> Array:
+  """Computes the agent states of a dream again, for the gradient through them.
+
+  One pass over context and dream, at the levels and with the noise of the
+  rollout, finds what the rollout found frame by frame.
+
+  Args:
+    world: modules.
+    params: rooms `dynamics`, `task`.
+    e: the dream.
+
+  Returns:
+    `[B, H, D]`, those at which actions were drawn.
+  """
+  c, batch = world.config.dynamics, e.context
+  horizon = e.reward.shape[1]
+  held = lambda x: jnp.concatenate(
+    [x, jnp.repeat(x[:, -1:], horizon, axis=1)], axis=1
+  )
+  join = lambda a, b: jnp.concatenate([a, b], axis=1)
+  task, lead = held(batch.task), e.tokens.shape[:2]
+  output = world.denoise(
+    params,
+    e.tokens,
+    jnp.full(lead, c.context_index),
+    jnp.full(lead, finest(c.max_steps)),
+    jax.tree.map(join, batch.prev_action, e.actions),
+    join(batch.prev_action_mask, jnp.ones(e.reward.shape, bool)),
+    agent=world.agent_token(params, task),
+    segment_ids=held(batch.segment_ids),
+  )
+  return output.agent[:, -horizon - 1 : -1]
+
+
+def dream_losses(
+  world: World,
+  phase: ImaginationPhase,
+  params: Params,
+  e: Experience,
+) -> tuple[Means, Means]:
+  """Computes the terms of equation 11 and the value loss.
+
+  Args:
+    world: modules.
+    phase: hyperparameters.
+    params: rooms `policy`, `prior`, `value`, and with `world_rate` `dynamics`
+      and `task`.
+    e: the dream.
+
+  Returns:
+    Terms `positive`, `negative`, `kl`, `value`; and other means.
+  """
   agent = world.config.agent
   twohot = TwoHot(agent.bins, agent.bin_limit)
-
   now = lambda logits: jax.tree.map(lambda x: x[:, :, 0], logits)
+  h = agent_states(world, params, e) if phase.world_rate else e.agent
+  # The prior is cloned, not drawn to the policy.
+  prior = jax.lax.stop_gradient(now(world.head(params, 'prior', h)))
+  policy = now(world.head(params, 'policy', h))
+  pair = (policy, prior)
+  if phase.kl_direction == 'prior_policy':
+    pair = (prior, policy)
+  terms = pmpo_means(
+    distributions.log_prob(policy, e.actions, world.space),
+    e.returns - e.value,
+    e.weight,
+    distributions.kl(*pair, world.space),
+  )
+  value_logits = world.head(params, 'value', h)[:, :, 0]
+  terms['value'] = Mean.of(twohot.loss(value_logits, e.returns), e.weight)
+  entropy = distributions.entropy(policy, world.space)
+  others = {
+    'positive_share': terms.pop('positive_share'),
+    'entropy': Mean.of(entropy, e.weight),
+    'reward_per_rollout': Mean.of((e.reward * e.weight).sum(1)),
+    'return': Mean.of(e.returns, e.weight),
+    'value_mean': Mean.of(e.value, e.weight),
+    'cont': Mean.of(e.cont),
+  }
+  return terms, others
 
-  def loss_fn(params: Params, state: TrainState, batch: Batch, key: Array):
-    e = gather_experience(world, phase, state.rooms(), batch, key)
-    prior = now(world.head(state.rooms(), 'prior', e.agent))
-    policy = now(world.head(params, 'policy', e.agent))
-    pair = (policy, prior)
-    if phase.kl_direction == 'prior_policy':
-      pair = (prior, policy)
-    output = pmpo_loss(
-      distributions.log_prob(policy, e.actions, world.space),
-      e.returns - e.value,
-      e.weight,
-      alpha=phase.alpha,
-      kl=distributions.kl(*pair, world.space),
-      beta=phase.beta,
+
+def make_imagination_step(
+  world: World, phase: ImaginationPhase
+) -> Callable[
+  [TrainState, Batch | DreamBatch, Array], tuple[TrainState, Metrics]
+]:
+  """Returns the pure train step `(state, batch, key) -> (state, metrics)`.
+
+  The batch is a `Batch` of contexts; with `world_rate` a `DreamBatch`, which
+  has clips for the losses of finetuning beside them.
+  """
+  optimizer = _optimizer(phase)
+  upkeep = _upkeep(world, phase)
+  # PMPO uses the sign of the advantage: it has no scale to remove.
+  plain = {
+    'positive': -phase.alpha,
+    'negative': 1 - phase.alpha,
+    'kl': phase.beta,
+  }
+  weights = {**plain, 'value': phase.value_weight}
+  if phase.world_rate:
+    weights |= _upkeep_weights(world)
+
+  def prepare(state: TrainState, batch: Batch | DreamBatch, key: Array):
+    contexts = batch if isinstance(batch, Batch) else batch.contexts
+
+    def dream(part: Array, contexts: Batch) -> Experience:
+      own = key if phase.accumulate == 1 else jax.random.fold_in(key, part)
+      return gather_experience(world, phase, state.rooms(), contexts, own)
+
+    e = in_parts(dream, contexts, phase.accumulate)
+    if not phase.world_rate:
+      return e
+    clips_key = jax.random.fold_in(key, phase.accumulate)
+    clips = prepare_clips(
+      world, state.rooms(), batch.clips, upkeep, state.step, clips_key
     )
-    value_logits = world.head(params, 'value', e.agent)[:, :, 0]
-    terms = {
-      'policy': output.loss,
-      'value': masked_mean(twohot.loss(value_logits, e.returns), e.weight),
-    }
-    # PMPO has no scale to remove: only the value loss is normalised.
-    scaled, rms = normalize_losses({'value': terms['value']}, state.rms, {})
-    total = terms['policy'] + phase.value_weight * scaled['value']
-    entropy = distributions.entropy(policy, world.space)
-    metrics = {
-      'imagination/policy': terms['policy'],
-      'imagination/value': terms['value'],
-      'imagination/kl': output.kl_term,
-      'imagination/positive_share': output.positive_share,
-      'imagination/entropy': masked_mean(entropy, e.weight),
-      'imagination/reward_per_rollout': (e.reward * e.weight).sum(1).mean(),
-      'imagination/return': masked_mean(e.returns, e.weight),
-      'imagination/value_mean': masked_mean(e.value, e.weight),
-      'imagination/cont': e.cont.mean(),
-    }
-    return total, (metrics, {**state.rms, **rms})
+    return e.replace(clips=clips)
 
-  def step(state: TrainState, batch: Batch, key: Array):
-    return update(state, batch, key, loss_fn, optimizer, phase)
+  def terms(params: Params, state: TrainState, e: Experience):
+    rooms = {**state.frozen, **params}
+    found, others = dream_losses(world, phase, rooms, e)
+    if phase.world_rate:
+      kept, more = clip_losses(world, upkeep, rooms, e.clips, 'prior')
+      kept['prior'] = kept.pop('policy')
+      found, others = {**found, **kept}, {**others, **more}
+    return found, others
+
+  def report(means: dict[str, Array]) -> Metrics:
+    policy = sum(plain[k] * means.pop(k) for k in ('positive', 'negative'))
+    means['policy'] = policy + phase.beta * means['kl']
+    return {f'imagination/{k}': v for k, v in means.items()}
+
+  objective = Objective(
+    prepare=prepare,
+    terms=terms,
+    weights=weights,
+    report=report,
+    plain=tuple(plain),
+  )
+
+  def step(state: TrainState, batch: Batch | DreamBatch, key: Array):
+    return update(state, batch, key, objective, optimizer, phase)
 
   return step

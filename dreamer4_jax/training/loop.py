@@ -25,6 +25,7 @@ from dreamer4_jax.config import PHASES, Config, PhaseConfig
 from dreamer4_jax.preemption import PreemptedError, Sigterm
 from dreamer4_jax.training.metrics import MetricWriter
 from dreamer4_jax.training.prefetch import Drawn, prefetch
+from dreamer4_jax.training.schedule import clip_length_at
 from dreamer4_jax.training.watch import Watch
 from dreamer4_jax.types import Array, PyTree
 
@@ -52,13 +53,6 @@ class ClipIterator(Protocol):
   def set_state(self, state: Any) -> None:
     """Goes to a position that `get_state` returned."""
     ...
-
-
-def clip_length_at(step: int, config: PhaseConfig) -> int:
-  """Returns the clip length of a step; every `long_every`-th is long."""
-  if config.long_clip_length and (step + 1) % config.long_every == 0:
-    return config.long_clip_length
-  return config.clip_length
 
 
 def run_phase(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import logging
 import pathlib
 from typing import Any
 
@@ -25,6 +26,8 @@ from dreamer4_jax.training import (
 from dreamer4_jax.training.clock import Clock
 from dreamer4_jax.training.loop import ClipIterator, run_phase
 from dreamer4_jax.training.state import TrainState
+
+_LOG = logging.getLogger(__name__)
 
 STATISTICS_BATCHES = 32
 """Batches over which the latents' statistics are taken."""
@@ -48,7 +51,8 @@ def train(
     config: the run.
     run_dir: where checkpoints and metrics go, a directory per phase.
     phases: names of phases; each needs the one before, trained now or earlier.
-    loaders: makes the data iterators.
+    loaders: makes the data iterators. Those of imagination with `world_rate`
+      yield a `DreamBatch`.
     progress: show progress bars.
 
   Raises:
@@ -165,6 +169,11 @@ def make(
     lpips = None
     if p.tokenizer.lpips_path:
       lpips = load_lpips(p.tokenizer.lpips_path)
+    elif p.tokenizer.lpips_weight:
+      _LOG.info(
+        'tokenizer: LPIPS is off, it needs weights in '
+        'phases.tokenizer.lpips_path; the loss is the squared error alone'
+      )
     return (
       lambda key, rooms: tokenizer_step.init_tokenizer_state(
         world, p.tokenizer, key

@@ -12,15 +12,10 @@ import numpy as np
 
 from dreamer4_jax.config import TokenizerPhase
 from dreamer4_jax.models import Params, World
-from dreamer4_jax.objectives import mse, patch_mask
+from dreamer4_jax.objectives import Mean, mse, patch_mask
 from dreamer4_jax.training.optimizer import make_optimizer
-from dreamer4_jax.training.state import (
-  Metrics,
-  TrainState,
-  make_state,
-  normalize_losses,
-  update,
-)
+from dreamer4_jax.training.state import TrainState, make_state
+from dreamer4_jax.training.update import Metrics, Objective, update
 from dreamer4_jax.types import Array, Batch
 
 Lpips = Callable[[Array, Array], Array]
@@ -49,28 +44,41 @@ def make_tokenizer_step(
   optimizer = make_optimizer(phase.optimizer, phase.steps)
   rows, cols = world.config.tokenizer.grid
 
-  def loss_fn(params: Params, state: TrainState, batch: Batch, key: Array):
+  def prepare(state: TrainState, batch: Batch, key: Array):
+    del state
     mask = patch_mask(
       key, batch.frames.shape[:2], rows * cols, phase.max_mask_ratio
     )
-    target = batch.frames.astype(jnp.float32) / 255.0
+    return batch.frames, mask, batch.segment_ids
+
+  def terms(params: Params, state: TrainState, data: tuple[Array, ...]):
+    del state
+    frames, mask, segment_ids = data
     _, images = world.tokenizer.apply(
       {'params': params['tokenizer']},
-      batch.frames,
+      frames,
       mask=mask,
-      segment_ids=batch.segment_ids,
+      segment_ids=segment_ids,
     )
-    losses = {'mse': mse(images, target).mean()}
+    target = frames.astype(jnp.float32) / 255.0
+    losses = {'mse': Mean.of(mse(images, target))}
     if lpips is not None:
-      losses['lpips'] = lpips(images, target).mean()
-    scaled, rms = normalize_losses(losses, state.rms, {})
-    total = scaled['mse'] + phase.lpips_weight * scaled.get('lpips', 0.0)
-    metrics = {f'tokenizer/{k}': v for k, v in losses.items()}
-    metrics['tokenizer/psnr'] = -10 * jnp.log10(losses['mse'])
-    return total, (metrics, {**state.rms, **rms})
+      losses['lpips'] = Mean.of(lpips(images, target))
+    return losses, {}
+
+  def report(means: dict[str, Array]) -> Metrics:
+    metrics = {f'tokenizer/{k}': v for k, v in means.items()}
+    return {**metrics, 'tokenizer/psnr': -10 * jnp.log10(means['mse'])}
+
+  weights = {'mse': 1.0}
+  if lpips is not None:
+    weights['lpips'] = phase.lpips_weight
+  objective = Objective(
+    prepare=prepare, terms=terms, weights=weights, report=report
+  )
 
   def step(state: TrainState, batch: Batch, key: Array):
-    return update(state, batch, key, loss_fn, optimizer, phase)
+    return update(state, batch, key, objective, optimizer, phase)
 
   return step
 

@@ -63,7 +63,8 @@ def test_relevant_rows_hold_an_event(make):
   for _ in range(30):
     batch = next(loader)
     first = batch.segment_ids == 0
-    paid = (batch.reward > 0) & first
+    own = np.take_along_axis(batch.reward, batch.task[..., None], axis=-1)
+    paid = (own[..., 0] > 0) & first
     for row in (1, 3):
       # The anchor's task labels the whole first segment, and pays once.
       assert paid[row].sum() == 1 and not paid[row, 0]

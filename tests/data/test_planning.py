@@ -55,7 +55,7 @@ def frames(segments):
 
 @pytest.mark.parametrize('length', [1, 4, 5, 18])
 def test_an_epoch_shows_every_frame_once(length):
-  epochs = planning.Epochs(make_index(), length, seed=3)
+  epochs = planning.Epochs(make_index().lengths, length, seed=3)
   assert epochs.windows == 18 // length
   for epoch in range(5):
     numbers = range(epoch * epochs.windows, (epoch + 1) * epochs.windows)
@@ -65,7 +65,7 @@ def test_an_epoch_shows_every_frame_once(length):
 
 
 def test_epochs_differ_and_put_frames_everywhere():
-  epochs = planning.Epochs(make_index(), 5, seed=3)
+  epochs = planning.Epochs(make_index().lengths, 5, seed=3)
   count = collections.Counter()
   epochs_drawn = 2_000
   for n in range(epochs_drawn * epochs.windows):
@@ -76,7 +76,7 @@ def test_epochs_differ_and_put_frames_everywhere():
 
 
 def test_a_split_shorter_than_a_window_is_repeated():
-  epochs = planning.Epochs(make_index(lengths=(2, 1), events=()), 7, seed=0)
+  epochs = planning.Epochs(np.array([2, 1]), 7, seed=0)
   assert epochs.windows == 1
   seen = collections.Counter(frames(epochs[0]))
   assert sum(seen.values()) == 7 and max(seen.values()) == 3
@@ -259,3 +259,54 @@ def test_with_events_labels_change_no_clip():
 def test_wrong_settings_are_named(kwargs, message):
   with pytest.raises(ValueError, match=message):
     make_planner(**kwargs)
+
+
+def test_what_is_cloned_ends_with_the_action_that_achieves_the_event():
+  planner = make_planner(length=7, relevant_share=0.5)
+  windows = [w for b in range(200) for w in planner.plan(b, range(4))]
+  for w in windows:
+    first = w.segments[0]
+    if not w.relevant:
+      assert w.cloned == 0
+      continue
+    # The event is seen one frame after the last action that is cloned.
+    event = (first.episode, first.start + w.cloned, w.anchor_task)
+    assert event in EVENTS and w.cloned >= 1
+  # Windows that end early and are filled up are among them.
+  assert any(w.relevant and len(w.segments) > 1 for w in windows)
+
+
+def test_without_events_all_of_a_labeled_clip_is_cloned():
+  planner = make_planner(
+    indices=[make_index(events=())], length=3, relevant_share=0.5
+  )
+  windows = planner.plan(0, range(4))
+  assert [w.cloned for w in windows] == [0, 3, 0, 3]
+
+
+@pytest.mark.parametrize('relevant', [0.0, 0.5, 1.0])
+@pytest.mark.parametrize('events', [tuple(EVENTS), ()])
+def test_no_dream_begins_on_a_terminal_frame_or_after_one(relevant, events):
+  # Episode 1 is terminal, and of one frame; episode 3 was cut by time.
+  index = make_index(events=events, lengths=(6, 1, 9, 4))
+  index.terminal[3] = False
+  last = {(0, 5), (1, 0), (2, 8)}
+  planner = make_planner(
+    indices=[index], length=5, relevant_share=relevant, dreams=True
+  )
+  windows = [w for b in range(100) for w in planner.plan(b, range(4))]
+  seen = collections.Counter(f for w in windows for f in frames(w.segments))
+  every = {(e, t) for e, n in enumerate((6, 1, 9, 4)) for t in range(n)}
+  assert set(seen) == every - last
+  assert all(len(frames(w.segments)) == 5 for w in windows)
+  ends = {frames(w.segments)[-1] for w in windows}
+  assert ends <= every - last and len(ends) > 10
+  if relevant == 0:  # An epoch shows all that is left once, 17 frames.
+    epochs = [frames(w.segments) for w in windows][:3]
+    assert len({f for window in epochs for f in window}) == 15
+
+
+def test_a_split_of_nothing_but_ends_is_refused():
+  index = make_index(events=(), lengths=(1, 1, 1))
+  with pytest.raises(ValueError, match='nothing but terminal frames'):
+    make_planner(indices=[index], dreams=True)

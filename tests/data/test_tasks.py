@@ -12,14 +12,16 @@ def window(*segments, anchor=-1, switch=False):
   return planning.Window(
     segments=tuple(Stretch(e, a, b) for e, a, b in segments),
     anchor_task=anchor,
+    cloned=int(anchor >= 0),
     switch_tasks=switch,
     separate_images=False,
   )
 
 
-def labels(w, num_tasks):
+def labels(w, num_tasks, index=None, **kwargs):
   """Labels of one window, `[T]`."""
-  return Tasks(make_index(), num_tasks).labels([w], lay_out([w]))[0]
+  tasks = Tasks(index or make_index(), num_tasks, **kwargs)
+  return tasks.labels([w], lay_out([w]))[0]
 
 
 def test_advancing_labels_name_the_next_event():
@@ -56,18 +58,70 @@ def test_places_of_a_batch():
   assert layout.begin.tolist() == [[0, 0, 0, 3, 3], [5] * 5]
 
 
-def test_only_events_of_the_label_pay():
+def test_every_event_pays_its_own_task():
   w = window((0, 0, 6), (2, 7, 9))
-  tasks, layout = Tasks(make_index(), 3), lay_out([w])
-  pays = lambda task: tasks.rewards(layout, np.full((1, 8), task))[0].tolist()
-  assert pays(0) == [0, 0, 1, 0, 0, 0, 0, 1]
-  assert pays(1) == [0, 0, 0, 0, 1, 0, 0, 0]
-  assert pays(2) == [0] * 8
-  assert tasks.rewards(layout, np.zeros((1, 8), int)).dtype == np.float32
+  found = Tasks(make_index(), 3).rewards(lay_out([w]))
+  assert found.shape == (1, 8, 3) and found.dtype == np.float32
+  assert found[0, :, 0].tolist() == [0, 0, 1, 0, 0, 0, 0, 1]
+  assert found[0, :, 1].tolist() == [0, 0, 0, 0, 1, 0, 0, 0]
+  assert not found[0, :, 2].any()
+
+
+def test_events_of_one_frame_all_pay():
+  index = make_index(events=[(0, 2, 0), (0, 2, 2), (1, 1, 1)])
+  w = window((0, 1, 4), (1, 0, 2))
+  found = Tasks(index, 3).rewards(lay_out([w]))[0]
+  at = [tuple(x) for x in np.argwhere(found).tolist()]
+  assert at == [(1, 0), (1, 2), (4, 1)]
+
+
+def test_what_an_agent_has_done_it_is_not_asked_for_again():
+  # Task 0 twice, then task 1, then task 0 once more.
+  index = make_index(events=[(0, 1, 0), (0, 2, 0), (0, 4, 1), (0, 5, 0)])
+  w = window((0, 0, 6), switch=True)
+  assert labels(w, 3, index).tolist() == [0, 0, 1, 1, 0, 2]
+  assert labels(w, 3, index, once=True).tolist() == [0, 1, 1, 1, 2, 2]
+  # All is done: it stays with what was done last for the first time.
+  assert labels(w, 2, index, once=True).tolist() == [0, 1, 1, 1, 1, 1]
+  # Rewards are of all events.
+  reward = Tasks(index, 3, once=True).rewards(lay_out([w]))[0]
+  assert reward[:, 0].tolist() == [0, 1, 1, 0, 0, 1]
+
+
+def test_a_dream_never_pursues_what_its_context_shows():
+  rng = np.random.default_rng(0)
+  lengths = rng.integers(5, 30, 40)
+  events = sorted(
+    {
+      (e, int(rng.integers(1, n)), int(rng.integers(4)))
+      for e, n in enumerate(lengths)
+      for _ in range(rng.integers(0, 6))
+    }
+  )
+  index = make_index(events=events, lengths=lengths)
+  planner = make_planner(
+    indices=[index], length=8, batch_size=400, relevant_share=0.5, dreams=True,
+    switch_tasks=1.0,
+  )  # fmt: skip
+  windows = planner.plan(0, range(400))
+  layout = lay_out(windows)
+  last = Tasks(index, 5, once=True).labels(windows, layout)[:, -1]
+  shown, held = 0, 0
+  for w, task in zip(windows, last, strict=True):
+    now = w.segments[-1]
+    done = {k for e, f, k in events if e == now.episode and f < now.stop}
+    later = [k for e, f, k in events if e == now.episode and f >= now.stop]
+    assert task not in done
+    fresh = [k for k in later if k not in done]
+    ever = {k for e, _, k in events if e == now.episode}
+    assert task == (fresh + [k for k in range(5) if k not in ever])[0]
+    shown += bool(done)
+    held += w.anchor_task in done
+  assert shown > 50 and held > 50
 
 
 def by_loop(w, num_tasks):
-  """Labels and rewards of one window, frame by frame."""
+  """Labels of one window, and rewards for each task, frame by frame."""
   labels, rewards = [], []
   for number, s in enumerate(w.segments):
     for t in range(s.start, s.stop):
@@ -79,7 +133,7 @@ def by_loop(w, num_tasks):
       if number == 0 and w.relevant and not w.switch_tasks:
         label = w.anchor_task
       labels.append(label)
-      rewards.append(float((t, label) in events))
+      rewards.append([float((t, k) in events) for k in range(num_tasks)])
   return labels, rewards
 
 
@@ -90,7 +144,7 @@ def test_batches_agree_with_a_loop_over_frames():
     windows = planner.plan(0, range(64))
     layout = lay_out(windows)
     labels = tasks.labels(windows, layout)
-    rewards = tasks.rewards(layout, labels)
+    rewards = tasks.rewards(layout)
     expected = [by_loop(w, num_tasks) for w in windows]
     assert labels.tolist() == [labels for labels, _ in expected]
     assert rewards.tolist() == [rewards for _, rewards in expected]
@@ -101,4 +155,4 @@ def test_without_events_the_first_task_is_the_label():
   tasks = Tasks(make_index(events=()), 2)
   w = window((0, 0, 6), switch=True)
   assert tasks.labels([w], lay_out([w])).tolist() == [[0] * 6]
-  assert not tasks.rewards(lay_out([w]), np.zeros((1, 6), int)).any()
+  assert not tasks.rewards(lay_out([w])).any()

@@ -117,17 +117,18 @@ def test_a_whole_episode_by_hand(cut):
     [4, -4],
   ]
   assert row.prev_action_mask.tolist() == [0, 1, 1, 1, 1, 1]
-  # Events: task 0 is earned by action 1, task 1 by action 4. The label
-  # advances on arrival, so of the two only the last one pays.
+  # Events: task 0 is earned by action 1, task 1 by action 4.
   assert row.task.tolist() == [0, 0, 1, 1, 1, 1]
-  assert row.reward.tolist() == [0, 0, 0, 0, 0, 1]
+  assert row.reward[:, 0].tolist() == [0, 0, 1, 0, 0, 0]
+  assert row.reward[:, 1].tolist() == [0, 0, 0, 0, 0, 1]
   assert row.cont.tolist() == [1, 1, 1, 1, 1, 0]
   assert row.segment_ids.tolist() == [0] * 6
-  assert not row.relevant
+  assert not row.relevant and not row.cloned.any()
   dtypes = {
     'frames': np.uint8,
     'action_mask': np.bool_,
     'prev_action_mask': np.bool_,
+    'cloned': np.bool_,
     'reward': np.float32,
     'cont': np.float32,
     'task': np.int32,
@@ -138,10 +139,25 @@ def test_a_whole_episode_by_hand(cut):
 
 
 def test_reward_is_seen_on_arrival(cut):
-  plan = window((0, 0, 6), anchor_task=0, switch_tasks=False)
+  plan = window((0, 0, 6), anchor_task=0, cloned=2, switch_tasks=False)
   row = cut(plan)
   assert row.relevant
-  assert row.reward.tolist() == [0, 0, 1, 0, 0, 0]
+  assert row.task.tolist() == [0] * 6
+  assert row.reward[:, 0].tolist() == [0, 0, 1, 0, 0, 0]
+  # Action 1 led there; what follows is not cloned, nor is what fills up.
+  assert row.cloned.tolist() == [1, 1, 0, 0, 0, 0]
+
+
+def test_only_known_actions_up_to_the_event_are_cloned(cut):
+  plan = window((0, 1, 6), (1, 0, 3), anchor_task=1, cloned=4)
+  assert cut(plan).cloned.tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+  row = cut(plan, labeled=(False, True))
+  assert not row.cloned.any() and row.action_mask.sum() == 3
+  images = window((0, 1, 6), anchor_task=1, cloned=4, separate_images=True)
+  assert not cut(images).cloned.any()
+  # A clip without events is cloned whole, over segments and not over ends.
+  whole = window((0, 3, 6), (1, 0, 2), cloned=5)
+  assert cut(whole).cloned.tolist() == [1, 1, 0, 1, 1]
 
 
 def test_without_events_the_reward_of_the_environment_counts(tmp_path):
@@ -152,9 +168,10 @@ def test_without_events_the_reward_of_the_environment_counts(tmp_path):
   tasks = fmt.REWARD_ONLY
   clips = open_clips(write(tmp_path / 'x', episodes, tasks=tasks), tasks=tasks)
   batch = clips.read([window((0, 0, 6))])
-  assert batch.reward.tolist() == [[0, 0.5, 1.0, 1.5, 2.0, 2.5]]
+  assert batch.reward.shape == (1, 6, 1)
+  assert batch.reward[0, :, 0].tolist() == [0, 0.5, 1.0, 1.5, 2.0, 2.5]
   batch = clips.read([window((0, 2, 4))])
-  assert batch.reward.tolist() == [[1.0, 1.5]]
+  assert batch.reward.tolist() == [[[1.0], [1.5]]]
 
 
 @pytest.mark.parametrize('changed', range(5))
@@ -192,7 +209,8 @@ def test_packed_episodes_are_segments(cut):
   # Episode 0 has done both tasks and stays with the one that pays last;
   # episode 1 asks for task 1 as soon as task 0 is done.
   assert row.task.tolist() == [1, 1, 0, 0, 1, 1, 1, 0]
-  assert row.reward.tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
+  assert row.reward[:, 0].tolist() == [0, 0, 0, 0, 1, 0, 0, 0]
+  assert row.reward[:, 1].tolist() == [0, 1, 0, 0, 0, 0, 0, 0]
 
 
 def test_separate_images_have_neither_neighbours_nor_actions(cut):
@@ -250,4 +268,4 @@ def test_labeled_and_unlabeled_datasets_share_a_batch(path, tmp_path):
   assert batch.prev_action_mask.tolist() == [[1, 1, 1], [0, 0, 0]]
   assert batch.prev_action['aim'].shape == (2, 3, 2)
   assert batch.cont.tolist() == [[1, 1, 0], [1, 1, 1]]
-  assert batch.reward[1].tolist() == [0, 0, 0]
+  assert not batch.reward[1].any()

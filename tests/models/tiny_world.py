@@ -125,6 +125,7 @@ def make_batch(b, t, seed=0, starts=()):
   for row, frame in starts:
     first[row, frame] = True
   action = random_actions(rng, (b, t))
+  relevant = np.arange(b) % 2 == 1
   shift = lambda a: np.concatenate([np.zeros_like(a[:, :1]), a[:, :-1]], 1)
   return Batch(
     frames=rng.integers(0, 256, (b, t, 20, 12, 3)).astype(np.uint8),
@@ -132,11 +133,12 @@ def make_batch(b, t, seed=0, starts=()):
     action_mask=np.ones((b, t), bool),
     prev_action={k: shift(v) for k, v in action.items()},
     prev_action_mask=~first,
-    reward=(rng.uniform(size=(b, t)) < 0.3).astype(np.float32),
+    cloned=np.broadcast_to(relevant[:, None], (b, t)).copy(),
+    reward=(rng.uniform(size=(b, t, 2)) < 0.3).astype(np.float32),
     cont=np.ones((b, t), np.float32),
     task=rng.integers(0, 2, (b, t)).astype(np.int32),
     segment_ids=(np.cumsum(first, axis=1) - 1).astype(np.int32),
-    relevant=np.arange(b) % 2 == 1,
+    relevant=relevant,
   )
 
 

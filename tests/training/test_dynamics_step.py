@@ -12,7 +12,8 @@ from dreamer4_jax.models import World
 from dreamer4_jax.objectives import ShortcutLosses
 from dreamer4_jax.training.dynamics_step import (
   corrupt_batch,
-  dynamics_loss,
+  frame_means,
+  group_size,
   init_dynamics_state,
   make_dynamics_step,
   put_rows,
@@ -101,29 +102,93 @@ def test_levels_are_of_the_noise_that_was_added():
   np.testing.assert_allclose(data.z1, z1, atol=5e-5)
 
 
-def test_bootstrap_rows_are_the_first_of_every_group_and_go_back():
+def test_one_row_of_every_group_is_taken_and_goes_back():
   x = np.arange(24, dtype=np.float32).reshape(8, 3)
-  taken = take_rows({'a': jnp.asarray(x)}, 4)['a']
-  assert np.array_equal(taken, x[[0, 4]])
-  expected = np.where(np.arange(8)[:, None] % 4 == 0, x, 0)
-  assert np.array_equal(put_rows(taken, 4), expected)
-  assert np.array_equal(put_rows(jnp.asarray(x), 1), x)
+  place = jnp.array([0, 2])
+  taken = take_rows({'a': jnp.asarray(x)}, place)['a']
+  assert np.array_equal(taken, x[[0, 6]])
+  expected = np.where(np.isin(np.arange(8), [0, 6])[:, None], x, 0)
+  assert np.array_equal(put_rows(taken, place, 4), expected)
+  zeros = jnp.zeros(8, int)
+  assert np.array_equal(put_rows(jnp.asarray(x), zeros, 1), x)
+
+
+@pytest.mark.parametrize(
+  'rows, share, bootstrap, size',
+  [
+    (8, 1.0, 0.25, 4),
+    (8, 0.5, 0.25, 8),
+    (8, 0.25, 0.25, 8),
+    (16, 0.25, 0.25, 16),
+    (6, 1.0, 0.25, 3),
+    (1, 1.0, 0.25, 1),
+    (8, 1.0, 1.0, 1),
+    (8, 0.0, 0.5, 8),
+  ],
+)
+def test_groups_leave_every_device_its_rows(rows, share, bootstrap, size):
+  phase = dataclasses.replace(PHASE, bootstrap_rows=bootstrap)
+  assert group_size(phase, rows, share) == size
+
+
+@functools.cache
+def _coarse(bootstrap):
+  """Compiles: which frames of rows that train drew a coarse step."""
+  world, params = world_and_params()
+  phase = dataclasses.replace(PHASE, bootstrap_rows=bootstrap)
+
+  def run(trains, share, key):
+    # Latents in the place of frames: nothing is encoded.
+    batch = BATCH.replace(frames=jnp.zeros((8, 5, 4, 4)))
+    data = corrupt_batch(
+      world, params, batch, phase, jnp.int32(4), key, trains=trains, share=share
+    )
+    return data.levels, data.velocity
+
+  return jax.jit(run, static_argnums=1)
+
+
+@pytest.mark.parametrize('bootstrap', [0.25, 0.5, 1.0])
+@pytest.mark.parametrize(
+  'trains', ['11111111', '10101010', '00100010', '01110100', '00000001']
+)
+def test_the_share_that_bootstraps_is_what_the_field_says(bootstrap, trains):
+  rows = jnp.array([c == '1' for c in trains])
+  share = 0.5 if trains == '10101010' else 1.0
+  coarse, frames = 0, 0
+  for seed in range(40):
+    levels, velocity = _coarse(bootstrap)(rows, share, jax.random.key(seed))
+    step, signal = (
+      np.asarray(levels.step_index),
+      np.asarray(levels.signal_index),
+    )
+    # The others stand at the context level: 7 of 8, the finest step.
+    assert np.all(step[~rows] == 3) and np.all(signal[~rows] == 7)
+    coarse += (step < 3)[rows].sum()
+    frames += step[rows].size
+    moves = np.abs(velocity).max((2, 3)) > 0
+    assert np.array_equal(moves, step < 3)
+  # A row that bootstraps draws one of four sizes, one of them the finest.
+  expected = bootstrap * 3 / 4
+  sd = np.sqrt(expected * (1 - expected) / frames)
+  assert abs(coarse / frames - expected) < 5 * sd + 1e-6
 
 
 def test_each_frame_counts_once_with_its_own_term():
-  # Rows 0 and 1; frame (0, 0) bootstraps. Row weights 1 and 1/2.
+  # Rows 0 and 1; frame (0, 0) bootstraps.
   is_flow = jnp.array([[False, True], [True, True]])
   losses = ShortcutLosses(
     flow=jnp.array([[100.0, 2.0], [4.0, 6.0]]),
     bootstrap=jnp.array([[5.0, 100.0], [100.0, 100.0]]),
     is_flow=is_flow,
   )
-  total, parts = dynamics_loss(losses, jnp.array([1.0, 0.5]))
-  np.testing.assert_allclose(total, (5 + 2 + 2 + 3) / 3, rtol=1e-6)
-  np.testing.assert_allclose(parts['flow'], (2 + 2 + 3) / 2, rtol=1e-6)
-  np.testing.assert_allclose(parts['bootstrap'], 5, rtol=1e-6)
-  _, parts = dynamics_loss(losses, jnp.array([0.0, 1]))
-  assert parts['bootstrap'] == 0
+  total, parts = frame_means(losses, jnp.array([True, True]))
+  np.testing.assert_allclose(total.value(), (5 + 2 + 4 + 6) / 4, rtol=1e-6)
+  np.testing.assert_allclose(parts['flow'].value(), 4, rtol=1e-6)
+  np.testing.assert_allclose(parts['bootstrap'].value(), 5, rtol=1e-6)
+  total, parts = frame_means(losses, jnp.array([False, True]))
+  np.testing.assert_allclose(total.value(), 5, rtol=1e-6)
+  assert parts['bootstrap'].value() == 0 == parts['bootstrap'].weight
 
 
 @functools.cache

@@ -9,19 +9,19 @@ import pytest
 
 from dreamer4_jax.config import FinetunePhase, OptimizerConfig
 from dreamer4_jax.models import distributions
-from dreamer4_jax.objectives import Levels, TwoHot
-from dreamer4_jax.training.dynamics_step import Corrupted
+from dreamer4_jax.objectives import TwoHot
 from dreamer4_jax.training.finetune_step import (
-  _relevant_at_context,
   agent_losses,
   init_finetune_state,
+  loss_weights,
   make_finetune_step,
+  prepare_clips,
+  stand_ins,
 )
 from tests.models.tiny_world import (
   ACTIONS,
   CONFIG,
   make_batch,
-  random_tokens,
   world_and_params,
 )
 
@@ -39,8 +39,12 @@ LABELS = np.ones((8, 5), bool)
 LABELS[[3, 4]] = False
 BATCH = make_batch(8, 5, starts=[(1, 2)])
 BATCH = BATCH.replace(
-  action_mask=LABELS, prev_action_mask=BATCH.prev_action_mask & LABELS
+  action_mask=LABELS,
+  prev_action_mask=BATCH.prev_action_mask & LABELS,
+  cloned=BATCH.cloned & LABELS,
 )
+# What is cloned in row 5 ends before its clip does.
+BATCH.cloned[5, 3:] = False
 UNIFORM, RELEVANT = [0, 2, 4, 6], [1, 5, 7]
 
 
@@ -138,21 +142,57 @@ def test_reward_and_continuation_learn_from_both(field, term, rows):
   assert other['finetune/policy'] == metrics['finetune/policy']
 
 
-def test_relevant_rows_stand_at_the_context_level():
-  z1, z_tau = random_tokens(0, 8, 5), random_tokens(1, 8, 5)
-  levels = Levels(
-    signal_index=jnp.full((8, 5), 2), step_index=jnp.full((8, 5), 1)
+def test_actions_past_the_event_are_not_cloned():
+  # Row 5 is cloned up to frame 2; the actions of frames 3 and 4 do not matter.
+  value = {k: v.copy() for k, v in BATCH.action.items()}
+  value['move'][5, 3:] = (value['move'][5, 3:] + 1) % 3
+  state, metrics = first()
+  other, other_metrics = step()(start(), BATCH.replace(action=value))
+  assert equal(state, other) and equal(metrics, other_metrics)
+
+
+@functools.cache
+def _prepared():
+  return jax.jit(
+    lambda batch, key: prepare_clips(
+      WORLD, PARAMS, batch, PHASE, jnp.int32(0), key
+    )
   )
-  data = Corrupted(z1, z_tau, levels, z1)
-  relevant = jnp.asarray(BATCH.relevant)
-  got = _relevant_at_context(WORLD, data, relevant, jax.random.key(0))
-  assert np.all(got.levels.signal_index[1::2] == 7)
-  assert np.all(got.levels.step_index[1::2] == 3)
-  assert np.all(got.levels.signal_index[::2] == 2)
-  assert np.all(got.levels.step_index[::2] == 1)
-  assert np.array_equal(got.z_tau[::2], z_tau[::2])
-  noise = np.asarray(got.z_tau - z1 * 7 / 8)[1::2] * 8
-  assert abs(noise.mean()) < 0.2 and abs(noise.std() - 1) < 0.15
+
+
+def test_rows_stand_at_the_levels_at_which_they_train():
+  moved = 0
+  for seed in range(40):
+    clips = jax.device_get(_prepared()(BATCH, jax.random.key(seed)))
+    noisy, at = clips.noisy, clips.noisy.levels
+    trains = noisy.trains
+    assert not trains[1::2].any()
+    assert np.all(at.signal_index[~trains] == 7)
+    assert np.all(at.step_index[~trains] == 3)
+    # Both kinds train reward and continuation, the few for all uniform rows.
+    expected = np.where(BATCH.relevant, 1, np.where(trains, 0, 4))
+    assert np.array_equal(clips.judged, expected)
+    moved += (~trains[::2]).sum()
+    tau = at.signal_index[..., None, None] / 8
+    noise = (noisy.z_tau - tau * noisy.z1) / (1 - tau)
+    assert abs(noise.mean()) < 0.2 and abs(noise.std() - 1) < 0.15
+  assert moved == 40  # A quarter of four rows.
+
+
+@pytest.mark.parametrize('share', [0.0, 0.25, 0.4, 0.9])
+@pytest.mark.parametrize('relevant', ['0101010101', '0000000000', '1111111110'])
+def test_stand_ins_are_as_many_as_the_share_says(share, relevant):
+  rows = jnp.array([c == '1' for c in relevant])
+  draw = jax.jit(jax.vmap(lambda key: stand_ins(rows, share, key)))
+  chosen = np.asarray(draw(jax.random.split(jax.random.key(0), 2_000)))
+  uniform = np.flatnonzero(~np.asarray(rows))
+  assert not chosen[:, np.asarray(rows)].any()
+  count = chosen.sum(axis=1)
+  assert set(count) <= {
+    np.floor(share * len(uniform)), np.ceil(share * len(uniform))
+  }  # fmt: skip
+  # Each uniform row as often as the others.
+  np.testing.assert_allclose(chosen[:, uniform].mean(axis=0), share, atol=0.06)
 
 
 @pytest.mark.parametrize('decay', [1.0, 0.5])
@@ -161,10 +201,11 @@ def test_head_losses_match_a_loop(decay):
   h = np.random.default_rng(0).normal(size=(8, 5, 16)).astype(np.float32)
   batch = jax.tree.map(jnp.asarray, BATCH)
   twohot = TwoHot(CONFIG.agent.bins, CONFIG.agent.bin_limit)
+  judged = np.array([0, 1, 4, 1, 0, 1, 0, 1.0], np.float32)
 
   @jax.jit
   def compute(h):
-    terms, _ = agent_losses(WORLD, phase, PARAMS, h, batch)
+    found = agent_losses(WORLD, phase, PARAMS, h, batch, judged)
     logits = WORLD.head(PARAMS, 'policy', h)
     rewards = WORLD.head(PARAMS, 'reward', h)
     conts = WORLD.head(PARAMS, 'continuation', h)
@@ -173,18 +214,29 @@ def test_head_losses_match_a_loop(decay):
       at = {k: v[:, : 5 - n, n] for k, v in logits.items()}
       later = {k: v[:, n:] for k, v in batch.action.items()}
       nll = -distributions.log_prob(at, later, ACTIONS)
-      reward = twohot.loss(rewards[:, : 5 - n, n], batch.reward[:, n:])
+      # The loss of both tasks' rewards; the loop takes that of the label.
+      reward = [
+        twohot.loss(rewards[:, : 5 - n, n], batch.reward[:, n:, k])
+        for k in range(2)
+      ]
       losses.append((nll, reward, conts[:, : 5 - n, n]))
-    return terms, losses
+    entropy = distributions.entropy(logits, ACTIONS)[..., 0]
+    return found, losses, twohot.mean(rewards[:, :, 0]), entropy
 
-  terms, losses = jax.device_get(compute(jnp.asarray(h)))
+  (terms, others), losses, read, entropy = jax.device_get(
+    compute(jnp.asarray(h))
+  )
   # Every (frame, distance); the loop picks those that count.
   ahead = {'policy': [], 'reward': [], 'continuation': []}
-  weights = {name: [] for name in ahead}
-
-  def add(name, value, n):
-    ahead[name].append(value)
-    weights[name].append(decay**n)
+  now = {
+    name: []
+    for name in (
+      'policy_nll_now',
+      'policy_entropy',
+      'reward_error',
+      'reward_error_on_events',
+    )
+  }
 
   for n, (nll, reward, x) in enumerate(losses):
     x, y = x.astype(float), BATCH.cont[:, n:]
@@ -193,14 +245,63 @@ def test_head_losses_match_a_loop(decay):
       for t in range(5 - n):
         if BATCH.segment_ids[b, t] != BATCH.segment_ids[b, t + n]:
           continue
-        add('reward', reward[b, t], n)
-        add('continuation', bce[b, t], n)
-        if BATCH.relevant[b] and LABELS[b, t + n]:
-          add('policy', nll[b, t], n)
+        task, weight = BATCH.task[b, t], decay**n
+        ahead['reward'].append((reward[task][b, t], weight * judged[b]))
+        ahead['continuation'].append((bce[b, t], weight * judged[b]))
+        cloned = BATCH.relevant[b] and LABELS[b, t + n]
+        if cloned and not (b == 5 and t + n >= 3):
+          ahead['policy'].append((nll[b, t], weight))
+          if n == 0:
+            now['policy_nll_now'].append((nll[b, t], 1))
+            now['policy_entropy'].append((entropy[b, t], 1))
+        if n == 0:
+          error = abs(read[b, t] - BATCH.reward[b, t, task])
+          now['reward_error'].append((error, judged[b]))
+          if BATCH.reward[b, t, task] > 0:
+            now['reward_error_on_events'].append((error, judged[b]))
+  # Labels change within segments, so that it matters whose reward counts.
+  assert (np.diff(BATCH.task, axis=1) != 0).sum() > 8
   assert len(ahead['policy']) < len(ahead['reward']) / 2
-  for name, values in ahead.items():
-    expected = np.average(values, weights=weights[name])
-    np.testing.assert_allclose(terms[name], expected, rtol=1e-4)
+  for found, expected in ((terms, ahead), (others, now)):
+    assert set(found) == set(expected)
+    for name, pairs in expected.items():
+      values, weights = zip(*pairs, strict=True)
+      np.testing.assert_allclose(
+        found[name].value(),
+        np.average(values, weights=weights),
+        rtol=1e-4,
+        err_msg=name,
+      )
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+  weights = dict(
+    dynamics_weight=0.5, policy_weight=2.0, reward_weight=3.0, cont_weight=5.0
+  )
+  phase = dataclasses.replace(PHASE, **weights)
+  _, metrics = jax.jit(make_finetune_step(WORLD, phase))(
+    start(), BATCH, jax.random.key(0)
+  )
+  # Divided by its own RMS, every term is 1 in the first step.
+  np.testing.assert_allclose(metrics['loss'], sum(weights.values()), rtol=1e-5)
+  assert loss_weights(phase) == {
+    'dynamics': 0.5, 'policy': 2.0, 'reward': 3.0, 'continuation': 5.0
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize('parts', [8])
+def test_accumulation_changes_nothing(parts):
+  # Rows are relevant, unlabeled or not, so no two parts are alike.
+  phase = dataclasses.replace(PHASE, accumulate=parts)
+  split = jax.jit(make_finetune_step(WORLD, phase))(
+    start(), BATCH, jax.random.key(0)
+  )
+  whole = first()
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5),
+    (split[1], split[0].rms, split[0].opt_state),
+    (whole[1], whole[0].rms, whole[0].opt_state),
+  )
 
 
 def test_overfitting_lowers_every_term():
@@ -215,7 +316,10 @@ def test_overfitting_lowers_every_term():
 
 @pytest.mark.parametrize('relevant', [False, True])
 def test_a_batch_of_one_kind_leaves_the_other_terms_alone(relevant):
-  batch = BATCH.replace(relevant=np.full(8, relevant))
+  batch = BATCH.replace(
+    relevant=np.full(8, relevant),
+    cloned=np.full((8, 5), relevant) & LABELS,
+  )
   state, metrics = step()(start(), batch)
   assert np.isfinite(list(metrics.values())).all()
   seen = {k: bool(v.weight > 0) for k, v in state.rms.items()}

@@ -6,14 +6,10 @@ import numpy as np
 import pytest
 
 from dreamer4_jax.config import OptimizerConfig, PhaseConfig
-from dreamer4_jax.objectives import rms_init
+from dreamer4_jax.objectives import Mean, rms_init
 from dreamer4_jax.training.optimizer import make_optimizer, make_schedule
-from dreamer4_jax.training.state import (
-  make_state,
-  masked_mean,
-  normalize_losses,
-  update,
-)
+from dreamer4_jax.training.state import make_state
+from dreamer4_jax.training.update import Objective, combine, update
 from tests.models.tiny_world import world_and_params
 
 PLAIN = OptimizerConfig(
@@ -104,13 +100,19 @@ def quadratic(config, steps):
   optimizer = make_optimizer(config, 100)
   state = make_state({'x': jnp.float32(1)}, {}, optimizer, ('a',))
 
-  def loss_fn(params, state, batch, key):
-    del state, batch, key
-    return 100 * params['x'] ** 2, ({'room/x': params['x']}, {'a': rms_init()})
-
+  objective = Objective(
+    prepare=lambda state, batch, key: batch,
+    terms=lambda params, state, data: (
+      {'a': Mean.of(100 * params['x'] ** 2)},
+      {},
+    ),
+    weights={'a': 1.0},
+    report=lambda means: {},
+    plain=('a',),
+  )
   phase = PhaseConfig(optimizer=config)
   key = jax.random.key(0)
-  step = jax.jit(lambda s: update(s, (), key, loss_fn, optimizer, phase))
+  step = jax.jit(lambda s: update(s, (), key, objective, optimizer, phase))
   states, metrics = [state], []
   for _ in range(steps):
     state, m = step(state)
@@ -137,19 +139,32 @@ def test_average_of_the_parameters_by_hand(decay):
 
 
 def test_terms_without_data_stay_still():
-  rms = {'a': rms_init(), 'b': rms_init()}
-  losses = {'a': jnp.float32(4), 'b': jnp.float32(5)}
-  scaled, new = normalize_losses(losses, rms, {'b': jnp.array(False)})
-  np.testing.assert_allclose(scaled['a'], 1, rtol=1e-6)
-  assert scaled['b'] == 0 and new['b'].weight == 0
+  rms = {'a': rms_init(), 'b': rms_init(), 'c': rms_init()}
+  terms = {
+    'a': Mean.of(jnp.float32(4)),
+    'b': Mean.of(jnp.float32(5), 0.0),
+    'c': Mean.of(jnp.float32(6)),
+  }
+  objective = Objective(
+    prepare=None, terms=None, report=None,
+    weights={'a': 2.0, 'b': 3.0, 'c': -0.5}, plain=('c',),
+  )  # fmt: skip
+  loss, new = combine(terms, rms, objective)
+  np.testing.assert_allclose(loss, 2 - 3, rtol=1e-6)
+  assert new['b'].weight == 0 and new['c'].weight == 0
   np.testing.assert_allclose(new['a'].mean_square, 0.16, rtol=1e-5)
 
 
-def test_masked_mean_by_hand():
-  x = jnp.array([[1.0, 2.0], [3.0, 100.0]])
+def test_weighted_means_by_hand_and_in_parts():
+  x = jnp.array([[1.0, 2.0], [3.0, np.nan]])
   weight = jnp.array([[1.0, 0.5], [0.5, 0.0]])
-  np.testing.assert_allclose(masked_mean(x, weight), 1.75, rtol=1e-6)
-  assert masked_mean(x, jnp.zeros((2, 2))) == 0
+  np.testing.assert_allclose(Mean.of(x, weight).value(), 1.75, rtol=1e-6)
+  assert Mean.of(x, jnp.zeros((2, 2))).value() == 0
+  parts = [Mean.of(x[i], weight[i]) for i in range(2)]
+  whole = jax.tree.map(jnp.add, *parts)
+  np.testing.assert_allclose(whole.value(), 1.75, rtol=1e-6)
+  slope = jax.grad(lambda x: Mean.of(x, weight).value())(x)
+  np.testing.assert_allclose(slope, weight / 2, rtol=1e-6)
 
 
 @pytest.mark.parametrize('name', ['adamw', 'muon'])

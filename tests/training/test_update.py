@@ -9,9 +9,10 @@ import pytest
 
 from dreamer4_jax import sharding
 from dreamer4_jax.config import MeshConfig, OptimizerConfig, PhaseConfig
-from dreamer4_jax.objectives import rms_normalize
+from dreamer4_jax.objectives import Mean
 from dreamer4_jax.training.optimizer import make_optimizer
-from dreamer4_jax.training.state import make_state, update
+from dreamer4_jax.training.state import make_state
+from dreamer4_jax.training.update import Objective, in_parts, update
 
 PHASE = PhaseConfig(
   batch_size=8,
@@ -20,24 +21,32 @@ PHASE = PhaseConfig(
 ROWS = np.arange(1.0, 9.0, dtype=np.float32)
 
 
-def loss_fn(params, state, batch, key):
-  """Mean of (row - x y)^2; the metric tells which rows were seen."""
-  del key
-  loss = ((batch - params['a']['x'] * params['b']['y']) ** 2).mean()
-  _, rms = rms_normalize(loss, state.rms['mse'])
-  return loss, ({'room/rows': batch.sum()}, {'mse': rms})
+def terms(params, state, rows):
+  """Mean of (row - x y)^2; the other mean tells which rows were seen."""
+  del state
+  error = (rows - params['a']['x'] * params['b']['y']) ** 2
+  return {'mse': Mean.of(error)}, {'rows': Mean.of(rows)}
 
 
-def start():
+SQUARE = Objective(
+  prepare=lambda state, batch, key: batch,
+  terms=terms,
+  weights={'mse': 1.0},
+  report=lambda means: {'room/rows': means['rows']},
+  plain=('mse',),
+)
+
+
+def start(objective=SQUARE):
   optimizer = make_optimizer(PHASE.optimizer, 100)
   params = {'a': {'x': jnp.float32(2)}, 'b': {'y': jnp.float32(-1)}}
-  return make_state(params, {}, optimizer, ('mse',)), optimizer
+  return make_state(params, {}, optimizer, tuple(objective.weights)), optimizer
 
 
-def step_of(optimizer, accumulate=1):
+def step_of(optimizer, accumulate=1, objective=SQUARE):
   phase = dataclasses.replace(PHASE, accumulate=accumulate)
   key = jax.random.key(0)
-  return jax.jit(lambda s, b: update(s, b, key, loss_fn, optimizer, phase))
+  return jax.jit(lambda s, b: update(s, b, key, objective, optimizer, phase))
 
 
 @pytest.mark.parametrize('parts', [2, 8])
@@ -57,7 +66,57 @@ def test_gradients_of_parts_add_up_to_that_of_the_whole(parts):
     (split.params, split.opt_state, split.ema),
   )
   # Every row was seen, once.
-  np.testing.assert_allclose(b['room/rows'], 36 / parts)
+  np.testing.assert_allclose(b['room/rows'], 4.5)
+
+
+@pytest.mark.parametrize('parts', [2, 8])
+def test_terms_of_unequal_parts_have_the_gradient_of_the_whole(parts):
+  # A mean over some rows only, which lie unevenly over the parts, one that is
+  # not divided by its RMS, and one without data.
+  def mixed(params, state, rows):
+    x, y = params['a']['x'], params['b']['y']
+    few = (rows == 1) | (rows > 6)
+    return {
+      'few': Mean.of((rows - x) ** 2, few * rows),
+      'plain': Mean.of(x * y * rows),
+      'none': Mean.of(x / rows, rows < 0),
+    }, {}
+
+  objective = Objective(
+    prepare=lambda state, batch, key: batch,
+    terms=mixed,
+    weights={'few': 0.5, 'plain': 2.0, 'none': 1.0},
+    report=dict,
+    plain=('plain',),
+  )
+  state, optimizer = start(objective)
+  whole, a = step_of(optimizer, 1, objective)(state, ROWS)
+  split, b = step_of(optimizer, parts, objective)(state, ROWS)
+  # Rows 1, 7, 8 with weights 1, 7, 8: the loss is 0.5 L / sg(L), plus
+  # 2 * 4.5 x y. d/dx = 0.5 L' / L + 9 y, and d/dy = 9 x.
+  weights, left = np.array([1, 7, 8]), np.array([1, 7, 8]) - 2.0
+  value, slope = (weights * left**2).sum(), -2 * (weights * left).sum()
+  np.testing.assert_allclose(a['few'], value / 16, rtol=1e-6)
+  expected = 0.5 * slope / value - 9
+  np.testing.assert_allclose(a['a/grad_norm'], abs(expected), rtol=1e-6)
+  np.testing.assert_allclose(a['b/grad_norm'], 18, rtol=1e-6)
+  assert a['none'] == 0 and whole.rms['none'].weight == 0
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), (whole, a),
+    (split, b),
+  )  # fmt: skip
+
+
+def test_rows_in_parts_keep_their_order():
+  mesh = sharding.make_mesh(MeshConfig(data=2), jax.devices()[:2])
+  with sharding.use_mesh(mesh):
+    batch = sharding.place_batch(mesh, ROWS)
+    found = jax.jit(
+      lambda x: in_parts(lambda n, part: (part * 2, part * 0 + n), x, 2)
+    )(batch)
+  assert found[0].tolist() == (ROWS * 2).tolist()
+  # Each of the two devices gave half of its four rows to either part.
+  assert found[1].tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
 
 
 def test_each_device_gives_its_own_rows_to_every_part():
@@ -104,19 +163,17 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(bad):
 
 @pytest.mark.parametrize('where', ['loss', 'gradient'])
 def test_either_of_loss_and_gradient_spoils_a_step(where):
-  state, optimizer = start()
-
-  def spoiled(params, state, batch, key):
-    loss, aux = loss_fn(params, state, batch, key)
+  def spoiled(params, state, rows):
+    found, others = terms(params, state, rows)
     x = params['a']['x']
     # The root of 0 is 0, and its slope infinite.
     more = jax.lax.stop_gradient(x / 0) if where == 'loss' else jnp.sqrt(x * 0)
-    return loss + more, aux
+    mean = found['mse']
+    return {'mse': mean.replace(total=mean.total + more)}, others
 
-  key = jax.random.key(0)
-  after, metrics = jax.jit(
-    lambda s, b: update(s, b, key, spoiled, optimizer, PHASE)
-  )(state, ROWS)
+  objective = dataclasses.replace(SQUARE, terms=spoiled)
+  state, optimizer = start(objective)
+  after, metrics = step_of(optimizer, 1, objective)(state, ROWS)
   assert np.isfinite(metrics['loss']) == (where == 'gradient')
   assert np.isfinite(metrics['grad_norm']) == (where == 'loss')
   assert metrics['skipped'] == after.skipped == 1
