@@ -7,7 +7,13 @@ import jax
 import pytest
 
 from dreamer4_jax import presets
-from dreamer4_jax.config import ActionComponent, AgentConfig, Config
+from dreamer4_jax.config import (
+  PHASES,
+  ActionComponent,
+  AgentConfig,
+  Config,
+  TokenizerConfig,
+)
 from dreamer4_jax.models import World
 
 ACTIONS = (ActionComponent(name='action', kind='categorical', size=10),)
@@ -76,7 +82,7 @@ def test_paper_has_the_papers_tokens():
 
 
 @pytest.mark.parametrize('name', presets.PRESETS)
-def test_apply_keeps_all_but_the_sizes(name):
+def test_apply_keeps_all_but_the_sizes_and_what_fits_them(name):
   before = Config(
     name='mine',
     actions=ACTIONS,
@@ -92,8 +98,49 @@ def test_apply_keeps_all_but_the_sizes(name):
   assert t.width == presets.PRESETS[name].tokenizer.width
   assert after.dynamics == presets.PRESETS[name].dynamics
   rest = {'tokenizer': before.tokenizer, 'dynamics': before.dynamics}
+  phases = {
+    phase: dataclasses.replace(
+      getattr(after.phases, phase),
+      **{k: getattr(getattr(before.phases, phase), k) for k in fields},
+    )
+    for phase, fields in presets.PRESETS[name].phases.items()
+  }
+  rest['phases'] = dataclasses.replace(after.phases, **phases)
   assert dataclasses.replace(after, **rest) == before
   assert Config.from_json(after.to_json()) == after
+
+
+@pytest.mark.parametrize('name', presets.PRESETS)
+def test_a_preset_can_be_trained_as_it_is(name):
+  after = presets.apply(Config(actions=ACTIONS), name)
+  after.check_context(PHASES)
+
+
+def test_paper_sets_what_the_paper_sets():
+  config = presets.apply(
+    Config(
+      actions=ACTIONS,
+      tokenizer=TokenizerConfig(image_height=360, image_width=640),
+    ),
+    'paper',
+  )
+  assert config.tokenizer.grid == (24, 40)
+  assert config.tokenizer.bottleneck_gain == 1
+  p = config.phases
+  for name in PHASES:
+    phase = getattr(p, name)
+    assert (phase.clip_length, phase.long_clip_length) == (64, 256)
+    assert phase.separate_images == (0 if name == 'imagination' else 0.3)
+  assert (
+    config.dynamics.context_length == 192 == config.tokenizer.context_length
+  )
+  assert p.tokenizer.max_mask_ratio == 0.9 and p.tokenizer.lpips_weight == 0.2
+  assert p.dynamics.end_share == 0 == p.finetune.end_share
+  assert p.finetune.relevant_share == 0.5 and p.finetune.distance_decay == 1
+  i = p.imagination
+  assert (i.gamma, i.lam, i.alpha, i.beta) == (0.997, 0.95, 0.5, 0.3)
+  assert (i.kl_direction, i.sampling_steps) == ('policy_prior', 4)
+  assert config.agent.distances == 8
 
 
 def test_an_unknown_preset_is_refused():

@@ -21,7 +21,7 @@ from dreamer4_jax.data import EpisodeSource, planning
 from dreamer4_jax.envs import Environment, make_env
 from dreamer4_jax.evals.video import CLIP_BATCHES
 from dreamer4_jax.models import World
-from dreamer4_jax.training.phases import load_rooms
+from dreamer4_jax.training.phases import load_rooms, load_task_vectors
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ def check_training(
   """
   config.check_context(phases)
   check_directories(config, run_dir)
+  if 'finetune' in phases and config.data.task_vectors:
+    load_task_vectors(config)
   _check_order(run_dir, phases)
   if config.env.name:
     try:
@@ -72,6 +74,8 @@ def check_quickstart(
   """
   config.check_context(PHASES)
   check_directories(config, run_dir)
+  if config.data.task_vectors:
+    load_task_vectors(config)
   env = needed_environment(config)
   if not recorded or pathlib.Path(config.data.path).exists():
     check_data(config, run_dir)

@@ -258,6 +258,9 @@ class AgentConfig:
 
   num_tasks: int = 1
   """Number of task ids."""
+  task_vector_size: int = 0
+  """Entries of the vectors that tasks are given as, such as text embeddings,
+  one for each task id in data.task_vectors; 0 learns one for each id."""
   hidden: int = 128
   """Width of the MLP heads."""
   layers: int = 2
@@ -271,6 +274,7 @@ class AgentConfig:
 
   def __post_init__(self):
     at_least(1, self, 'num_tasks', 'hidden', 'layers', 'distances')
+    at_least(0, self, 'task_vector_size')
     require(
       self.bins >= 3 and self.bins % 2 == 1,
       'AgentConfig.bins',

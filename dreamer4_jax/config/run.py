@@ -68,6 +68,9 @@ class DataConfig(SourceConfig):
   switch_tasks: float = 0.5
   """Share of clips whose task label advances at each event, as prompts do;
   the others keep one task throughout."""
+  task_vectors: str = ''
+  """File of NumPy, .npy, with a vector for each task, in id order; for
+  agent.task_vector_size."""
   threads: int = 1
   """Threads that make batches, for each clip length."""
   ahead: int = 4
@@ -200,6 +203,13 @@ class Config:
       'agent.num_tasks',
       self.agent.num_tasks,
       f'must equal the number of tasks, {len(self.tasks)}',
+    )
+    require(
+      (self.agent.task_vector_size > 0) == (self.data.task_vectors != ''),
+      'agent.task_vector_size',
+      self.agent.task_vector_size,
+      f'goes with data.task_vectors = {self.data.task_vectors!r}; set both, or '
+      'neither for tasks by id',
     )
     k = self.phases.imagination.sampling_steps
     require(

@@ -17,16 +17,25 @@ from dreamer4_jax.types import Array
 
 
 class TaskEmbedding(nn.Module):
-  """Input of the agent token: `[B, T] int task -> [B, T, D]`.
+  """Input of the agent token, `[B, T, D]`, of ids or of vectors.
 
-  A text embedding would be a drop-in: anything that returns `[B, T, D]`.
+  Attributes:
+    num_tasks: number of ids.
+    width: D.
+    vector_size: entries E of the vectors, 0 for ids. Vectors may have any
+      scale; what they point to is what counts.
   """
 
   num_tasks: int
   width: int
+  vector_size: int = 0
 
   @nn.compact
   def __call__(self, task: Array) -> Array:
+    """Embeds `task`, ids `[B, T]` or vectors `[B, T, E]`."""
+    if self.vector_size:
+      unit = RmsNorm(name='norm')(task.astype(jnp.float32))
+      return Linear((self.width,), (None, 'embed'), name='task')(unit)
     return Embedding(self.num_tasks, self.width, scale=0.5, name='task')(task)
 
 

@@ -2,8 +2,8 @@
 
 Parameters live outside, in one flat dictionary with the keys `tokenizer`,
 `latents` (statistics of the tokenizer's output), `dynamics`, `task`,
-`policy`, `reward`, `continuation`, `value` and `prior`; a phase has those it
-needs.
+`task_vectors` (given, for tasks that are vectors), `policy`, `reward`,
+`continuation`, `value` and `prior`; a phase has those it needs.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class World:
       config=config,
       tokenizer=Tokenizer(tokenizer),
       dynamics=dynamics_lib.Dynamics(dynamics, config.actions, channels),
-      task=heads.TaskEmbedding(agent.num_tasks, config.dynamics.width),
+      task=heads.TaskEmbedding(
+        agent.num_tasks, config.dynamics.width, agent.task_vector_size
+      ),
       policy=heads.PolicyHead(agent, config.actions),
       reward=heads.TwoHotHead(agent, agent.distances),
       continuation=heads.ContinuationHead(agent),
@@ -102,7 +104,10 @@ class World:
       known = jnp.zeros((1, 1), bool)
       variables = self.dynamics.init(key, z, index, index, action, known)
     elif room == 'task':
-      variables = self.task.init(key, jnp.zeros((1, 1), jnp.int32))
+      task = jnp.zeros((1, 1), jnp.int32)
+      if size := c.agent.task_vector_size:
+        task = jnp.zeros((1, 1, size))
+      variables = self.task.init(key, task)
     else:
       variables = getattr(self, room).init(key, hidden)
     return variables['params']
@@ -226,7 +231,17 @@ class World:
     return module.apply({'params': params[room]}, h)
 
   def agent_token(self, params: Params, task: Array) -> Array:
-    """Embeds task ids `[B, T]` for the agent token, `[B, T, D]`."""
+    """Embeds tasks for the agent token, `[B, T, D]`.
+
+    Args:
+      params: room `task`; with `agent.task_vector_size`, for ids, also
+        `task_vectors`, `[num_tasks, E]`.
+      task: `[B, T]` ids; or, with `agent.task_vector_size`, any vectors
+        `[B, T, E]`, also of tasks that training has not seen.
+    """
+    ids = jnp.issubdtype(task.dtype, jnp.integer)
+    if self.config.agent.task_vector_size and ids:
+      task = params['task_vectors'][task]
     return self.task.apply({'params': params['task']}, task)
 
 

@@ -67,7 +67,7 @@ def act(
     state: memory.
     frame: `[B, H, W, C]` uint8.
     is_first: `[B]` bool, an episode starts with this frame.
-    task: `[B]` int32.
+    task: `[B]` int32; or vectors `[B, E]`, see `World.agent_token`.
     key: all randomness.
 
   Returns:

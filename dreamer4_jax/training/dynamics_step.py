@@ -268,11 +268,8 @@ def init_dynamics_state(
   return make_state(params, frozen, optimizer, ('dynamics',))
 
 
-def make_dynamics_step(
-  world: World, phase: DynamicsPhase
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
-  """Returns the pure train step `(state, batch, key) -> (state, metrics)`."""
-  optimizer = make_optimizer(phase.optimizer, phase.steps)
+def dynamics_objective(world: World, phase: DynamicsPhase) -> Objective:
+  """Returns what the phase learns."""
 
   def prepare(state: TrainState, batch: Batch, key: Array) -> Corrupted:
     return corrupt_batch(world, state.rooms(), batch, phase, state.step, key)
@@ -283,7 +280,7 @@ def make_dynamics_step(
     loss, parts = dynamics_loss(world, prediction, data)
     return {'dynamics': loss}, parts
 
-  objective = Objective(
+  return Objective(
     prepare=prepare,
     terms=terms,
     weights={'dynamics': 1.0},
@@ -291,6 +288,14 @@ def make_dynamics_step(
       f'dynamics/{k}': means[k] for k in ('flow', 'bootstrap')
     },
   )
+
+
+def make_dynamics_step(
+  world: World, phase: DynamicsPhase
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
+  """Returns the pure train step `(state, batch, key) -> (state, metrics)`."""
+  optimizer = make_optimizer(phase.optimizer, phase.steps)
+  objective = dynamics_objective(world, phase)
 
   def step(state: TrainState, batch: Batch, key: Array):
     return update(state, batch, key, objective, optimizer, phase)

@@ -229,11 +229,8 @@ def loss_weights(phase: FinetunePhase) -> dict[str, float]:
   }
 
 
-def make_finetune_step(
-  world: World, phase: FinetunePhase
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
-  """Returns the pure train step `(state, batch, key) -> (state, metrics)`."""
-  optimizer = _optimizer(phase)
+def finetune_objective(world: World, phase: FinetunePhase) -> Objective:
+  """Returns what the phase learns."""
 
   def prepare(state: TrainState, batch: Batch, key: Array) -> Clips:
     return prepare_clips(world, state.rooms(), batch, phase, state.step, key)
@@ -241,12 +238,20 @@ def make_finetune_step(
   def terms(params: Params, state: TrainState, clips: Clips):
     return clip_losses(world, phase, {**state.frozen, **params}, clips)
 
-  objective = Objective(
+  return Objective(
     prepare=prepare,
     terms=terms,
     weights=loss_weights(phase),
     report=lambda means: {f'finetune/{k}': v for k, v in means.items()},
   )
+
+
+def make_finetune_step(
+  world: World, phase: FinetunePhase
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
+  """Returns the pure train step `(state, batch, key) -> (state, metrics)`."""
+  optimizer = _optimizer(phase)
+  objective = finetune_objective(world, phase)
 
   def step(state: TrainState, batch: Batch, key: Array):
     return update(state, batch, key, objective, optimizer, phase)

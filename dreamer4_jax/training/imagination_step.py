@@ -99,10 +99,13 @@ def init_imagination_state(
   if phase.world_rate:
     params |= {room: frozen.pop(room) for room in WORLD_ROOMS}
     terms += tuple(_upkeep_weights(world))
-  return make_state(params, frozen, _optimizer(phase), terms)
+  return make_state(params, frozen, make_phase_optimizer(phase), terms)
 
 
-def _optimizer(phase: ImaginationPhase) -> optax.GradientTransformation:
+def make_phase_optimizer(
+  phase: ImaginationPhase,
+) -> optax.GradientTransformation:
+  """Returns the optimizer, with the rate of the world model."""
   rates = {}
   if phase.world_rate not in (0, 1):
     rates = dict.fromkeys(WORLD_ROOMS, phase.world_rate)
@@ -255,17 +258,8 @@ def dream_losses(
   return terms, others
 
 
-def make_imagination_step(
-  world: World, phase: ImaginationPhase
-) -> Callable[
-  [TrainState, Batch | DreamBatch, Array], tuple[TrainState, Metrics]
-]:
-  """Returns the pure train step `(state, batch, key) -> (state, metrics)`.
-
-  The batch is a `Batch` of contexts; with `world_rate` a `DreamBatch`, which
-  has clips for the losses of finetuning beside them.
-  """
-  optimizer = _optimizer(phase)
+def imagination_objective(world: World, phase: ImaginationPhase) -> Objective:
+  """Returns what the phase learns."""
   upkeep = _upkeep(world, phase)
   # PMPO uses the sign of the advantage: it has no scale to remove.
   plain = {
@@ -307,13 +301,27 @@ def make_imagination_step(
     means['policy'] = policy + phase.beta * means['kl']
     return {f'imagination/{k}': v for k, v in means.items()}
 
-  objective = Objective(
+  return Objective(
     prepare=prepare,
     terms=terms,
     weights=weights,
     report=report,
     plain=tuple(plain),
   )
+
+
+def make_imagination_step(
+  world: World, phase: ImaginationPhase
+) -> Callable[
+  [TrainState, Batch | DreamBatch, Array], tuple[TrainState, Metrics]
+]:
+  """Returns the pure train step `(state, batch, key) -> (state, metrics)`.
+
+  The batch is a `Batch` of contexts; with `world_rate` a `DreamBatch`, which
+  has clips for the losses of finetuning beside them.
+  """
+  optimizer = make_phase_optimizer(phase)
+  objective = imagination_objective(world, phase)
 
   def step(state: TrainState, batch: Batch | DreamBatch, key: Array):
     return update(state, batch, key, objective, optimizer, phase)

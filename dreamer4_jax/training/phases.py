@@ -11,6 +11,7 @@ from typing import Any
 
 from flax import linen as nn
 import jax
+import numpy as np
 
 from dreamer4_jax import checkpoint, sharding
 from dreamer4_jax.config import PHASES, Config, PhaseConfig
@@ -29,6 +30,8 @@ from dreamer4_jax.training.state import TrainState
 
 _LOG = logging.getLogger(__name__)
 
+GIVEN_ROOMS = {'latents', 'task_vectors'}
+"""Rooms that are not initialised but found."""
 STATISTICS_BATCHES = 32
 """Batches over which the latents' statistics are taken."""
 
@@ -130,6 +133,8 @@ def _train_phase(
     fresh = loaders(config, phase, settings.clip_length, tokenizer)
     batches = [next(fresh) for _ in range(STATISTICS_BATCHES)]
     rooms['latents'] = tokenizer_step.latent_statistics(world, rooms, batches)
+  if phase == 'finetune' and config.data.task_vectors:
+    rooms['task_vectors'] = load_task_vectors(config)
   init, step = make(world, phase)
   # A stream of its own: the loop's step keys are of the same seed.
   key = jax.random.fold_in(jax.random.key(config.seed), 1_000 + before)
@@ -149,10 +154,38 @@ def _train_phase(
   )
 
 
+def load_task_vectors(config: Config) -> np.ndarray:
+  """Reads `data.task_vectors`, `[num_tasks, task_vector_size]` float32.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: it holds something else; the message says what.
+  """
+  path = pathlib.Path(config.data.task_vectors)
+  if not path.is_file():
+    raise FileNotFoundError(f'data.task_vectors: {path}: no such file')
+  try:
+    vectors = np.asarray(np.load(path, allow_pickle=False))
+  except (ValueError, OSError) as error:
+    raise ValueError(f'data.task_vectors: {path}: {error}') from error
+  shape = (config.agent.num_tasks, config.agent.task_vector_size)
+  if vectors.shape != shape or not np.issubdtype(vectors.dtype, np.floating):
+    raise ValueError(
+      f'data.task_vectors: {path} holds {vectors.dtype} {vectors.shape}, '
+      f'expected floats {shape}, agent.task_vector_size of them for each of '
+      f'the tasks {config.tasks}'
+    )
+  if not np.isfinite(vectors).all():
+    raise ValueError(
+      f'data.task_vectors: {path} has values that are not finite'
+    )
+  return vectors.astype(np.float32)
+
+
 def boxed(world: World, rooms: Params) -> Params:
   """Puts the logical axes back that checkpoints do not hold."""
   boxes = jax.eval_shape(
-    lambda: world.init(jax.random.key(0), tuple(rooms.keys() - {'latents'}))
+    lambda: world.init(jax.random.key(0), tuple(rooms.keys() - GIVEN_ROOMS))
   )
   return {
     name: nn.meta.replace_boxed(boxes[name], room) if name in boxes else room

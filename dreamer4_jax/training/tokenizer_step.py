@@ -30,18 +30,10 @@ def init_tokenizer_state(
   return make_state(params, {}, optimizer, ('mse', 'lpips'))
 
 
-def make_tokenizer_step(
+def tokenizer_objective(
   world: World, phase: TokenizerPhase, lpips: Lpips | None = None
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
-  """Returns the pure train step `(state, batch, key) -> (state, metrics)`.
-
-  Args:
-    world: modules.
-    phase: hyperparameters.
-    lpips: perceptual distance of images `[B, T, H, W, C]` in [0, 1] to
-      `[B, T]`; None leaves the term out.
-  """
-  optimizer = make_optimizer(phase.optimizer, phase.steps)
+) -> Objective:
+  """Returns what the phase learns; arguments as in `make_tokenizer_step`."""
   rows, cols = world.config.tokenizer.grid
 
   def prepare(state: TrainState, batch: Batch, key: Array):
@@ -73,9 +65,22 @@ def make_tokenizer_step(
   weights = {'mse': 1.0}
   if lpips is not None:
     weights['lpips'] = phase.lpips_weight
-  objective = Objective(
-    prepare=prepare, terms=terms, weights=weights, report=report
-  )
+  return Objective(prepare=prepare, terms=terms, weights=weights, report=report)
+
+
+def make_tokenizer_step(
+  world: World, phase: TokenizerPhase, lpips: Lpips | None = None
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
+  """Returns the pure train step `(state, batch, key) -> (state, metrics)`.
+
+  Args:
+    world: modules.
+    phase: hyperparameters.
+    lpips: perceptual distance of images `[B, T, H, W, C]` in [0, 1] to
+      `[B, T]`; None leaves the term out.
+  """
+  optimizer = make_optimizer(phase.optimizer, phase.steps)
+  objective = tokenizer_objective(world, phase, lpips)
 
   def step(state: TrainState, batch: Batch, key: Array):
     return update(state, batch, key, objective, optimizer, phase)

@@ -101,6 +101,7 @@ def test_open_loop_hands_over_the_right_frames_and_actions(monkeypatch):
   # The dream is replaced by a picture of its first action: 0, 1 or 2.
   world, params = world_and_params()
   clips = make_batch(3, 5)
+  clips.prev_action_mask[1] = False  # Video without labels.
   seen = []
 
   class Dream:
@@ -132,9 +133,10 @@ def test_open_loop_hands_over_the_right_frames_and_actions(monkeypatch):
     context_frames=2,
     sampling_steps=4,
   )
-  assert seen[0] == (
-    (3, 2, 20, 12, 3), 3, {'sampling_steps': 4, 'with_agent': False}
-  )  # fmt: skip
+  shape, horizon, kwargs = seen[0]
+  assert (shape, horizon) == ((3, 2, 20, 12, 3), 3)
+  assert kwargs.pop('known') is not None
+  assert kwargs == {'sampling_steps': 4, 'with_agent': False}
   assert np.array_equal(got.frames, clips.frames[:, 2:])
   assert np.array_equal(got.last, clips.frames[:, 1])
   # The action that led to frame 2 is the first one of the dream.
@@ -143,3 +145,19 @@ def test_open_loop_hands_over_the_right_frames_and_actions(monkeypatch):
   np.testing.assert_allclose(got.dreamed[..., 0, 0, 0], level, atol=1)
   other = np.stack([level[2], level[0], level[1]])  # of another clip
   np.testing.assert_allclose(got.shuffled[..., 0, 0, 0], other, atol=1)
+
+
+def test_actions_of_video_without_labels_stay_unknown():
+  world, params = world_and_params()
+  clips = make_batch(2, 5)
+  clips.prev_action_mask[:] = False
+
+  def dreamed(move):
+    action = {**clips.prev_action, 'move': np.full((2, 5), move, np.int32)}
+    return video.open_loop(
+      world, params, clips.replace(prev_action=action), jax.random.key(0),
+      context_frames=2, sampling_steps=2,
+    ).dreamed  # fmt: skip
+
+  # What stands in the place of an unknown action has no effect.
+  np.testing.assert_array_equal(dreamed(0), dreamed(2))

@@ -1,8 +1,11 @@
+import dataclasses
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dreamer4_jax.config import DataConfig
 from dreamer4_jax.models import World
 from dreamer4_jax.objectives import TwoHot
 from tests.models.tiny_world import CONFIG, ROOMS, world_and_params
@@ -55,6 +58,32 @@ def test_task_embedding_looks_up_rows():
   task = jnp.array([[0, 1, 1]])
   table = params['task']['task']['table']
   assert np.array_equal(world.agent_token(params, task)[0], table[task[0]])
+
+
+def test_tasks_given_as_vectors_are_projected():
+  config = dataclasses.replace(
+    CONFIG,
+    agent=dataclasses.replace(CONFIG.agent, task_vector_size=5),
+    data=DataConfig(task_vectors='some.npy'),
+  )
+  world = World.from_config(config)
+  rng = np.random.default_rng(0)
+  room = nn.unbox(world.init(jax.random.key(0), ('task',)))['task']
+  room = jax.tree.map(lambda x: rng.normal(size=x.shape).astype('f4'), room)
+  table = rng.normal(size=(2, 5)).astype(np.float32)
+  params = {'task': room, 'task_vectors': jnp.asarray(table)}
+  task = jnp.array([[0, 1, 1], [1, 0, 1]])
+  found = world.agent_token(params, task)
+  assert found.shape == (2, 3, 16)
+  for b in range(2):
+    for t in range(3):
+      v = table[task[b, t]]
+      v = v / np.sqrt((v**2).mean()) * room['norm']['scale']
+      expected = sum(v[i] * room['task']['kernel'][i] for i in range(5))
+      np.testing.assert_allclose(found[b, t], expected, rtol=2e-5, atol=1e-5)
+  # Vectors themselves will do, of any scale.
+  given = world.agent_token({'task': room}, jnp.asarray(3 * table)[task])
+  np.testing.assert_allclose(given, found, rtol=1e-4, atol=1e-5)
 
 
 def test_every_parameter_of_every_room_has_logical_axes_and_is_float32():

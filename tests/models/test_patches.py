@@ -21,6 +21,15 @@ def test_padding_is_zero_below_and_right_and_round_trips():
           assert np.array_equal(patch[p, q], expected)
 
 
+def test_padding_to_a_larger_grid():
+  images = jnp.asarray(np.random.default_rng(0).uniform(size=(1, 2, 5, 7, 2)))
+  patches = patchify(images, 4, (3, 2))
+  assert patches.shape == (1, 2, 6, 32)
+  assert np.array_equal(patches[:, :, :4], patchify(images, 4))
+  assert not patches[:, :, 4:].any()
+  assert np.array_equal(unpatchify(patches, 5, 7, 4, (3, 2)), images)
+
+
 def test_padding_of_the_height():
   images = jnp.ones((1, 1, 5, 4, 1))
   patches = np.asarray(patchify(images, 4))

@@ -80,6 +80,33 @@ def test_streaming_decoder_equals_the_whole_clip(latents):
   np.testing.assert_allclose(got, images, atol=2e-5)
 
 
+def test_padding_is_as_black_as_a_black_image():
+  # 20 rows in patches of 8: the last row of patches is half padding. Frames
+  # that have the same black rows themselves are the same to the encoder.
+  black = dataclasses.replace(WORLD.config.tokenizer, image_height=24)
+  frames = jnp.asarray(BATCH.frames)
+  padded = jnp.pad(frames, [(0, 0), (0, 0), (0, 4), (0, 0), (0, 0)])
+  found, _ = Tokenizer(black).apply(
+    {'params': PARAMS['tokenizer']}, padded, method='encode'
+  )
+  np.testing.assert_allclose(encode(frames)[0], found, atol=1e-6)
+
+
+def test_a_larger_grid_is_padding_that_no_image_shows(latents):
+  config = dataclasses.replace(
+    WORLD.config.tokenizer, grid_rows=5, image_width=10
+  )
+  assert config.grid == (5, 2)
+  tokenizer, frames = Tokenizer(config), jnp.asarray(BATCH.frames)[..., :10, :]
+  params = tokenizer.init(jax.random.key(0), frames[:1, :1])
+  z, images = jax.jit(tokenizer.apply)(params, frames)
+  assert z.shape == latents.shape and images.shape == frames.shape
+  with pytest.raises(
+    ValueError, match='grid_rows = 2: must be 0, or at least 3'
+  ):
+    dataclasses.replace(config, grid_rows=2)
+
+
 def test_masked_patches_do_not_reach_the_latents():
   frames = jnp.asarray(BATCH.frames)
   mask = np.zeros((2, FRAMES, 6), bool)

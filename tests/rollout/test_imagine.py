@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 
 from dreamer4_jax.rollout import (
-  context,
-  denoise,
   fixed_actions,
   imagine,
   prepare_context,
@@ -114,22 +112,17 @@ def test_the_context_is_noised_once_and_labelled(faked):
 
 @pytest.fixture(scope='module')
 def dream():
-  """Returns a function (params, seed) to a rollout without context noise."""
-  with pytest.MonkeyPatch.context() as patch:
-    for module in (denoise, context):
-      patch.setattr(module, 'context_noise', lambda world, z, noise: z)
-    yield jax.jit(lambda params, seed: run(params=params, seed=seed))
+  """Returns a function (params, seed) to a rollout."""
+  return jax.jit(lambda params, seed: run(params=params, seed=seed))
 
 
 def test_the_dream_equals_a_pass_over_the_whole_clip(dream):
-  # Without context noise both see the same tokens; the dream is longer than
-  # the ring, and the second clip starts an episode shortly before it.
+  # The dream is longer than the ring, and the second clip starts an episode
+  # shortly before it.
   rollout = dream(PARAMS, 0)
 
   @jax.jit
   def whole(rollout):
-    z, _ = WORLD.encode(PARAMS, BATCH.frames, segment_ids=BATCH.segment_ids)
-    z = jnp.concatenate([z, rollout.z], axis=1)
     longer = lambda x: jnp.concatenate(
       [x, jnp.repeat(x[:, -1:], HORIZON, axis=1)], axis=1
     )
@@ -141,8 +134,8 @@ def test_the_dream_equals_a_pass_over_the_whole_clip(dream):
     known = longer(BATCH.prev_action_mask).at[:, PAST:].set(True)
     return WORLD.denoise(
       PARAMS,
-      z,
-      *context_levels(WORLD, z.shape[:2]),
+      rollout.noisy,
+      *context_levels(WORLD, rollout.noisy.shape[:2]),
       action,
       known,
       agent=WORLD.agent_token(PARAMS, longer(BATCH.task)),
@@ -152,6 +145,13 @@ def test_the_dream_equals_a_pass_over_the_whole_clip(dream):
   np.testing.assert_allclose(
     rollout.agent, whole(rollout)[:, PAST - 1 :], atol=5e-5
   )
+
+
+def test_a_dream_remembers_what_the_model_saw_of_it(dream):
+  rollout = dream(PARAMS, 0)
+  assert rollout.noisy.shape == (2, PAST + HORIZON, 2, 8)
+  noise = np.asarray(rollout.noisy[:, PAST:] - rollout.z * 7 / 8) * 8
+  assert abs(noise.mean()) < 0.25 and abs(noise.std() - 1) < 0.2
 
 
 def equal(a, b):
@@ -193,6 +193,22 @@ def test_fixed_actions_are_replayed_in_order_without_an_agent():
   moved = {**actions, 'move': actions['move'].at[:, 3].add(1) % 3}
   change = np.abs(replay(moved).z - rollout.z).max((2, 3))
   assert np.all(change[:, :3] == 0) and np.all(change[:, 3] > 1e-5)
+
+
+def test_actions_that_are_not_known_have_no_effect():
+  actions = random_actions(np.random.default_rng(0), (2, HORIZON))
+  known = np.ones((2, HORIZON), bool)
+  known[0, 3] = False
+
+  @jax.jit
+  def replay(actions):
+    policy = fixed_actions(actions)
+    return run(policy=policy, with_agent=False, known=jnp.asarray(known)).z
+
+  moved = {**actions, 'move': actions['move'].copy()}
+  moved['move'][:, 3] = (moved['move'][:, 3] + 1) % 3
+  change = np.abs(replay(moved) - replay(actions)).max((2, 3))
+  assert np.all(change[0] == 0) and np.all(change[1, 3:] > 1e-5)
 
 
 def test_context_tokens_are_clean():

@@ -11,10 +11,17 @@ from dreamer4_jax.rollout import (
   FrameInput,
   append_frame,
   denoise_frame,
+  empty_stream,
   init_stream,
   next_frame,
+  prepare_context,
 )
-from tests.models.tiny_world import CONFIG, random_actions, world_and_params
+from tests.models.tiny_world import (
+  CONFIG,
+  make_batch,
+  random_actions,
+  world_and_params,
+)
 
 WORLD, PARAMS = world_and_params()
 FRAMES, STEPS = 6, 2  # More frames than the ring holds.
@@ -29,7 +36,7 @@ def test_played_frames_are_the_decoded_rollout():
       WORLD, PARAMS, stream, action, key, steps=STEPS
     )
   )
-  stream, shown = init_stream(WORLD, 2), []
+  stream, shown = empty_stream(WORLD, 2), []
   for action, key in zip(actions, keys, strict=True):
     image, stream = play(stream, action, key)
     shown.append(image)
@@ -41,7 +48,8 @@ def test_played_frames_are_the_decoded_rollout():
     start, noise = jax.random.split(key)
     inputs = FrameInput(
       prev_action=jax.tree.map(lambda a: a[:, None], action),
-      prev_action_mask=jnp.ones((2, 1), bool),
+      # An action that leads to a first frame is nothing that training shows.
+      prev_action_mask=jnp.full((2, 1), cache.frame > 0),
       agent=None,
     )
     shape = (2, 1, 2, 8)
@@ -64,11 +72,85 @@ def test_played_frames_are_the_decoded_rollout():
   assert np.ptp(expected) > 50
 
 
+def test_play_goes_on_where_real_frames_end():
+  past = FRAMES
+  # The second clip begins an episode shortly before its end. Clean context:
+  # noise is drawn for the whole clip at once, here and there.
+  clips = jax.tree.map(jnp.asarray, make_batch(2, past, starts=[(1, past - 1)]))
+  key = jax.random.key(5)
+  rng = np.random.default_rng(0)
+  actions = jax.tree.map(jnp.asarray, random_actions(rng, (2, 2)))
+
+  @jax.jit
+  def play(clips, actions):
+    stream = init_stream(WORLD, PARAMS, clips, key)
+    shown = []
+    for t in range(2):
+      action = jax.tree.map(lambda a, t=t: a[:, t], actions)
+      image, stream = next_frame(
+        WORLD, PARAMS, stream, action, jax.random.key(t), steps=STEPS
+      )
+      shown.append(image)
+    return jnp.stack(shown, axis=1), stream
+
+  @jax.jit
+  def by_hand(clips, actions):
+    """The same frames: caches filled frame by frame, and decoded in one go."""
+    context = prepare_context(WORLD, PARAMS, clips, key, with_agent=False)
+    cache, z = context.cache, [context.z]
+    for t in range(2):
+      start, noise = jax.random.split(jax.random.key(t))
+      inputs = FrameInput(
+        prev_action=jax.tree.map(lambda a, t=t: a[:, t : t + 1], actions),
+        prev_action_mask=jnp.ones((2, 1), bool),
+        agent=None,
+      )
+      shape = (2, 1, 2, 8)
+      new = denoise_frame(
+        WORLD, PARAMS, cache, inputs, jax.random.normal(start, shape),
+        steps=STEPS,
+      )  # fmt: skip
+      noise = jax.random.normal(noise, shape)
+      _, cache = append_frame(WORLD, PARAMS, cache, inputs, new, noise)
+      z.append(new)
+    ids = clips.segment_ids
+    ids = jnp.concatenate([ids, jnp.repeat(ids[:, -1:], 2, axis=1)], axis=1)
+    z = jnp.concatenate(z, axis=1)
+    return WORLD.decode(PARAMS, z, segment_ids=ids)[0][:, past:]
+
+  shown, stream = play(clips, actions)
+  expected = np.clip(np.asarray(by_hand(clips, actions)), 0, 1) * 255
+  np.testing.assert_allclose(shown, expected, atol=0.51)
+  assert stream.dynamics.frame == past + 2 == stream.decoder.frame
+  # Real frames and real actions both matter for what comes.
+  other = clips.replace(frames=255 - clips.frames)
+  assert np.any(play(other, actions)[0] != shown)
+  other = {k: jnp.zeros_like(v) for k, v in clips.prev_action.items()}
+  moved = play(clips.replace(prev_action=other), actions)[0]
+  assert np.any(moved[0] != shown[0])
+
+
+def test_the_first_action_of_a_game_without_a_past_has_no_effect():
+  rng = np.random.default_rng(0)
+  action = random_actions(rng, (2,))
+  other = {**action, 'move': (action['move'] + 1) % 3}
+  stream = empty_stream(WORLD, 2)
+  play = jax.jit(
+    lambda action: next_frame(
+      WORLD, PARAMS, stream, action, jax.random.key(0), steps=STEPS
+    )[0]
+  )
+  np.testing.assert_array_equal(play(action), play(other))
+
+
 def test_the_action_matters():
   rng = np.random.default_rng(0)
   action = random_actions(rng, (2,))
   other = {**action, 'move': (action['move'] + 1) % 3}
-  stream = init_stream(WORLD, 2)
+  stream = next_frame(
+    WORLD, PARAMS, empty_stream(WORLD, 2), action, jax.random.key(1),
+    steps=STEPS,
+  )[1]  # fmt: skip
   play = jax.jit(
     lambda action: next_frame(
       WORLD, PARAMS, stream, action, jax.random.key(0), steps=STEPS
@@ -92,7 +174,7 @@ def test_weights_may_be_cast_beforehand():
   for (room, name), dtype in halved.items():
     small = room in ('tokenizer', 'dynamics') and name in ('kernel', 'table')
     assert dtype == (jnp.bfloat16 if small else jnp.float32)
-  stream = init_stream(world, 2)
+  stream = empty_stream(world, 2)
   action = random_actions(np.random.default_rng(0), (2,))
   play = jax.jit(
     lambda params: next_frame(

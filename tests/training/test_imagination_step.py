@@ -10,11 +10,16 @@ import pytest
 from dreamer4_jax.config import ImaginationPhase, OptimizerConfig
 from dreamer4_jax.models import World, distributions
 from dreamer4_jax.objectives import TwoHot
+from dreamer4_jax.training import imagination_step
 from dreamer4_jax.training.imagination_step import (
+  WORLD_ROOMS,
+  agent_states,
+  dream_losses,
   gather_experience,
   init_imagination_state,
   make_imagination_step,
 )
+from dreamer4_jax.types import DreamBatch
 from tests.models.tiny_world import (
   ACTIONS,
   CONFIG,
@@ -225,3 +230,176 @@ def test_an_action_was_drawn_at_the_state_it_is_judged_at():
   assert (best == e.actions['move']).mean() > 0.95
   bits = np.asarray(logits['keys'][:, :, 0]) > 0
   assert (bits == e.actions['keys']).mean() > 0.9
+
+
+def moved_policy():
+  """The policy of some later step: no longer the prior."""
+  return jax.tree.map(lambda x: x + 0.2 * jnp.sin(100 * x), PARAMS['policy'])
+
+
+@pytest.mark.parametrize('direction', ['policy_prior', 'prior_policy'])
+def test_the_terms_match_a_loop(direction):
+  phase = dataclasses.replace(PHASE, kl_direction=direction)
+  e = gathered(0.0)
+  params = {**PARAMS, 'policy': moved_policy()}
+  twohot = TwoHot(CONFIG.agent.bins, CONFIG.agent.bin_limit)
+
+  @jax.jit
+  def compute(e):
+    now = lambda room: {
+      k: v[:, :, 0] for k, v in WORLD.head(params, room, e.agent).items()
+    }
+    policy, prior = now('policy'), now('prior')
+    pair = (policy, prior) if direction == 'policy_prior' else (prior, policy)
+    each = {
+      'log_prob': distributions.log_prob(policy, e.actions, ACTIONS),
+      'kl': distributions.kl(*pair, ACTIONS),
+      'entropy': distributions.entropy(policy, ACTIONS),
+      'value': twohot.loss(
+        WORLD.head(params, 'value', e.agent)[:, :, 0], e.returns
+      ),
+    }
+    return dream_losses(WORLD, phase, params, e), each
+
+  (terms, others), each = jax.device_get(compute(jax.tree.map(jnp.asarray, e)))
+  sums = {}
+
+  def add(name, value, weight):
+    pairs = sums.setdefault(name, [])
+    pairs.append((float(value), float(weight)))
+
+  for b in range(4):
+    add('reward_per_rollout', (e.reward[b] * e.weight[b]).sum(), 1)
+    for t in range(5):
+      w = e.weight[b, t]
+      good = e.returns[b, t] >= e.value[b, t]
+      add('positive' if good else 'negative', each['log_prob'][b, t], w)
+      add('positive_share', good, w)
+      for name in ('kl', 'entropy', 'value'):
+        add(name, each[name][b, t], w)
+      add('return', e.returns[b, t], w)
+      add('value_mean', e.value[b, t], w)
+      add('cont', e.cont[b, t], 1)
+  found = {**terms, **others}
+  assert set(found) == set(sums)
+  assert set(terms) == {'positive', 'negative', 'kl', 'value'}
+  for name, pairs in sums.items():
+    values, weights = zip(*pairs, strict=True)
+    np.testing.assert_allclose(
+      found[name].value(), np.average(values, weights=weights),
+      rtol=1e-4, atol=1e-6, err_msg=name,
+    )  # fmt: skip
+
+
+def test_the_loss_has_the_weights_of_the_config():
+  phase = dataclasses.replace(PHASE, alpha=0.3, beta=0.7, value_weight=2.5)
+  state = start().replace(params={**start().params, 'policy': moved_policy()})
+  _, m = jax.device_get(
+    jax.jit(make_imagination_step(WORLD, phase))(
+      state, BATCH, jax.random.key(0)
+    )
+  )
+  e = _gather()(state.rooms(), BATCH)
+  terms, _ = dream_losses(WORLD, phase, state.rooms(), e)
+  of = {name: float(mean.value()) for name, mean in terms.items()}
+  policy = 0.7 * of['negative'] - 0.3 * of['positive'] + 0.7 * of['kl']
+  np.testing.assert_allclose(m['imagination/policy'], policy, rtol=1e-4)
+  # The value loss is divided by its RMS, which is itself at first.
+  np.testing.assert_allclose(m['loss'], policy + 2.5, rtol=1e-4)
+
+
+def test_accumulation_changes_nothing_but_the_draws(monkeypatch):
+  # The dreams are given, so that parts of the batch have those of the whole.
+  numbered = BATCH.replace(
+    reward=jnp.broadcast_to(jnp.arange(4.0)[:, None, None], (4, 3, 2))
+  )
+  e = jax.tree.map(jnp.asarray, gathered(0.0))
+  keys = []
+
+  def given(world, phase, params, batch, key):
+    keys.append(key)
+    rows = batch.reward[:, 0, 0].astype(int)
+    return jax.tree.map(lambda x: x[rows], e)
+
+  monkeypatch.setattr(imagination_step, 'gather_experience', given)
+  state = start().replace(params={**start().params, 'policy': moved_policy()})
+  run = lambda parts: jax.jit(
+    make_imagination_step(WORLD, dataclasses.replace(PHASE, accumulate=parts))
+  )(state, numbered, jax.random.key(0))
+  whole, split = run(1), run(4)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+    whole, split,
+  )  # fmt: skip
+  assert len(keys) == 2
+
+
+WAKING = dataclasses.replace(PHASE, world_rate=0.5)
+
+
+@functools.cache
+def awake(beta=PHASE.beta):
+  """A step that trains the world model as well, from a moved policy."""
+  world, params = world_and_params()
+  phase = dataclasses.replace(WAKING, beta=beta)
+  finetuned = {k: params[k] for k in (*ROOMS, 'continuation')}
+  state = jax.jit(
+    lambda key: nn.unbox(init_imagination_state(world, phase, key, finetuned))
+  )(jax.random.key(0))
+  state = state.replace(params={**state.params, 'policy': moved_policy()})
+  clips = jax.tree.map(jnp.asarray, make_batch(4, 3, seed=1))
+  new, metrics = jax.jit(make_imagination_step(world, phase))(
+    state, DreamBatch(contexts=BATCH, clips=clips), jax.random.key(0)
+  )
+  return state, jax.device_get(new), jax.device_get(metrics)
+
+
+def test_agent_states_of_a_dream_can_be_found_again():
+  e = jax.tree.map(jnp.asarray, gathered(0.0))
+  again = jax.jit(lambda e: agent_states(WORLD, PARAMS, e))(e)
+  np.testing.assert_allclose(again, e.agent, atol=1e-4)
+  assert np.ptp(e.agent) > 1
+
+
+def test_the_world_model_trains_along():
+  state, new, metrics = awake()
+  assert set(state.params) == {'policy', 'value', *WORLD_ROOMS}
+  assert 'dynamics' not in state.frozen and 'tokenizer' in state.frozen
+  assert np.isfinite(list(metrics.values())).all()
+  for room in state.params:
+    assert not equal(new.params[room], state.params[room]), room
+  assert equal(new.frozen, state.frozen)
+  # All losses of finetuning are there, each with statistics of its own.
+  for name in ('dynamics', 'prior', 'reward', 'continuation', 'flow'):
+    assert f'imagination/{name}' in metrics
+  for name in ('value', 'dynamics', 'prior', 'reward', 'continuation'):
+    assert new.rms[name].weight > 0
+  assert new.rms['policy'].weight == 0
+
+
+def test_the_prior_learns_from_cloning_alone():
+  # Its gradient is that of the cloning term: the divergence does not pull it.
+  _, _, metrics = awake()
+  _, _, without = awake(beta=0.0)
+  np.testing.assert_allclose(
+    without['prior/grad_norm'], metrics['prior/grad_norm'], rtol=1e-4
+  )
+  assert metrics['prior/grad_norm'] > 0
+  # But policy and dynamics feel it.
+  for room in ('policy', 'dynamics'):
+    ratio = without[f'{room}/grad_norm'] / metrics[f'{room}/grad_norm']
+    assert abs(ratio - 1) > 1e-3
+
+
+def test_the_world_model_has_a_rate_of_its_own():
+  rooms = {room: {'x': jnp.float32(1)} for room in (*WORLD_ROOMS, 'policy')}
+
+  def updates(rate):
+    phase = dataclasses.replace(PHASE, world_rate=rate)
+    optimizer = imagination_step.make_phase_optimizer(phase)
+    return optimizer.update(rooms, optimizer.init(rooms), rooms)[0]
+
+  slow, full = updates(0.5), updates(1.0)
+  for room in rooms:
+    expected = 0.5 if room in WORLD_ROOMS else 1
+    np.testing.assert_allclose(slow[room]['x'] / full[room]['x'], expected)

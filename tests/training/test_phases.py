@@ -3,9 +3,16 @@
 import os
 import signal
 
+import numpy as np
 import pytest
 
-from dreamer4_jax.config import Config
+from dreamer4_jax.config import (
+  AgentConfig,
+  Config,
+  DataConfig,
+  Phases,
+  TokenizerPhase,
+)
 from dreamer4_jax.models import World
 from dreamer4_jax.preemption import PreemptedError
 from dreamer4_jax.training import phases
@@ -65,3 +72,57 @@ def test_statistics_come_from_iterators_that_only_know_next(monkeypatch):
     sigterm=None,
   )
   assert taken == list(range(1, phases.STATISTICS_BATCHES + 1))
+
+
+def vectors_config(path, **agent):
+  agent = {'num_tasks': 2, 'task_vector_size': 3, **agent}
+  return Config(
+    tasks=('a', 'b'),
+    agent=AgentConfig(**agent),
+    data=DataConfig(task_vectors=str(path)),
+  )
+
+
+def test_task_vectors_are_read_and_checked(tmp_path):
+  path = tmp_path / 'tasks.npy'
+  config = vectors_config(path)
+  with pytest.raises(FileNotFoundError, match=r'data.task_vectors: .*no such'):
+    phases.load_task_vectors(config)
+  np.save(path, np.arange(6.0).reshape(2, 3))
+  found = phases.load_task_vectors(config)
+  assert found.dtype == np.float32 and found.tolist() == [[0, 1, 2], [3, 4, 5]]
+  bad = {
+    r'float64 \(3, 2\), expected floats \(2, 3\)': np.zeros((3, 2)),
+    'int64': np.zeros((2, 3), int),
+    'not finite': np.full((2, 3), np.nan),
+  }
+  for text, array in bad.items():
+    np.save(path, array)
+    with pytest.raises(ValueError, match=f'data.task_vectors: .*{text}'):
+      phases.load_task_vectors(config)
+  path.write_text('no array')
+  with pytest.raises(ValueError, match=r'data.task_vectors: .*tasks\.npy'):
+    phases.load_task_vectors(config)
+
+
+def test_size_and_file_of_task_vectors_go_together():
+  with pytest.raises(
+    ValueError, match=r'agent.task_vector_size = 0: goes with'
+  ):
+    vectors_config('x.npy', task_vector_size=0)
+  with pytest.raises(ValueError, match=r"data.task_vectors = ''"):
+    vectors_config('')
+
+
+def test_a_line_says_that_lpips_is_off(caplog):
+  world = World.from_config(Config())
+  with caplog.at_level('INFO'):
+    phases.make(world, 'tokenizer')
+    phases.make(world, 'dynamics')
+  assert caplog.text.count('LPIPS is off') == 1
+  caplog.clear()
+  off = TokenizerPhase(lpips_weight=0.0)
+  config = Config(phases=Phases(tokenizer=off))
+  with caplog.at_level('INFO'):
+    phases.make(World.from_config(config), 'tokenizer')
+  assert 'LPIPS' not in caplog.text
