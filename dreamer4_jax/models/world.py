@@ -180,6 +180,10 @@ class World:
     plain = dataclasses.asdict(self.config.tokenizer)
     for free in FREE_FIELDS:
       plain.pop(free)
+    for later in ('grid_rows', 'grid_columns'):
+      # Latents that were made before there was such a field stay valid.
+      if not plain[later]:
+        plain.pop(later)
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     leaves = jax.tree_util.tree_leaves_with_path(params['tokenizer'])
     for path, leaf in leaves:
