@@ -7,7 +7,7 @@ import pytest
 
 from dreamer4_jax.cli.checks import check_training
 from dreamer4_jax.cli.loaders import training_loader
-from dreamer4_jax.config import PHASES
+from dreamer4_jax.config import PHASES, AgentConfig, DataConfig
 from dreamer4_jax.training.phases import load_rooms, train
 from dreamer4_jax.types import DreamBatch
 from tests.cli import small_run
@@ -21,7 +21,14 @@ def config(tmp_path_factory):
   home = tmp_path_factory.mktemp('options')
   path = small_run.write_dataset(home / 'data', tasks=TASKS, events=EVENTS)
   np.save(home / 'tasks.npy', np.eye(2, 3))
-  config = small_run.make_config(path, tasks=TASKS)
+  config = small_run.make_config(
+    path,
+    tasks=TASKS,
+    agent=AgentConfig(
+      num_tasks=2, task_vector_size=3, hidden=16, layers=1, distances=2
+    ),
+    data=DataConfig(path=str(path), task_vectors=str(home / 'tasks.npy')),
+  )
   shared = dict(
     steps=4, accumulate=2, long_clip_length=6, long_every=2,
     long_only_share=0.25,
@@ -40,9 +47,7 @@ def config(tmp_path_factory):
   }
   return dataclasses.replace(
     config,
-    agent=dataclasses.replace(config.agent, num_tasks=2, task_vector_size=3),
     phases=dataclasses.replace(config.phases, **phases),
-    data=dataclasses.replace(config.data, task_vectors=str(home / 'tasks.npy')),
   )
 
 
