@@ -29,6 +29,9 @@ _LONGEST = (
   'test_many_devices.py',
   'test_run.py',
   'test_pong.py',
+  'test_benchmarks.py',
+  'test_pretokenise.py',
+  'test_jobs.py',
 )
 
 
