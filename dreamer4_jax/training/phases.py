@@ -135,6 +135,8 @@ def _train_phase(
     rooms['latents'] = tokenizer_step.latent_statistics(world, rooms, batches)
   if phase == 'finetune' and config.data.task_vectors:
     rooms['task_vectors'] = load_task_vectors(config)
+  if phase == 'tokenizer':
+    _say_if_lpips_is_off(config, run_dir)
   init, step = make(world, phase)
   # A stream of its own: the loop's step keys are of the same seed.
   key = jax.random.fold_in(jax.random.key(config.seed), 1_000 + before)
@@ -152,6 +154,18 @@ def _train_phase(
     sigterm=sigterm,
     clock=clock,
   )
+
+
+def _say_if_lpips_is_off(config: Config, run_dir: pathlib.Path) -> None:
+  """Says it where the tokenizer is still to be trained."""
+  settings = config.phases.tokenizer
+  done = checkpoint.latest_step(run_dir, 'tokenizer') or 0
+  wanted = settings.lpips_weight > 0 and not settings.lpips_path
+  if wanted and done < settings.steps:
+    _LOG.info(
+      'tokenizer: LPIPS is off, it needs weights in '
+      'phases.tokenizer.lpips_path; the loss is the squared error alone'
+    )
 
 
 def load_task_vectors(config: Config) -> np.ndarray:
@@ -202,11 +216,6 @@ def make(
     lpips = None
     if p.tokenizer.lpips_path:
       lpips = load_lpips(p.tokenizer.lpips_path)
-    elif p.tokenizer.lpips_weight:
-      _LOG.info(
-        'tokenizer: LPIPS is off, it needs weights in '
-        'phases.tokenizer.lpips_path; the loss is the squared error alone'
-      )
     return (
       lambda key, rooms: tokenizer_step.init_tokenizer_state(
         world, p.tokenizer, key

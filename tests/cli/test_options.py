@@ -7,7 +7,7 @@ import pytest
 
 from dreamer4_jax.cli.checks import check_training
 from dreamer4_jax.cli.loaders import training_loader
-from dreamer4_jax.config import PHASES, AgentConfig, DataConfig
+from dreamer4_jax.config import PHASES, AgentConfig, DataConfig, EnvConfig
 from dreamer4_jax.training.phases import load_rooms, train
 from dreamer4_jax.types import DreamBatch
 from tests.cli import small_run
@@ -24,6 +24,7 @@ def config(tmp_path_factory):
   config = small_run.make_config(
     path,
     tasks=TASKS,
+    env=EnvConfig(),
     agent=AgentConfig(
       num_tasks=2, task_vector_size=3, hidden=16, layers=1, distances=2
     ),

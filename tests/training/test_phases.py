@@ -114,15 +114,17 @@ def test_size_and_file_of_task_vectors_go_together():
     vectors_config('')
 
 
-def test_a_line_says_that_lpips_is_off(caplog):
-  world = World.from_config(Config())
-  with caplog.at_level('INFO'):
-    phases.make(world, 'tokenizer')
-    phases.make(world, 'dynamics')
-  assert caplog.text.count('LPIPS is off') == 1
-  caplog.clear()
-  off = TokenizerPhase(lpips_weight=0.0)
-  config = Config(phases=Phases(tokenizer=off))
-  with caplog.at_level('INFO'):
-    phases.make(World.from_config(config), 'tokenizer')
-  assert 'LPIPS' not in caplog.text
+def test_a_line_says_that_lpips_is_off(caplog, monkeypatch, tmp_path):
+  def said(done=0, **fields):
+    caplog.clear()
+    monkeypatch.setattr(phases.checkpoint, 'latest_step', lambda *_: done)
+    tokenizer = TokenizerPhase(steps=10, **fields)
+    with caplog.at_level('INFO'):
+      phases._say_if_lpips_is_off(
+        Config(phases=Phases(tokenizer=tokenizer)), tmp_path
+      )
+    return caplog.text.count('LPIPS is off')
+
+  assert said() == 1 == said(done=4)
+  assert said(done=10) == 0 == said(lpips_weight=0.0)
+  assert said(lpips_path='some.npz') == 0
