@@ -31,7 +31,7 @@ def config(tmp_path_factory):
     data=DataConfig(path=str(path), task_vectors=str(home / 'tasks.npy')),
   )
   shared = dict(
-    steps=4, accumulate=2, long_clip_length=6, long_every=2,
+    steps=4, batch_size=16, accumulate=2, long_clip_length=6, long_every=2,
     long_only_share=0.25,
   )  # fmt: skip
   own = {
