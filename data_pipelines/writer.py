@@ -8,6 +8,7 @@ once. `write_dataset` does both for episodes that come from one iterator.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+import fcntl
 import itertools
 import json
 import os
@@ -50,6 +51,8 @@ _CONFIG, _OF_A_RUN = 'config.json', {'tokenizer', 'dynamics', 'phases'}
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 SHARD_BYTES = 1 << 30
 """A shard is ended once it holds more bytes of observations."""
+_CLAIMS: dict[pathlib.Path, int] = {}
+"""Work directories that this process has locked, with their descriptors."""
 
 
 def check_output(
@@ -108,19 +111,47 @@ def _is_run(directory: pathlib.Path) -> bool:
 def work_directory(out: pathlib.Path, key: Any) -> pathlib.Path:
   """Returns the directory in which work on `out` is kept until it is done.
 
+  It belongs to this process until `publish`, or until the process ends.
+
   Args:
     out: directory of the dataset to be.
     key: plain data on which the work depends; what was done with another key
       is thrown away.
+
+  Raises:
+    FileExistsError: another process is at work on it.
   """
   work = out.parent / f'.{out.name}.incomplete'
+  _claim(work, out)
   seal = work / 'key.json'
   text = json.dumps(key)
   if not seal.exists() or seal.read_text() != text:
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    # The directory itself stays: it is what is locked.
+    for path in work.iterdir():
+      shutil.rmtree(path) if path.is_dir() else path.unlink()
     seal.write_text(text)
   return work
+
+
+def _claim(work: pathlib.Path, out: pathlib.Path) -> None:
+  """Locks a work directory, which is made if need be, for this process."""
+  work.mkdir(parents=True, exist_ok=True)
+  if work in _CLAIMS:
+    if os.path.samestat(os.fstat(_CLAIMS[work]), os.stat(work)):
+      return
+    os.close(_CLAIMS.pop(work))
+  descriptor = os.open(work, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    os.close(descriptor)
+    raise FileExistsError(
+      f'{out}: another process is writing this dataset; wait for it, or choose '
+      'another directory'
+    ) from None
+  except OSError:
+    pass  # A file system without locks.
+  _CLAIMS[work] = descriptor
 
 
 def publish(
@@ -192,6 +223,8 @@ def publish(
     out.rename(old)
   new.rename(out)
   shutil.rmtree(work)
+  if work in _CLAIMS:
+    os.close(_CLAIMS.pop(work))
 
 
 def _joined(

@@ -2,8 +2,11 @@
 
 import json
 import os
+import pathlib
 import stat
 import struct
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -147,6 +150,22 @@ def test_the_command_writes_the_averages_of_a_phase(
       'value': rooms['value'],
     },
   )
+
+
+def test_nothing_but_our_own_lines_are_printed(run_dir, tmp_path):
+  # In a process of its own, where nobody has set up logging.
+  code = 'import sys; from dreamer4_jax.cli.main import main; sys.exit(main())'
+  child = subprocess.run(
+    [sys.executable, '-c', code, 'export', str(run_dir), '--out', tmp_path],
+    capture_output=True,
+    text=True,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'},
+    cwd=pathlib.Path(__file__).parents[1],
+  )
+  assert child.returncode == 0, child.stderr
+  said = f'{run_dir}: phase imagination stopped at step 1 of 1000\n'
+  assert child.stderr == said
+  assert child.stdout.count('\n') == 1
 
 
 def test_the_command_exports_any_phase_and_replaces_when_told(

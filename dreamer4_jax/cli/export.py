@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import pathlib
 
 from dreamer4_jax.config import PHASES
@@ -35,8 +36,10 @@ def add_command(commands) -> None:
 
 def _export(args: argparse.Namespace) -> int:
   from dreamer4_jax import exported  # Slow, and not for --help.
+  from dreamer4_jax.cli import logs
   from dreamer4_jax.training.phases import load_rooms
 
+  logs.show(logging.INFO)
   rooms, config = load_rooms(args.run_dir, args.phase)
   path = exported.save(args.out, rooms, config, overwrite=args.overwrite)
   print(f'{path}: {path.stat().st_size:,} bytes, rooms {", ".join(rooms)}')

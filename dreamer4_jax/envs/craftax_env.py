@@ -9,11 +9,14 @@ terminal.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pathlib
 import pickle
 from typing import Any
 
 from craftax.craftax.constants import Achievement, Action
+from craftax.craftax_classic import constants as classic
 from craftax.craftax_classic.constants import Achievement as ClassicAchievement
 from craftax.craftax_classic.constants import Action as ClassicAction
 from craftax.craftax_env import make_craftax_env_from_name
@@ -79,7 +82,7 @@ class Craftax:
       config.max_steps,
       'must be at least 1',
     )
-    self._env = _engine(level)
+    self._env = make_engine(level)
     classic = level.startswith('Craftax-Classic')
     self._draw = craftax_view.draw if classic else self._package_draw
     if classic:
@@ -181,15 +184,34 @@ def _where(over: Array, old: Array, new: Array) -> Array:
   return jnp.where(over.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
 
 
-def _engine(level: str) -> Any:
-  """Makes the package's environment, drawing its textures again if need be."""
+def make_engine(level: str) -> Any:
+  """Makes the package's environment, one process at a time.
+
+  The first process on a machine draws the package's textures and keeps them in
+  a file beside the package. Another must not read that file half written, and
+  a process that was ended while it wrote leaves half a file for ever: the
+  directory is locked meanwhile, and such a file is drawn again.
+
+  Args:
+    level: one of `LEVELS`.
+
+  Returns:
+    An environment of the package, which does not reset itself.
+  """
+  make = lambda: make_craftax_env_from_name(level, auto_reset=False)
+  directory = os.open(pathlib.Path(classic.__file__).parent, os.O_RDONLY)
   try:
-    return make_craftax_env_from_name(level, auto_reset=False)
-  except (EOFError, OSError, ValueError, pickle.UnpicklingError):
-    # A process that was ended while it kept its textures leaves half a file,
-    # which the package would stumble over for ever.
-    os.environ[_DRAW_AGAIN] = '1'
     try:
-      return make_craftax_env_from_name(level, auto_reset=False)
-    finally:
-      del os.environ[_DRAW_AGAIN]
+      fcntl.flock(directory, fcntl.LOCK_EX)
+    except OSError:
+      pass  # A file system without locks.
+    try:
+      return make()
+    except (EOFError, OSError, ValueError, pickle.UnpicklingError):
+      os.environ[_DRAW_AGAIN] = '1'
+      try:
+        return make()
+      finally:
+        del os.environ[_DRAW_AGAIN]
+  finally:
+    os.close(directory)

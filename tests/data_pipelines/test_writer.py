@@ -1,6 +1,9 @@
 """What the writer refuses, and what it leaves behind."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -277,3 +280,39 @@ def test_a_damaged_file_is_named(dataset):
   record.write_bytes(data[: len(data) // 2])
   with pytest.raises(ValueError, match=r'd: .*(damaged|cannot be read)'):
     EpisodeSource(dataset, 'train')[0]
+
+
+HOLD = """
+import pathlib, sys
+from data_pipelines import writer
+work = writer.work_directory(pathlib.Path(sys.argv[1]), key='one')
+(work / 'done').touch()
+print('ready', flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_never_write_one_dataset(tmp_path):
+  out = tmp_path / 'data'
+  first = subprocess.Popen(
+    [sys.executable, '-c', HOLD, str(out)],
+    cwd=pathlib.Path(__file__).parents[2],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    assert first.stdout.readline() == 'ready\n'
+    # Whether it would go on with what is there, or throw it away.
+    for key in ('one', 'two'):
+      with pytest.raises(FileExistsError, match=r'data: another process'):
+        writer.work_directory(out, key=key)
+    assert (tmp_path / '.data.incomplete/done').exists()
+  finally:
+    first.kill()
+    first.communicate()
+  # A killed process leaves its work, which this one goes on with, twice.
+  for _ in range(2):
+    assert (writer.work_directory(out, key='one') / 'done').exists()
+  work = writer.work_directory(out, key='two')
+  assert [p.name for p in work.iterdir()] == ['key.json']

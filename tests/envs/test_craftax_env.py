@@ -2,6 +2,8 @@
 
 import functools
 import os
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip('craftax')
-
-from craftax.craftax_env import make_craftax_env_from_name
 
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.envs import craftax_env as lib
@@ -43,7 +43,7 @@ def test_frames_and_rewards_are_the_packages():
   _, reset, step = build()
   state, first = reset(keys(2))
   assert first.frame.shape == (2, 63, 63, 3) and first.frame.dtype == jnp.uint8
-  engine = make_craftax_env_from_name(NAME, auto_reset=False)
+  engine = lib.make_engine(NAME)
   params = engine.default_params
   draw = jax.jit(engine.get_obs)
   one = lambda i: jax.tree.map(lambda x: x[i], state.game)
@@ -127,6 +127,27 @@ def test_half_a_file_of_textures_is_drawn_again(monkeypatch):
     return level
 
   monkeypatch.setattr(lib, 'make_craftax_env_from_name', package)
-  assert lib._engine('x') == 'x'
+  assert lib.make_engine('x') == 'x'
   assert made == [None, '1']
   assert 'CRAFTAX_RELOAD_TEXTURES' not in os.environ
+
+
+def test_textures_are_kept_by_one_process_at_a_time(monkeypatch):
+  # Another process that reads what the first has half written would fail.
+  busy: list[None] = []
+  at_once: list[int] = []
+
+  def package(level, auto_reset):
+    del level, auto_reset
+    busy.append(None)
+    time.sleep(0.2)
+    at_once.append(len(busy))
+    busy.pop()
+
+  monkeypatch.setattr(lib, 'make_craftax_env_from_name', package)
+  threads = [threading.Thread(target=lib.make_engine, args='x') for _ in '123']
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert at_once == [1, 1, 1]

@@ -7,9 +7,7 @@ import pytest
 
 pytest.importorskip('craftax')
 
-from craftax.craftax_env import make_craftax_env_from_name
-
-from dreamer4_jax.envs import craftax_view
+from dreamer4_jax.envs import craftax_env, craftax_view
 
 BATCH = 12
 
@@ -54,9 +52,7 @@ def some_games(engine, rng):
 
 
 def test_pictures_are_the_packages():
-  engine = make_craftax_env_from_name(
-    'Craftax-Classic-Pixels-v1', auto_reset=False
-  )
+  engine = craftax_env.make_engine('Craftax-Classic-Pixels-v1')
 
   @jax.jit
   def expected(game):
