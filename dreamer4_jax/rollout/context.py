@@ -44,7 +44,12 @@ def prepare_context(
     key: draws the context noise, once per frame.
     with_agent: whether the agent token is present.
   """
-  z, _ = world.encode(params, batch.frames, segment_ids=batch.segment_ids)
+  z, _ = world.encode(
+    params,
+    batch.frames,
+    vectors=batch.vectors,
+    segment_ids=batch.segment_ids,
+  )
   noise = jax.random.normal(key, z.shape)
   output = world.denoise(
     params,

@@ -36,7 +36,8 @@ class Stream:
 
 def init_stream(world: World, batch: int) -> Stream:
   """Returns the past of `batch` games in which nothing has happened."""
-  _, decoder = tokenizer_caches(world.config.tokenizer, batch)
+  c = world.config
+  _, decoder = tokenizer_caches(c.tokenizer, batch, c.vectors)
   return Stream(
     dynamics=dynamics_cache(world.config.dynamics, batch, agent=False),
     decoder=decoder,

@@ -89,7 +89,12 @@ def corrupt_batch(
   max_steps = world.config.dynamics.max_steps
   every = round(1 / phase.bootstrap_rows)
   level_key, noise_key = jax.random.split(key)
-  z1, _ = world.encode(params, batch.frames, segment_ids=batch.segment_ids)
+  z1, _ = world.encode(
+    params,
+    batch.frames,
+    vectors=batch.vectors,
+    segment_ids=batch.segment_ids,
+  )
   active = step >= phase.bootstrap_start
   active &= step % phase.bootstrap_every == 0
   row = jnp.arange(z1.shape[0]) % every == 0

@@ -12,7 +12,7 @@ import numpy as np
 
 from dreamer4_jax.config import TokenizerPhase
 from dreamer4_jax.models import Params, World
-from dreamer4_jax.objectives import mse, patch_mask
+from dreamer4_jax.objectives import mse, patch_mask, vector_mse
 from dreamer4_jax.training.optimizer import make_optimizer
 from dreamer4_jax.training.state import (
   Metrics,
@@ -32,7 +32,8 @@ def init_tokenizer_state(
   """Returns the initial state (with logical-axis boxes)."""
   params = world.init(key, ('tokenizer',))
   optimizer = make_optimizer(phase.optimizer, phase.steps)
-  return make_state(params, {}, optimizer, ('mse', 'lpips'))
+  terms = ('mse', 'lpips', *(('vectors',) if world.config.vectors else ()))
+  return make_state(params, {}, optimizer, terms)
 
 
 def make_tokenizer_step(
@@ -48,23 +49,35 @@ def make_tokenizer_step(
   """
   optimizer = make_optimizer(phase.optimizer, phase.steps)
   rows, cols = world.config.tokenizer.grid
+  spread = {v.name: v.std for v in world.config.vectors}
 
   def loss_fn(params: Params, state: TrainState, batch: Batch, key: Array):
     mask = patch_mask(
-      key, batch.frames.shape[:2], rows * cols, phase.max_mask_ratio
+      key,
+      batch.frames.shape[:2],
+      rows * cols + len(spread),
+      phase.max_mask_ratio,
     )
     target = batch.frames.astype(jnp.float32) / 255.0
-    _, images = world.tokenizer.apply(
+    _, decoded = world.tokenizer.apply(
       {'params': params['tokenizer']},
       batch.frames,
+      vectors=batch.vectors,
       mask=mask,
       segment_ids=batch.segment_ids,
+      method='reconstruct',
     )
+    images = decoded.images
     losses = {'mse': mse(images, target).mean()}
     if lpips is not None:
       losses['lpips'] = lpips(images, target).mean()
+    if spread:
+      error = vector_mse(decoded.vectors, batch.vectors, spread)
+      losses['vectors'] = error.mean()
     scaled, rms = normalize_losses(losses, state.rms, {})
     total = scaled['mse'] + phase.lpips_weight * scaled.get('lpips', 0.0)
+    if spread:
+      total += phase.vector_weight * scaled['vectors']
     metrics = {f'tokenizer/{k}': v for k, v in losses.items()}
     metrics['tokenizer/psnr'] = -10 * jnp.log10(losses['mse'])
     return total, (metrics, {**state.rms, **rms})
@@ -99,13 +112,16 @@ def latent_statistics(
   """
 
   @jax.jit
-  def encode(frames, segment_ids):
-    z, _ = world.latents(params, frames, segment_ids=segment_ids)
+  def encode(frames, vectors, segment_ids):
+    z, _ = world.latents(
+      params, frames, vectors=vectors, segment_ids=segment_ids
+    )
     return rearrange(z, 'b t l c -> (b t) (l c)')
 
   total, square, count = 0.0, 0.0, 0
   for batch in batches:
-    z = np.asarray(encode(batch.frames, batch.segment_ids), np.float64)
+    z = encode(batch.frames, batch.vectors, batch.segment_ids)
+    z = np.asarray(z, np.float64)
     total, square, count = total + z.sum(0), square + z.T @ z, count + len(z)
   total, square, count = map(_over_processes, (total, square, count))
   mean = total / count
