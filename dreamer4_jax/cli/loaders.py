@@ -53,6 +53,7 @@ def training_loader(
     process_index=jax.process_index(),
     process_count=processes,
     frame_shape=frame_shape(config),
+    vectors=config.vectors,
     tokenizer=tokenizer,
     only_with_tasks=phase in ('finetune', 'imagination'),
     cloning=phase == 'finetune' and config.phases.finetune.policy_weight > 0,
@@ -120,6 +121,7 @@ def evaluation_loader(config: Config, room: str, length: int):
     length=length,
     seed=config.eval.seed + PHASES.index(room),
     frame_shape=frame_shape(config),
+    vectors=config.vectors,
   )
 
 
