@@ -29,6 +29,7 @@ _LONGEST = (
   'test_many_devices.py',
   'test_run.py',
   'test_pong.py',
+  'test_vector_run.py',
 )
 
 

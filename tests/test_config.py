@@ -42,6 +42,7 @@ BAD = [
   (cfg.TokenizerPhase, 'keep_best', -1),
   (cfg.TokenizerPhase, 'keep_best', 1),
   (cfg.TokenizerPhase, 'max_mask_ratio', 1.0),
+  (cfg.TokenizerPhase, 'vector_weight', -1.0),
   (cfg.DynamicsPhase, 'bootstrap_rows', 0.3),
   (cfg.DynamicsPhase, 'batch_size', 6),
   (cfg.DynamicsPhase, 'end_share', 1.1),
