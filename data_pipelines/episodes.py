@@ -24,7 +24,8 @@ class Episode:
 
   Attributes:
     steps: fields of `fmt.features` but for flags and positions, time leading;
-      `action` is a dictionary by component.
+      `action` is a dictionary by component, and so is `vector`, if there are
+      vectors.
     terminal: it ended for good; false if a limit or the recording ended it.
     attributes: what to remember about it: text, numbers or flags.
   """

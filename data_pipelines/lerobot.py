@@ -3,6 +3,8 @@
 python -m data_pipelines.lerobot --dataset DIR --out DIR \
   --image observation.images.top --size 128 128
 
+The state of the robot becomes the vector `state`.
+
 Layouts 2.0, 2.1 (a file for each episode) and 3.0 (many episodes in a file) are
 read. A recording has as many actions as frames, so the last action is known,
 but leads to no frame.
@@ -24,7 +26,7 @@ from PIL import Image
 
 from data_pipelines import convert, values, video, writer
 from data_pipelines.command import Deferred, need
-from dreamer4_jax.config import ActionComponent, require
+from dreamer4_jax.config import ActionComponent, VectorComponent, require
 from dreamer4_jax.data import format as fmt
 
 pa: Any = Deferred('pyarrow', 'lerobot')
@@ -46,6 +48,8 @@ class LeRobotConfig(convert.Output):
   """Feature that is the image; empty takes the only one there is."""
   action: str = 'action'
   """Column of the action, a vector of floats."""
+  state: str = 'observation.state'
+  """Column of the robot's state, a vector of floats; empty leaves it out."""
   reward: str = 'next.reward'
   """Column of the reward of each action; 0 where there is none."""
   terminal: str = ''
@@ -250,6 +254,7 @@ def convert_episode(
   how: video.Frames,
   low: np.ndarray,
   high: np.ndarray,
+  vectors: tuple[VectorComponent, ...] = (),
 ) -> dict[str, int]:
   """Writes one episode; the shorter of actions and frames counts."""
   place: Place = item.what
@@ -260,6 +265,7 @@ def convert_episode(
       f'{config.action}: found shape {action.shape}, expected rows of '
       f'{len(low)} finite numbers'
     )
+  beside = {v.name: column(table, config.state) for v in vectors}
   reward = np.zeros(len(action), np.float32)
   if config.reward in table.column_names:
     reward = column(table, config.reward)[:, 0]
@@ -278,6 +284,7 @@ def convert_episode(
     writer.Episode(
       steps={
         'observation': np.stack(frames[:count]),
+        'vector': {name: x[:count] for name, x in beside.items()},
         'action': {'action': values.scaled(action[:count], low, high)},
         'action_known': np.ones(count, bool),
         'reward': reward,
@@ -309,6 +316,7 @@ def convert_lerobot(
   info = read_info(config.dataset)
   image = _image_feature(config, info['features'])
   places = find_episodes(config.dataset, info, image)
+  vectors = _vectors(config, info['features'])
   low, high = _bounds(config, places)
   how = video.Frames(size=config.size, fit=config.fit, steady=True)
   size = config.size or _size(config, places, image)
@@ -322,6 +330,7 @@ def convert_lerobot(
       frame_shape=(*size, 3),
       chunk_length=config.chunk_length,
       frame_rate=info['fps'],
+      vectors=vectors,
       source={
         'converter': 'lerobot',
         'action_low': low.tolist(),
@@ -337,7 +346,13 @@ def convert_lerobot(
       for place in places
     ],
     functools.partial(
-      convert_episode, config=config, image=image, how=how, low=low, high=high
+      convert_episode,
+      config=config,
+      image=image,
+      how=how,
+      low=low,
+      high=high,
+      vectors=vectors,
     ),
     settings=[dataclasses.replace(config, workers=0), image],
     progress=progress,
@@ -358,6 +373,29 @@ def _image_feature(
     f'image = {config.image!r}: must be one of the images of the dataset, '
     f'{images}'
   )
+
+
+def _vectors(
+  config: LeRobotConfig, features: Mapping[str, Mapping[str, Any]]
+) -> tuple[VectorComponent, ...]:
+  """Returns the state's vector; none if it is left out or there is none."""
+  if config.state not in features:
+    # Only who names a column of his own is told that it is not there.
+    require(
+      config.state in ('', LeRobotConfig.state),
+      'state',
+      config.state,
+      f'must be one of the features of the dataset, {sorted(features)}',
+    )
+    return ()
+  try:
+    size = int(np.prod(features[config.state]['shape']))
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+      f'dataset = {config.dataset!r}: the shape of {config.state} in '
+      f'meta/info.json is damaged ({values.reason(error)})'
+    ) from error
+  return (VectorComponent(name='state', size=size),)
 
 
 def _bounds(

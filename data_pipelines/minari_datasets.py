@@ -17,6 +17,7 @@ import numpy as np
 
 from data_pipelines import convert, values, writer
 from data_pipelines.command import Deferred, need
+from dreamer4_jax.config import VectorComponent
 from dreamer4_jax.data import format as fmt
 
 gymnasium: Any = Deferred('gymnasium', 'minari')
@@ -35,6 +36,8 @@ class MinariConfig(convert.Output):
   image: str = ''
   """Key of the image, where observations are dictionaries; with slashes, where
   these are nested."""
+  vectors: tuple[str, ...] = ()
+  """Keys of vectors that are kept beside the image, each NAME=KEY or KEY."""
   size: tuple[int, int] | None = None
   """Height and width of frames; none keeps them."""
   frame_rate: float = 0.0
@@ -70,16 +73,42 @@ def image_of(observations: Any, key: str) -> np.ndarray:
   Raises:
     EpisodeError: there is none under this key.
   """
+  label = f'image = {key!r}'
+  return values.rgb(label, _find(observations, key, label), steps=True)
+
+
+def _find(observations: Any, key: str, label: str) -> Any:
+  """Returns what stands under a key; raises `EpisodeError`."""
   value = observations
   for name in filter(None, key.split('/')):
     if not isinstance(value, Mapping) or name not in value:
-      raise writer.EpisodeError(f'image = {key!r}: no such observation')
+      raise writer.EpisodeError(f'{label}: no such observation')
     value = value[name]
   if isinstance(value, Mapping):
     raise writer.EpisodeError(
-      f'image = {key!r}: is a dictionary of {sorted(value)}; name one of them'
+      f'{label}: is a dictionary of {sorted(value)}; name one of them'
     )
-  return values.rgb(f'image = {key!r}', value, steps=True)
+  return value
+
+
+def vectors_of(observations: Any, keys: Mapping[str, str]) -> dict[str, Any]:
+  """Returns vectors of observations, components `[T + 1, n]` float32.
+
+  Args:
+    observations: of an episode.
+    keys: of the observations, by the vectors' names.
+
+  Raises:
+    EpisodeError: there are no numbers under a key.
+  """
+  found = {}
+  for name, key in keys.items():
+    label = f'vectors = {key!r}'
+    value = np.asarray(_find(observations, key, label))
+    if value.dtype.kind not in 'iufb':
+      raise writer.EpisodeError(f'{label}: found {value.dtype}, no numbers')
+    found[name] = value.reshape(len(value), -1).astype(np.float32)
+  return found
 
 
 def to_components(
@@ -106,6 +135,7 @@ def convert_episodes(
   *,
   path: str,
   image: str,
+  vectors: Mapping[str, str],
   size: tuple[int, int],
 ) -> dict[str, int]:
   """Writes some episodes; bad ones are counted by their reason."""
@@ -113,7 +143,7 @@ def convert_episodes(
   before, notes = len(shard.index.lengths), {}
   for number in item.what:
     try:
-      shard.add(_episode(dataset, number, image, size))
+      shard.add(_episode(dataset, number, image, vectors, size))
     except writer.EpisodeError as error:
       reason = f'episode skipped: {error}'
     except Exception as error:
@@ -129,7 +159,11 @@ def convert_episodes(
 
 
 def _episode(
-  dataset: minari.MinariDataset, number: int, image: str, size: tuple[int, int]
+  dataset: minari.MinariDataset,
+  number: int,
+  image: str,
+  vectors: Mapping[str, str],
+  size: tuple[int, int],
 ) -> writer.Episode:
   (data,) = dataset.iterate_episodes([number])
   frames = image_of(data.observations, image)
@@ -144,6 +178,7 @@ def _episode(
   return writer.Episode(
     steps={
       'observation': np.stack([values.resized(f, size) for f in frames]),
+      'vector': vectors_of(data.observations, vectors),
       'action': {k: last(v) for k, v in actions.items()},
       'action_known': np.arange(count + 1) < count,
       'reward': last(np.asarray(data.rewards, np.float32).reshape(count)),
@@ -173,7 +208,11 @@ def convert_minari(
   numbers = [int(n) for n in dataset.episode_indices]
   if not numbers:
     raise ValueError(f'dataset = {config.dataset!r}: has no episode')
-  size = config.size or _size(dataset, numbers, config)
+  keys = {
+    text.partition('=')[0]: text.partition('=')[2] or text
+    for text in config.vectors
+  }
+  size, vectors = _look(dataset, numbers, config, keys)
   inputs = []
   for split in ('train', 'test'):
     own = [
@@ -199,30 +238,50 @@ def convert_minari(
       frame_shape=(*size, 3),
       chunk_length=config.chunk_length,
       frame_rate=config.frame_rate,
+      vectors=vectors,
       source={'converter': 'minari', 'dataset_id': str(known.dataset_id)},
     ),
     inputs,
     functools.partial(
-      convert_episodes, path=config.dataset, image=config.image, size=size
+      convert_episodes,
+      path=config.dataset,
+      image=config.image,
+      vectors=keys,
+      size=size,
     ),
-    settings=[config.image, size],
+    settings=[config.image, size, keys],
     progress=progress,
   )
 
 
-def _size(
-  dataset: minari.MinariDataset, numbers: list[int], config: MinariConfig
-) -> tuple[int, int]:
-  """Returns the height and width of the first episode that can be read."""
+def _look(
+  dataset: minari.MinariDataset,
+  numbers: list[int],
+  config: MinariConfig,
+  keys: Mapping[str, str],
+) -> tuple[tuple[int, int], tuple[VectorComponent, ...]]:
+  """Returns the frames' height and width, and the vectors.
+
+  They are those of the first episode that can be read.
+  """
+  if config.size and not keys:
+    return config.size, ()
   problem = ''
   for number in numbers:
     try:
       (data,) = dataset.iterate_episodes([number])
-      return image_of(data.observations, config.image).shape[1:3]
+      found = vectors_of(data.observations, keys)
+      size = config.size
+      if size is None:
+        size = image_of(data.observations, config.image).shape[1:3]
     except writer.EpisodeError as error:
       raise ValueError(f'dataset = {config.dataset!r}: {error}') from error
     except Exception as error:
       problem = values.reason(error)
+    else:
+      return size, tuple(
+        VectorComponent(name=name, size=x.shape[1]) for name, x in found.items()
+      )
   raise ValueError(
     f'dataset = {config.dataset!r}: no episode can be read ({problem})'
   )

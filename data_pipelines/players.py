@@ -185,7 +185,14 @@ def _trained(env: Environment, run: str, batch: int) -> Player:
     )
     prompt = advance(prompt, step.events * ~is_first[:, None])
     actions, _, actor = act(
-      world, params, actor, step.frame, is_first, prompt.task(), keys[0]
+      world,
+      params,
+      actor,
+      step.frame,
+      is_first,
+      prompt.task(),
+      keys[0],
+      step.vectors,
     )
     return (actor, prompt), actions
 
@@ -213,3 +220,9 @@ def _check_space(env: Environment, config: Config, run: str) -> None:
       raise ValueError(
         f'{run}: {field}: trained for {found}, the environment has {expected}'
       )
+  wanted = {v.name: v.size for v in config.vectors}
+  shown = {v.name: v.size for v in env.spec.vectors}
+  if not wanted.items() <= shown.items():
+    raise ValueError(
+      f'{run}: vectors: trained for {wanted}, the environment has {shown}'
+    )

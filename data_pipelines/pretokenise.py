@@ -28,11 +28,12 @@ from data_pipelines import writer
 from data_pipelines.command import main_of
 from dreamer4_jax.config import require
 from dreamer4_jax.data import EpisodeSource
+from dreamer4_jax.data import format as fmt
 from dreamer4_jax.data.sources import Request, Stretch, open_builder
 from dreamer4_jax.models import Params, World, tokenizer_caches
 from dreamer4_jax.nn import TimeCache, append, start_segment
 from dreamer4_jax.training.phases import load_rooms
-from dreamer4_jax.types import Array
+from dreamer4_jax.types import Array, Vectors
 
 PART_BYTES = 1 << 28
 """Bytes of latents between two points at which an interrupted run goes on."""
@@ -72,7 +73,8 @@ def pretokenise(
   Raises:
     FileNotFoundError: no dataset, or no trained tokenizer.
     FileExistsError: there is something at `config.out`.
-    ValueError: the dataset's frames do not fit the tokenizer, or are latents.
+    ValueError: the dataset's frames or vectors do not fit the tokenizer, or it
+      holds latents.
   """
   out = writer.check_output(config.out, overwrite=config.overwrite, in_run=True)
   rooms, run = load_rooms(config.run, 'tokenizer')
@@ -85,6 +87,7 @@ def pretokenise(
       config.dataset,
       split,
       frame_shape=(t.image_height, t.image_width, t.channels),
+      vectors=run.vectors,
       cache_bytes=0,
     )
     for split in splits
@@ -104,7 +107,7 @@ def pretokenise(
   work = writer.work_directory(out, key=[tokenizer, str(config)])
   encode = jax.jit(functools.partial(encode_block, world))
   params = jax.tree.map(jnp.asarray, {'tokenizer': rooms['tokenizer']})
-  cache, _ = tokenizer_caches(t, config.streams)
+  cache, _ = tokenizer_caches(t, config.streams, run.vectors)
   part_frames = PART_BYTES // (2 * t.num_latents * t.bottleneck_dim)
   frames = {name: int(s.index.lengths.sum()) for name, s in sources.items()}
   shards: dict[str, list[pathlib.Path]] = {}
@@ -132,7 +135,12 @@ def pretokenise(
 
 
 def encode_block(
-  world: World, params: Params, cache: TimeCache, frames: Array, first: Array
+  world: World,
+  params: Params,
+  cache: TimeCache,
+  frames: Array,
+  vectors: Vectors,
+  first: Array,
 ) -> tuple[Array, TimeCache]:
   """Encodes the next frames of B streams; jit it.
 
@@ -141,6 +149,7 @@ def encode_block(
     params: room `tokenizer`.
     cache: of the encoder.
     frames: `[B, T, H, W, C]` uint8.
+    vectors: what is seen beside them, components `[B, T, n]`.
     first: `[B, T]` bool, an episode starts with this frame.
 
   Returns:
@@ -148,13 +157,15 @@ def encode_block(
   """
 
   def body(cache, item):
-    frame, is_first = item
+    (frame, beside), is_first = item
     cache = start_segment(cache, is_first)
-    z, new = world.latents(params, frame[:, None], cache=cache)
+    z, new = world.latents(params, frame, vectors=beside, cache=cache)
     return append(cache, new), z[:, 0].astype(jnp.float16)
 
-  time_leading = (jnp.moveaxis(frames, 1, 0), jnp.moveaxis(first, 1, 0))
-  cache, z = jax.lax.scan(body, cache, time_leading)
+  time_leading = lambda x: jnp.moveaxis(x, 1, 0)
+  single = lambda x: time_leading(x)[:, :, None]
+  seen = jax.tree.map(single, (frames, vectors))
+  cache, z = jax.lax.scan(body, cache, (seen, time_leading(first)))
   return jnp.moveaxis(z, 0, 1), cache
 
 
@@ -175,13 +186,18 @@ def _encode_part(
   ribbons = _deal(lengths, config.streams)
   longest = max(sum(lengths[e] for e in ribbon) for ribbon in ribbons)
   shape = (config.streams, config.block)
-  frames = source.allocate(shape)['observation']
+  # Zeros, where no episode is read into them, and not something infinite.
+  into = {
+    name: np.zeros_like(x)
+    for name, x in source.allocate(shape).items()
+    if name == 'observation' or name.startswith('vector/')
+  }
+  seen = fmt.unflatten(into)
   for begin in range(0, longest, config.block):
     first = np.zeros(shape, bool)
     requests, places = [], []
     for row, ribbon in enumerate(ribbons):
       for stretch, column in _between(ribbon, lengths, begin, config.block):
-        into = {'observation': frames}
         requests += [
           Request(stretch, into, row, column),
           Request(stretch, steps[stretch.episode], 0, stretch.start),
@@ -189,7 +205,9 @@ def _encode_part(
         places.append((stretch, row, column))
         first[row, column] |= stretch.start == 0
     source.read(requests)
-    z, cache = encode(params, cache, frames, first)
+    z, cache = encode(
+      params, cache, seen['observation'], seen.get('vector', {}), first
+    )
     z = np.asarray(z)
     for stretch, row, column in places:
       size = stretch.stop - stretch.start

@@ -15,7 +15,7 @@ import numpy as np
 from data_pipelines import writer
 from data_pipelines.stage import Lane, Played, Stage
 from dreamer4_jax.data import format as fmt
-from dreamer4_jax.types import Array
+from dreamer4_jax.types import Array, EnvStep
 
 SHARD_FRAMES = 20_000
 """Frames between two points at which an interrupted recording goes on."""
@@ -28,13 +28,13 @@ class _Open:
   Attributes:
     number: of the episode.
     level: index into the noise levels.
-    frames: pieces of its frames, time leading.
-    steps: pieces of what its steps hold beside frames.
+    seen: pieces of its frames and vectors, time leading.
+    steps: pieces of what its steps hold beside these.
   """
 
   number: int
   level: int = 0
-  frames: list[np.ndarray] = dataclasses.field(default_factory=list)
+  seen: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
   def add(self, played: Played, place: int) -> bool | None:
@@ -47,7 +47,7 @@ class _Open:
     ended = step.terminal[:, place] | step.timeout[:, place]
     count = int(np.argmax(ended)) + 1 if ended.any() else len(ended)
     own = jax.tree.map(lambda x: x[:count, place].copy(), played)
-    self.frames.append(own.step.frame)
+    self.seen.append(_seen(own.step))
     self.steps.append(
       {
         'action': own.action,
@@ -62,12 +62,20 @@ class _Open:
     """Returns the whole episode; its last frame has no action."""
     noise = {'noise': levels[self.level]} if levels else {}
     last = jax.tree.map(lambda x: np.zeros_like(x[:1]), self.steps[-1])
-    steps = jax.tree.map(lambda *x: np.concatenate(x), *self.steps, last)
+    join = lambda *x: np.concatenate(x)
     return writer.Episode(
-      steps={'observation': np.concatenate(self.frames), **steps},
+      steps={
+        **jax.tree.map(join, *self.seen),
+        **jax.tree.map(join, *self.steps, last),
+      },
       terminal=terminal,
       attributes={'number': self.number, **noise},
     )
+
+
+def _seen(step: EnvStep) -> dict[str, Any]:
+  """What is seen on a step, by field."""
+  return {'observation': step.frame, 'vector': step.vectors}
 
 
 def record(
@@ -109,10 +117,11 @@ def record(
         # Here a place that nobody watches costs as much as one with an
         # episode; what has ended is not played.
         lane.state.timeout[[place is None for place in places]] = True
-      levels, first = jax.device_get((stage.levels(keys), lane.step.frame))
+      levels, first = jax.device_get((stage.levels(keys), _seen(lane.step)))
       for i in np.flatnonzero(restarted):
         places[i].level = int(levels[i])
-        places[i].frames.append(first[i : i + 1].copy())
+        own = jax.tree.map(lambda x, i=i: x[i : i + 1].copy(), first)
+        places[i].seen.append(own)
     lane, played = stage.play(stage.player.params, lane)
     played = jax.device_get(played)
     for i, place in enumerate(places):

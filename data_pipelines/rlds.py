@@ -1,7 +1,8 @@
 """Converts RLDS datasets, such as those of Open X-Embodiment and SOAR.
 
 python -m data_pipelines.rlds --dataset DIR --out DIR \
-  --image observation/image_0 --actions action=action --size 256 256
+  --image observation/image_0 --actions action=action --size 256 256 \
+  --vectors state=observation/state
 
 `DIR` is a TFDS directory with `dataset_info.json`, `features.json` and shards
 in tfrecord or array_record; TensorFlow is not needed. A mapping says which
@@ -22,7 +23,7 @@ import tensorflow_datasets as tfds
 
 from data_pipelines import convert, values, writer
 from data_pipelines.rlds_records import get, parse, read_records
-from dreamer4_jax.config import ActionComponent, require
+from dreamer4_jax.config import ActionComponent, VectorComponent, require
 from dreamer4_jax.data import format as fmt
 
 LOST_REWARD = (
@@ -42,6 +43,8 @@ class RldsConfig(convert.Output):
   actions: tuple[str, ...] = ('action=action',)
   """Components, each NAME=FIELD or NAME=FIELD:CLASSES. Numbers with a point are
   continuous; whole numbers need their number of classes, true and false not."""
+  vectors: tuple[str, ...] = ()
+  """What is seen beside the image, each NAME=FIELD, in its own units."""
   reward: str = 'reward'
   """Field of the reward; empty for none."""
   reward_at: Literal['action', 'arrival'] = 'action'
@@ -67,6 +70,12 @@ class RldsConfig(convert.Output):
       'needs at least one, each NAME=FIELD',
     )
     require(
+      all('=' in v for v in self.vectors),
+      'vectors',
+      self.vectors,
+      'must be NAME=FIELD each',
+    )
+    require(
       self.frame_rate >= 0,
       'frame_rate',
       self.frame_rate,
@@ -88,6 +97,7 @@ class Fields:
     reward_at: 'action' or 'arrival'.
     instruction: field of the text.
     parts: the action space.
+    vectors: field of each vector, by name.
   """
 
   image: str
@@ -99,6 +109,7 @@ class Fields:
   reward_at: str
   instruction: str
   parts: tuple[ActionComponent, ...]
+  vectors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def to_episode(
@@ -146,6 +157,10 @@ def to_episode(
   return writer.Episode(
     steps={
       'observation': np.stack(frames),
+      'vector': {
+        name: stacked(field).reshape(count, -1)
+        for name, field in fields.vectors.items()
+      },
       'action': actions,
       'action_known': known,
       'reward': reward,
@@ -230,7 +245,7 @@ def convert_rlds(
       f'dataset; it has {sorted(builder.info.features)}'
     )
   inputs = _inputs(builder, config)
-  fields, notes = _look(config, str(root), inputs)
+  fields, vectors, notes = _look(config, str(root), inputs)
   report = convert.run(
     config,
     fmt.Description(
@@ -239,6 +254,7 @@ def convert_rlds(
       frame_shape=(*fields.size, 3),
       chunk_length=config.chunk_length,
       frame_rate=config.frame_rate,
+      vectors=vectors,
       source={'converter': 'rlds', **notes},
     ),
     inputs,
@@ -278,8 +294,9 @@ def _all_records(inputs: Sequence[convert.Input]) -> Iterator[bytes]:
 
 def _look(
   config: RldsConfig, root: str, inputs: Sequence[convert.Input]
-) -> tuple[Fields, dict[str, Any]]:
-  """Reads all actions once, for their kinds and bounds."""
+) -> tuple[Fields, tuple[VectorComponent, ...], dict[str, Any]]:
+  """Reads all actions once, for their kinds and bounds, and vectors' sizes."""
+  beside = dict(text.split('=', 1) for text in config.vectors)
   named = {}
   for text in config.actions:
     name, _, field = text.partition('=')
@@ -289,6 +306,7 @@ def _look(
   size = config.size
   bounds: dict[str, tuple[np.ndarray, np.ndarray]] = {}
   kinds: dict[str, np.dtype] = {}
+  sizes: dict[str, int] = {}
   problem = 'there is no episode'
   for record in _all_records(inputs):
     try:
@@ -302,15 +320,18 @@ def _look(
           bounds[name] = (
             np.minimum(low, flat.min(0)), np.maximum(high, flat.max(0))
           )  # fmt: skip
+      for name, field in beside.items():
+        sizes.setdefault(name, np.asarray(get(steps[0], field)).size)
       if size is None:
         first = parse(record, features)[0]
         size = np.asarray(get(first, config.image)).shape[:2]
     except (writer.EpisodeError, TypeError, ValueError) as error:
       problem = str(error)
-  if size is None or set(bounds) != set(named):
+  if size is None or set(bounds) != set(named) or set(sizes) != set(beside):
+    wanted = [*(f for f, _ in named.values()), *beside.values()]
     raise ValueError(
       f'dataset = {config.dataset!r}: no episode has the fields {config.image} '
-      f'and {[f for f, _ in named.values()]} ({problem})'
+      f'and {wanted} ({problem})'
     )
   parts, low, high = [], {}, {}
   for name, (_, classes) in named.items():
@@ -339,8 +360,10 @@ def _look(
     reward_at=config.reward_at,
     instruction=config.instruction,
     parts=tuple(parts),
+    vectors=beside,
   )
-  return found, {'action_low': low, 'action_high': high}
+  vectors = tuple(VectorComponent(name=n, size=s) for n, s in sizes.items())
+  return found, vectors, {'action_low': low, 'action_high': high}
 
 
 if __name__ == '__main__':

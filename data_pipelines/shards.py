@@ -33,6 +33,7 @@ class ShardIndex:
     terminal: whether each episode ended for good.
     events: `[arrival frame, task]` of each episode.
     attributes: of each episode.
+    moments: sums of each episode's vectors and of their squares, by name.
   """
 
   records: int = 0
@@ -44,6 +45,9 @@ class ShardIndex:
   terminal: list[bool] = dataclasses.field(default_factory=list)
   events: list[list[list[int]]] = dataclasses.field(default_factory=list)
   attributes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  moments: list[dict[str, list[list[float]]]] = dataclasses.field(
+    default_factory=list
+  )
 
 
 class Shard:
@@ -100,6 +104,9 @@ class Shard:
     self._frames += len(flat['reward'])
     self._known += int(flat['action_known'].sum())
     self._return += float(flat['reward'].sum(dtype=np.float64))
+    for name, sums in self._sums.items():
+      x = flat[f'vector/{name}'].astype(np.float64)
+      sums += np.stack([x.sum(axis=0), np.square(x).sum(axis=0)])
     if self._pending:
       flat = {k: np.concatenate([v, flat[k]]) for k, v in self._pending.items()}
     size = self._description.chunk_length
@@ -136,6 +143,7 @@ class Shard:
     self.index.terminal.append(bool(terminal))
     self.index.events.append(self._events)
     self.index.attributes.append(kept)
+    self.index.moments.append({k: x.tolist() for k, x in self._sums.items()})
     self.abandon()
 
   def abandon(self) -> None:
@@ -143,12 +151,15 @@ class Shard:
     self._pending: dict[str, np.ndarray] = {}
     self._frames = self._known = 0
     self._return = 0.0
+    self._sums = {
+      v.name: np.zeros((2, v.size)) for v in self._description.vectors
+    }
     self._first = self.index.records
     self._events: list[list[int]] = []
 
   def forget(self, episodes: int) -> None:
     """Takes all but the first `episodes` episodes out of the index."""
-    for name in ('first_chunks', *fmt.INDEX_FIELDS):
+    for name in ('first_chunks', 'moments', *fmt.INDEX_FIELDS):
       del getattr(self.index, name)[episodes:]
 
   def _note_events(self, flat: Mapping[str, np.ndarray]) -> None:

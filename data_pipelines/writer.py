@@ -8,6 +8,7 @@ once. `write_dataset` does both for episodes that come from one iterator.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
 import fcntl
 import itertools
 import json
@@ -167,7 +168,8 @@ def publish(
   Args:
     out: directory of the dataset, checked by `check_output`.
     work: a directory beside it, which holds the shards and is removed.
-    description: of all episodes.
+    description: of all episodes; mean and standard deviation of its vectors
+      are put in here, over all splits.
     shards: finished shards by split, in the order of their episodes. Shards
       without episodes are left out.
     files: what else to write into the directory, as JSON, by file name.
@@ -180,12 +182,17 @@ def publish(
   new = work / 'new'
   shutil.rmtree(new, ignore_errors=True)
   new.mkdir()
-  metadata, infos = description.to_metadata(), []
+  found = {}
   for split, paths in shards.items():
     indices = [(path, read_index(path)) for path in paths]
-    indices = [(path, index) for path, index in indices if index.lengths]
-    if not indices:
+    found[split] = [(path, index) for path, index in indices if index.lengths]
+    if not found[split]:
       raise EpisodeError(f'split {split!r}: found no episode')
+  description = _measured(
+    description, [index for pairs in found.values() for _, index in pairs]
+  )
+  metadata, infos = description.to_metadata(), []
+  for split, indices in found.items():
     template = tfds.core.ShardedFileTemplate(
       data_dir=new,
       template=_TEMPLATE,
@@ -225,6 +232,25 @@ def publish(
   shutil.rmtree(work)
   if work in _CLAIMS:
     os.close(_CLAIMS.pop(work))
+
+
+def _measured(
+  description: fmt.Description, indices: Sequence[ShardIndex]
+) -> fmt.Description:
+  """Puts in mean and standard deviation of the vectors over all steps."""
+  steps = sum(sum(index.lengths) for index in indices)
+  rounded = lambda x: tuple(float(f'{value:.6g}') for value in x)
+  vectors = []
+  for part in description.vectors:
+    sums = [np.asarray(m[part.name]) for i in indices for m in i.moments]
+    mean, square = np.sum(sums, axis=0) / steps
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    # What never changes is only moved to 0; less than this is rounding.
+    std = np.where(std > 1e-6 * np.abs(mean), std, 1.0)
+    vectors.append(
+      dataclasses.replace(part, mean=rounded(mean), std=rounded(std))
+    )
+  return dataclasses.replace(description, vectors=tuple(vectors))
 
 
 def _joined(

@@ -8,8 +8,11 @@ from typing import Any
 
 from dreamer4_jax.config import FREE_FIELDS, Config
 
-MODEL_FIELDS = ('actions', 'tokenizer', 'dynamics', 'agent')
-_PHASE_FIELDS = {'tokenizer': ('tokenizer',), 'dynamics': MODEL_FIELDS[:3]}
+MODEL_FIELDS = ('vectors', 'tokenizer', 'actions', 'dynamics', 'agent')
+_PHASE_FIELDS = {
+  'tokenizer': MODEL_FIELDS[:2],
+  'dynamics': MODEL_FIELDS[:4],
+}
 
 
 def model_fields(phase: str) -> tuple[str, ...]:

@@ -25,6 +25,10 @@ Actions: TypeAlias = dict[str, Array]
 """Action components by name: categorical `[...]` int32, binary `[..., n]`
 int32 in {0, 1}, continuous `[..., n]` float32."""
 
+Vectors: TypeAlias = dict[str, Array]
+"""What is seen beside the image, such as proprioception, by name: `[..., n]`
+float32, in the data's units."""
+
 
 @struct.dataclass
 class Batch:
@@ -47,6 +51,8 @@ class Batch:
     segment_ids: `[B, T]` int32; frames see only their own segment.
     relevant: `[B]` bool, the clip was chosen because a task is achieved in it
       or, where no task ever is, because its actions are known.
+    vectors: what is seen beside frame t, components `[B, T, n]`; empty where
+      frames are latents, which hold it already.
   """
 
   frames: Array
@@ -60,6 +66,7 @@ class Batch:
   task: Array
   segment_ids: Array
   relevant: Array
+  vectors: Vectors = struct.field(default_factory=dict)
 
 
 @struct.dataclass
@@ -86,6 +93,7 @@ class EnvStep:
       step.
     terminal: `[B]` bool, the episode ended for good.
     timeout: `[B]` bool, the episode was cut by its time limit.
+    vectors: what is seen beside the frame, components `[B, n]`.
   """
 
   frame: Array
@@ -93,3 +101,4 @@ class EnvStep:
   events: Array
   terminal: Array
   timeout: Array
+  vectors: Vectors = struct.field(default_factory=dict)

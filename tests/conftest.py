@@ -32,6 +32,7 @@ _LONGEST = (
   'test_benchmarks.py',
   'test_pretokenise.py',
   'test_jobs.py',
+  'test_vector_run.py',
 )
 
 

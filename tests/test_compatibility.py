@@ -7,7 +7,7 @@ from dreamer4_jax.compatibility import (
   check_config,
   model_fields,
 )
-from dreamer4_jax.config import Config
+from dreamer4_jax.config import Config, VectorComponent
 
 
 def test_every_model_field_is_compared():
@@ -19,6 +19,7 @@ def test_every_model_field_is_compared():
     ('actions.0.size', {'actions': (wider,)}),
     ('actions', {'actions': (wider, dataclasses.replace(wider, name='b'))}),
     ('agent.hidden', {'agent': agent}),
+    ('vectors', {'vectors': (VectorComponent(name='arm', size=2),)}),
     ('tokenizer.patch_size', {'tokenizer': tokenizer}),
   ):
     changed = dataclasses.replace(base, **change)
@@ -34,7 +35,8 @@ def test_what_makes_no_other_model_may_change():
 
 
 def test_a_phase_is_bound_by_the_models_it_holds():
-  assert model_fields('tokenizer') == ('tokenizer',)
-  assert model_fields('dynamics') == ('actions', 'tokenizer', 'dynamics')
+  tokenizer = ('vectors', 'tokenizer')
+  assert model_fields('tokenizer') == tokenizer
+  assert model_fields('dynamics') == (*tokenizer, 'actions', 'dynamics')
   assert model_fields('finetune') == MODEL_FIELDS
   assert model_fields('imagination') == MODEL_FIELDS

@@ -42,6 +42,7 @@ BAD = [
   (cfg.TokenizerPhase, 'keep_best', -1),
   (cfg.TokenizerPhase, 'keep_best', 1),
   (cfg.TokenizerPhase, 'max_mask_ratio', 1.0),
+  (cfg.TokenizerPhase, 'vector_weight', -1.0),
   (cfg.DynamicsPhase, 'bootstrap_rows', 0.3),
   (cfg.DynamicsPhase, 'bootstrap_every', 0),
   (cfg.DynamicsPhase, 'bootstrap_start', -1),

@@ -129,7 +129,8 @@ def check_environment(config: Config) -> Environment:
   """Returns the environment, which must be that of the config.
 
   Raises:
-    ValueError: it is unknown, or has other frames, actions or tasks.
+    ValueError: it is unknown, has other frames, actions or tasks, or does not
+      show the vectors.
     ImportError: its engine is not installed.
   """
   env = make_env(config.env)
@@ -149,6 +150,13 @@ def check_environment(config: Config) -> Environment:
       value,
       f'env.name = {name!r} has {found}; change one of the two',
     )
+  shown = {v.name: v.size for v in spec.vectors}
+  require(
+    all(shown.get(v.name) == v.size for v in config.vectors),
+    'vectors',
+    {v.name: v.size for v in config.vectors},
+    f'env.name = {name!r} shows {shown or "none"}; change one of the two',
+  )
   return env
 
 
@@ -175,6 +183,7 @@ def check_data(
         actions=config.actions,
         tasks=config.tasks,
         frame_shape=frame_shape(config),
+        vectors=config.vectors,
         cache_bytes=0,
       )
   _check_latents(config, phases, fingerprint)

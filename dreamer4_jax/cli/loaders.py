@@ -109,6 +109,7 @@ def _loader(
     process_index=jax.process_index(),
     process_count=processes,
     frame_shape=frame_shape(config),
+    vectors=config.vectors,
     tokenizer=tokenizer,
     only_with_tasks=phase in ('finetune', 'imagination'),
     cloning=isinstance(settings, FinetunePhase) and settings.policy_weight > 0,
@@ -177,6 +178,7 @@ def evaluation_loader(config: Config, room: str, length: int):
     length=length,
     seed=config.eval.seed + PHASES.index(room),
     frame_shape=frame_shape(config),
+    vectors=config.vectors,
   )
 
 

@@ -145,12 +145,12 @@ def evaluate(
     world = World.from_config(config)
     rooms, _ = phases.load_rooms(run_dir, 'imagination')
     rooms = jax.tree.map(jax.numpy.asarray, rooms)
-    psnr = _tokenizer(config, world, rooms)
+    tokenizer = _tokenizer(config, world, rooms)
     dreams = _dynamics(config, world, rooms)
     episodes = _closed_loop(config, world, rooms, env)
   rl, bc = episodes['rl'], episodes['bc']
   results: dict[str, Any] = {
-    'tokenizer': {'psnr': psnr},
+    'tokenizer': tokenizer,
     'dynamics': evals.open_loop_psnr(dreams, config.eval.horizons),
     'agents': {name: e.summary() for name, e in episodes.items()},
     'rl_vs_bc': evals.compare_policies(
@@ -234,12 +234,16 @@ def _seconds(run_dir: pathlib.Path) -> dict[str, float]:
   return {**parts, 'total': sum(parts.values())}
 
 
-def _tokenizer(config: Config, world: World, rooms: Any) -> float:
+def _tokenizer(config: Config, world: World, rooms: Any) -> dict[str, Any]:
   loader = evaluation_loader(
     config, 'tokenizer', config.dynamics.context_length
   )
   batches = [next(loader) for _ in range(max(1, config.eval.clips // 16))]
-  return evals.tokenizer_psnr(world, rooms, batches)
+  errors = evals.vector_errors(world, rooms, batches)
+  return {
+    'psnr': evals.tokenizer_psnr(world, rooms, batches),
+    **({'vectors': errors} if errors else {}),
+  }
 
 
 def _dynamics(config: Config, world: World, rooms: Any) -> evals.OpenLoop:

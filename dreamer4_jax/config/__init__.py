@@ -16,6 +16,7 @@ from dreamer4_jax.config.models import (
   Remat,
   TokenizerConfig,
   TransformerConfig,
+  VectorComponent,
 )
 from dreamer4_jax.config.phases import (
   PHASES,
@@ -60,5 +61,6 @@ __all__ = [
   'TokenizerConfig',
   'TokenizerPhase',
   'TransformerConfig',
+  'VectorComponent',
   'require',
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from dreamer4_jax.config.checks import at_least, is_power_of_two, require
@@ -47,6 +48,45 @@ class ActionComponent:
       f'must be below high = {self.high}',
     )
     require(self.bins >= 2, f'{label}.bins', self.bins, 'must be at least 2')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VectorComponent:
+  """One named vector that is seen beside each image, such as proprioception."""
+
+  name: str
+  """Key of this vector in dictionaries; a Python identifier."""
+  size: int
+  """Values."""
+  mean: tuple[float, ...] = (0.0,)
+  """Mean in the data's units, one for each value or one for all of them."""
+  std: tuple[float, ...] = (1.0,)
+  """Standard deviation, likewise; the tokenizer sees (x - mean) / std."""
+
+  def __post_init__(self):
+    label = f'vectors[{self.name}]'
+    # It names parameters and fields of files.
+    require(
+      self.name.isidentifier(),
+      'vectors.name',
+      self.name,
+      'must be a Python identifier: letters, digits and underscores',
+    )
+    require(self.size >= 1, f'{label}.size', self.size, 'must be at least 1')
+    for field in ('mean', 'std'):
+      value = getattr(self, field)
+      require(
+        len(value) in (1, self.size) and all(map(math.isfinite, value)),
+        f'{label}.{field}',
+        value,
+        f'must be one finite number, or size = {self.size} of them',
+      )
+    require(
+      min(self.std) > 0,
+      f'{label}.std',
+      self.std,
+      'must be positive; 1 will do for what never changes',
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -146,6 +146,8 @@ class TokenizerPhase(PhaseConfig):
   """Weight of the LPIPS term; off while lpips_path is empty."""
   lpips_path: str = ''
   """Local file with LPIPS weights; empty turns the term off."""
+  vector_weight: float = 1.0
+  """Weight of the vectors' term; there is none without vectors."""
 
   def __post_init__(self):
     super().__post_init__()
@@ -155,6 +157,7 @@ class TokenizerPhase(PhaseConfig):
       self.max_mask_ratio,
       'must lie in [0, 1); the paper uses 0.9',
     )
+    at_least(0, self, 'vector_weight')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from dreamer4_jax.config.models import (
   AgentConfig,
   DynamicsConfig,
   TokenizerConfig,
+  VectorComponent,
 )
 from dreamer4_jax.config.phases import Phases
 
@@ -161,6 +162,8 @@ class Config:
     ActionComponent(name='action', kind='categorical', size=2),
   )
   """The action space."""
+  vectors: tuple[VectorComponent, ...] = ()
+  """What is seen beside the image, each a token of the tokenizer."""
   tasks: tuple[str, ...] = ('reward',)
   """Task names, in id order; also the order of the evaluation prompt."""
   tokenizer: TokenizerConfig = dataclasses.field(
@@ -189,6 +192,13 @@ class Config:
       'actions',
       names,
       'needs at least one component, with distinct names',
+    )
+    names = [c.name for c in self.vectors]
+    require(
+      len(set(names)) == len(names),
+      'vectors',
+      names,
+      'must have distinct names',
     )
     values = self.tokenizer.num_latents * self.tokenizer.bottleneck_dim
     require(

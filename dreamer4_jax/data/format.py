@@ -15,6 +15,9 @@ Beside the records lies a JSON description. It has an index of every episode's
 length, events and attributes, so that a loader plans its windows without
 reading frames.
 
+What is seen beside the frame, such as proprioception, stands in `vector/NAME`,
+of the same time as the frame.
+
 A *pre-tokenised* dataset holds the latents of a tokenizer where others hold
 frames, and the fingerprint of that tokenizer.
 """
@@ -29,7 +32,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dreamer4_jax.config import ActionComponent, require
+from dreamer4_jax.config import ActionComponent, VectorComponent, require
 
 FORMAT_VERSION = 2
 REWARD_ONLY = ('reward',)
@@ -103,6 +106,8 @@ class Description:
     tokenizer: fingerprint of the tokenizer whose latents stand in the place
       of frames; empty for frames.
     latent_shape: latents and their channels; empty for frames.
+    vectors: what is seen beside each frame, with the mean and the standard
+      deviation over the dataset, which `publish` fills in.
     source: whatever made the dataset wants to be remembered.
   """
 
@@ -114,6 +119,7 @@ class Description:
   labels: dict[str, list[str]] = dataclasses.field(default_factory=dict)
   tokenizer: str = ''
   latent_shape: tuple[int, ...] = ()
+  vectors: tuple[VectorComponent, ...] = ()
   source: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
@@ -171,15 +177,24 @@ class Description:
         f'metadata format_version: found {version!r}, expected '
         f'{FORMAT_VERSION}; make the dataset again with data_pipelines'
       )
-    plain = {f.name for f in dataclasses.fields(cls)} - {'actions', *_TUPLES}
+    plain = {f.name for f in dataclasses.fields(cls)}
+    plain -= {'actions', 'vectors', *_TUPLES}
     try:
       return cls(
         actions=tuple(ActionComponent(**c) for c in metadata['actions']),
+        # Datasets from before there were any do not name them.
+        vectors=tuple(map(_vector, metadata.get('vectors', ()))),
         **{name: tuple(metadata[name]) for name in _TUPLES},
         **{name: metadata[name] for name in plain},
       )
     except (KeyError, TypeError) as error:
       raise ValueError(f'metadata: damaged ({error!r})') from error
+
+
+def _vector(plain: Mapping[str, Any]) -> VectorComponent:
+  """Reads one vector's description."""
+  tuples = {k: tuple(plain[k]) for k in ('mean', 'std')}
+  return VectorComponent(**{**plain, **tuples})
 
 
 def features(description: Description) -> tfds.features.FeaturesDict:
@@ -213,11 +228,15 @@ def features(description: Description) -> tfds.features.FeaturesDict:
     found['action'] = {c.name: action(c) for c in description.actions}
   if description.tasks:
     found['events'] = steps((len(description.tasks),), np.uint8)
+  if description.vectors:
+    found['vector'] = {
+      v.name: steps((v.size,), np.float32) for v in description.vectors
+    }
   return tfds.features.FeaturesDict(found)
 
 
 def flatten(fields: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Names fields of nested dictionaries `action/NAME`."""
+  """Names fields of nested dictionaries `action/NAME`, `vector/NAME`."""
   flat: dict[str, Any] = {}
   for name, value in fields.items():
     if isinstance(value, Mapping | tfds.features.FeaturesDict):
@@ -228,12 +247,12 @@ def flatten(fields: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """Reverses `flatten`; without actions, `action` is empty."""
+  """Reverses `flatten`; `action` is there even if it is empty."""
   fields: dict[str, Any] = {'action': {}}
   for name, value in flat.items():
     group, slash, component = name.partition('/')
     if slash:
-      fields[group][component] = value
+      fields.setdefault(group, {})[component] = value
     else:
       fields[name] = value
   return fields

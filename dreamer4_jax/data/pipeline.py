@@ -7,7 +7,12 @@ import functools
 
 import grain
 
-from dreamer4_jax.config import ActionComponent, SourceConfig, require
+from dreamer4_jax.config import (
+  ActionComponent,
+  SourceConfig,
+  VectorComponent,
+  require,
+)
 from dreamer4_jax.data import labels, planning, sources, transforms
 from dreamer4_jax.types import Batch
 
@@ -29,6 +34,7 @@ def make_loader(
   process_index: int = 0,
   process_count: int = 1,
   frame_shape: Sequence[int] | None = None,
+  vectors: Sequence[VectorComponent] = (),
   tokenizer: str = '',
   only_with_tasks: bool = False,
   cloning: bool = False,
@@ -63,6 +69,7 @@ def make_loader(
     process_index: number of this process.
     process_count: number of processes; each draws its own rows.
     frame_shape: height, width, channels that the run expects, or None.
+    vectors: what the run sees beside frames; datasets of frames must have it.
     tokenizer: fingerprint of the run's tokenizer, which pre-tokenised datasets
       must have been made with; empty if the run needs frames.
     only_with_tasks: leave out datasets that know neither of events nor of
@@ -100,6 +107,7 @@ def make_loader(
       actions=actions,
       tasks=tasks,
       frame_shape=frame_shape,
+      vectors=vectors,
       cache_bytes=cache_bytes,
     )
     for dataset in datasets
@@ -139,6 +147,7 @@ def make_loader(
     actions=tuple(actions),
     tasks=tuple(tasks),
     once=dreams,
+    vectors=tuple(vectors),
   )
   own = range(process_index * batch_size, (process_index + 1) * batch_size)
   stream = grain.MapDataset.range(_ENDLESS).map(

@@ -12,7 +12,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 import numpy as np
 import tensorflow_datasets as tfds
 
-from dreamer4_jax.config import ActionComponent
+from dreamer4_jax.config import ActionComponent, VectorComponent
 from dreamer4_jax.data import format as fmt
 from dreamer4_jax.data.records import Layouts, Span, read_int
 
@@ -78,6 +78,7 @@ class EpisodeSource:
     actions: Sequence[ActionComponent] | None = None,
     tasks: Sequence[str] | None = None,
     frame_shape: Sequence[int] | None = None,
+    vectors: Sequence[VectorComponent] = (),
     cache_bytes: int = CACHE_BYTES,
   ):
     """Opens a split and checks it against what the run expects.
@@ -90,6 +91,8 @@ class EpisodeSource:
       tasks: expected task names in id order, or None to accept any. A dataset
         that knows of no task fits every list.
       frame_shape: expected height, width, channels, or None to accept any.
+      vectors: those that it must have, by name and size; it may have others.
+        Latents hold them already, and need have none.
       cache_bytes: a split of fewer bytes of observations is kept in memory.
 
     Raises:
@@ -112,6 +115,8 @@ class EpisodeSource:
         raise ValueError(
           f'{self.path}: {field}: found {found}, expected {tuple(expected)}'
         )
+    if not self.description.tokenizer:
+      _check_vectors(self.path, self.description.vectors, vectors)
     self._features = fmt.features(self.description)
     _check_features(self.path, builder.info.features, self._features)
     splits = {k: v.num_examples for k, v in builder.info.splits.items()}
@@ -153,7 +158,10 @@ class EpisodeSource:
 
   @functools.cached_property
   def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape of a step and dtype of each field, `action/NAME` for actions."""
+    """Shape of a step and dtype of each field, `action/NAME` for actions.
+
+    Likewise `vector/NAME` for vectors.
+    """
     return {
       name: (feature.shape[1:], np.dtype(feature.np_dtype))
       for name, feature in fmt.flatten(self._features).items()
@@ -316,6 +324,21 @@ def read_description(
     return fmt.Description.from_metadata(metadata)
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
+
+
+def _check_vectors(
+  path: pathlib.Path,
+  found: Sequence[VectorComponent],
+  expected: Sequence[VectorComponent],
+) -> None:
+  """Raises `ValueError` unless each expected vector is there, of its size."""
+  sizes = {v.name: v.size for v in found}
+  for part in expected:
+    if sizes.get(part.name) != part.size:
+      raise ValueError(
+        f'{path}: vectors: found {sizes or "none"}, expected {part.name!r} of '
+        f'{part.size} values'
+      )
 
 
 def _check_features(path: pathlib.Path, found: Any, expected: Any) -> None:

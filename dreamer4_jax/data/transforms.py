@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamer4_jax.config import ActionComponent
+from dreamer4_jax.config import ActionComponent, VectorComponent
 from dreamer4_jax.data import format as fmt
 from dreamer4_jax.data.planning import Window
 from dreamer4_jax.data.sources import EpisodeSource, Request, Stretch
@@ -31,6 +31,7 @@ class Clips:
     actions: the run's action space.
     tasks: the run's task names in id order.
     once: labels never name a task that the episode has already achieved.
+    vectors: what the run sees beside frames.
   """
 
   sources: Sequence[EpisodeSource]
@@ -38,12 +39,14 @@ class Clips:
   actions: tuple[ActionComponent, ...]
   tasks: tuple[str, ...]
   once: bool = False
+  vectors: tuple[VectorComponent, ...] = ()
 
   def read(self, windows: Sequence[Window]) -> Batch:
     """Returns the windows as a batch `[B, T, ...]`."""
     leading = len(windows), sum(s.stop - s.start for s in windows[0].segments)
     shape, dtype = self.sources[0].description.observation
     frames = np.empty((*leading, *shape), dtype)
+    vectors = self._vectors(leading)
     steps = self._blank((leading[0], leading[1] + 1))
     first, terminal, known = (np.zeros(leading, bool) for _ in range(3))
     task, ids = (np.zeros(leading, np.int32) for _ in range(2))
@@ -53,6 +56,7 @@ class Clips:
       rows = np.flatnonzero(numbers == number)
       source = self.sources[number]
       into = {'observation': frames}
+      into |= {f'vector/{name}': x for name, x in vectors.items()}
       around = {name: steps[name] for name in steps if name in source.fields}
       source.read(
         [
@@ -86,6 +90,7 @@ class Clips:
       task=task,
       segment_ids=ids,
       relevant=np.array([w.relevant for w in windows]),
+      vectors=vectors,
     )
 
   @functools.cached_property
@@ -94,6 +99,14 @@ class Clips:
       Tasks(source.index, len(self.tasks), once=self.once)
       for source in self.sources
     ]
+
+  def _vectors(self, leading: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Empty arrays for vectors; none for latents, which hold them."""
+    if self.sources[0].description.tokenizer:
+      return {}
+    return {
+      v.name: np.empty((*leading, v.size), np.float32) for v in self.vectors
+    }
 
   def _blank(self, leading: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Steps of which nothing is known, by flat name: what has to be read."""

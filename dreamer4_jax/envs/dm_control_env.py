@@ -8,7 +8,12 @@ from dm_control import suite
 import numpy as np
 
 from dreamer4_jax.config import ActionComponent, EnvConfig
-from dreamer4_jax.envs.host import HostEnv, Outcome, to_bounds
+from dreamer4_jax.envs.host import (
+  HostEnv,
+  Outcome,
+  components,
+  to_bounds,
+)
 
 ACTION = 'action'
 """Name of the only action component."""
@@ -42,6 +47,10 @@ class ControlSimulator:
     self._env = suite.load(domain, task)
     spec = self._env.action_spec()
     self._bounds = spec.minimum, spec.maximum
+    self._parts = components(
+      {name: s.shape for name, s in self._env.observation_spec().items()}
+    )
+    self.vectors = tuple(self._parts.values())
     size_of_action = int(np.prod(spec.shape))
     self.actions = (
       ActionComponent(name=ACTION, kind='continuous', size=size_of_action),
@@ -52,12 +61,13 @@ class ControlSimulator:
     # The suite takes its randomness when a task is loaded.
     self._env.close()
     self._env = suite.load(*self._names, task_kwargs={'random': seed})
-    self._env.reset()
+    self._observation = self._env.reset().observation
     return self._draw()
 
   def step(self, action: dict[str, np.ndarray]) -> Outcome:
     """Acts once."""
     step = self._env.step(to_bounds(action[ACTION], *self._bounds))
+    self._observation = step.observation
     # At its time limit the suite ends an episode with discount 1.
     terminal = step.last() and step.discount == 0
     return Outcome(
@@ -66,6 +76,13 @@ class ControlSimulator:
       terminal=terminal,
       timeout=step.last() and not terminal,
     )
+
+  def sense(self) -> dict[str, np.ndarray]:
+    """Returns the task's observations, each as a vector of its name."""
+    return {
+      part.name: np.asarray(self._observation[name], np.float32).reshape(-1)
+      for name, part in self._parts.items()
+    }
 
   def close(self) -> None:
     """Frees the simulation."""

@@ -1,6 +1,8 @@
 """Gymnasium environments from pixels, Atari through ale-py among them.
 
-The frame is the observation where that is an image, else what `render` draws.
+The frame is the observation where that is an image, or the only image in a
+dictionary of observations, else what `render` draws. What an observation holds
+of vectors is seen beside it, by its key, or as `state` if there are no keys.
 """
 
 from __future__ import annotations
@@ -12,10 +14,17 @@ import gymnasium
 import numpy as np
 
 from dreamer4_jax.config import ActionComponent, EnvConfig
-from dreamer4_jax.envs.host import HostEnv, Outcome, to_bounds
+from dreamer4_jax.envs.host import (
+  HostEnv,
+  Outcome,
+  components,
+  to_bounds,
+)
 
 ACTION = 'action'
 """Name of the action component; those of several are numbered."""
+STATE = 'state'
+"""Name of the vector where an observation is one."""
 _ATARI = 'ALE/'
 
 # Here and not where an environment is made, so that every use of Gymnasium in
@@ -42,10 +51,14 @@ class GymnasiumSimulator:
     """
     self._env = gymnasium.make(level, render_mode='rgb_array')
     space = self._env.observation_space
-    shape = getattr(space, 'shape', None) or ()
-    self._sees_pixels = (
-      len(shape) == 3 and shape[-1] in (1, 3) and space.dtype == np.uint8
+    self._has_keys = isinstance(space, gymnasium.spaces.Dict)
+    spaces = space.spaces if self._has_keys else {STATE: space}
+    images = [name for name, part in spaces.items() if _is_image(part)]
+    self._image = images[0] if len(images) == 1 else None
+    self._parts = components(
+      {name: s.shape for name, s in spaces.items() if _is_vector(s)}
     )
+    self.vectors = tuple(self._parts.values())
     self.actions = action_components(self._env.action_space, level)
 
   @property
@@ -58,24 +71,44 @@ class GymnasiumSimulator:
 
   def reset(self, seed: int) -> np.ndarray:
     """Starts an episode; returns the first frame."""
-    observation, _ = self._env.reset(seed=seed)
-    return self._frame(observation)
+    self._observation, _ = self._env.reset(seed=seed)
+    return self._frame()
 
   def step(self, action: dict[str, np.ndarray]) -> Outcome:
     """Acts once."""
-    observation, reward, terminal, timeout, _ = self._env.step(
+    self._observation, reward, terminal, timeout, _ = self._env.step(
       to_gymnasium(self._env.action_space, action)
     )
-    return Outcome(
-      self._frame(observation), float(reward), bool(terminal), bool(timeout)
-    )
+    return Outcome(self._frame(), float(reward), bool(terminal), bool(timeout))
+
+  def sense(self) -> dict[str, np.ndarray]:
+    """Returns the vectors of the latest observation."""
+    return {
+      part.name: np.asarray(self._seen(name), np.float32).reshape(-1)
+      for name, part in self._parts.items()
+    }
 
   def close(self) -> None:
     """Closes the environment."""
     self._env.close()
 
-  def _frame(self, observation: Any) -> np.ndarray:
-    return np.asarray(observation if self._sees_pixels else self._env.render())
+  def _frame(self) -> np.ndarray:
+    if self._image is None:
+      return np.asarray(self._env.render())
+    return np.asarray(self._seen(self._image))
+
+  def _seen(self, name: str) -> Any:
+    """Returns a part of the latest observation."""
+    return self._observation[name] if self._has_keys else self._observation
+
+
+def _is_image(space: gymnasium.Space) -> bool:
+  shape = space.shape or ()
+  return len(shape) == 3 and shape[-1] in (1, 3) and space.dtype == np.uint8
+
+
+def _is_vector(space: gymnasium.Space) -> bool:
+  return isinstance(space, gymnasium.spaces.Box) and len(space.shape) <= 1
 
 
 def make(level: str, config: EnvConfig) -> HostEnv:

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import re
 from typing import Protocol
 
 import jax
 import numpy as np
 from PIL import Image
 
-from dreamer4_jax.config import ActionComponent, EnvConfig, require
+from dreamer4_jax.config import (
+  ActionComponent,
+  EnvConfig,
+  VectorComponent,
+  require,
+)
 from dreamer4_jax.envs.protocol import EnvSpec
 from dreamer4_jax.types import Actions, Array, EnvStep
 
@@ -32,6 +38,13 @@ class Simulator(Protocol):
   @property
   def labels(self) -> Mapping[str, Sequence[str]]:
     """Names of the classes or bits of action components, if there are any."""
+
+  @property
+  def vectors(self) -> tuple[VectorComponent, ...]:
+    """What `sense` returns; simulators of images only may lack both."""
+
+  def sense(self) -> dict[str, np.ndarray]:
+    """Returns what is seen beside the latest frame, components `[n]`."""
 
   def reset(self, seed: int) -> np.ndarray:
     """Starts an episode; returns the first frame `[H, W, 3]` uint8."""
@@ -66,6 +79,7 @@ class HostState:
 
   simulators: list[Simulator]
   frames: np.ndarray
+  vectors: dict[str, np.ndarray]
   terminal: np.ndarray
   timeout: np.ndarray
   steps: int = 0
@@ -99,6 +113,7 @@ class HostEnv:
       tasks=TASKS,
       max_steps=config.max_steps,
       labels=probe.labels,
+      vectors=tuple(getattr(probe, 'vectors', ())),
       on_host=True,
     )
     self._idle = [probe]
@@ -119,7 +134,15 @@ class HostEnv:
       for simulator, seed in zip(simulators, seeds, strict=True)
     ]
     never = np.zeros(len(seeds), bool)
-    state = HostState(simulators, np.stack(frames), never, never.copy())
+    vectors = {
+      v.name: np.zeros((len(seeds), v.size), np.float32)
+      for v in self._spec.vectors
+    }
+    state = HostState(
+      simulators, np.stack(frames), vectors, never, never.copy()
+    )
+    for i in range(len(seeds)):
+      self._sense(state, i)
     return state, self._show(state, np.zeros(len(seeds), np.float32))
 
   def step(
@@ -134,11 +157,18 @@ class HostEnv:
         continue
       outcome = simulator.step({k: v[i] for k, v in actions.items()})
       state.frames[i] = self._fit(outcome.frame)
+      self._sense(state, i)
       reward[i] = outcome.reward
       state.terminal[i] = outcome.terminal
       late = outcome.timeout or state.steps >= self._spec.max_steps
       state.timeout[i] = late and not outcome.terminal
     return state, self._show(state, reward)
+
+  def _sense(self, state: HostState, i: int) -> None:
+    """Notes what simulator i sees beside its frame."""
+    if state.vectors:
+      for name, value in state.simulators[i].sense().items():
+        state.vectors[name][i] = value
 
   def _show(self, state: HostState, reward: np.ndarray) -> EnvStep:
     return EnvStep(
@@ -147,6 +177,7 @@ class HostEnv:
       events=np.zeros((len(reward), len(TASKS)), np.float32),
       terminal=state.terminal.copy(),
       timeout=state.timeout.copy(),
+      vectors={name: x.copy() for name, x in state.vectors.items()},
     )
 
   def _fit(self, frame: np.ndarray) -> np.ndarray:
@@ -158,6 +189,25 @@ class HostEnv:
     height, width = self._size
     image = Image.fromarray(np.asarray(frame, np.uint8))
     return np.asarray(image.resize((width, height), Image.Resampling.BOX))
+
+
+def components(
+  shapes: Mapping[str, Sequence[int]],
+) -> dict[str, VectorComponent]:
+  """Describes arrays that are seen beside frames, each as one flat vector.
+
+  Args:
+    shapes: of the arrays, by the simulator's name for them.
+
+  Returns:
+    A vector for each name; its own is that name as an identifier.
+  """
+  return {
+    name: VectorComponent(
+      name=re.sub(r'\W|^(?=\d)', '_', name), size=int(np.prod(shape))
+    )
+    for name, shape in shapes.items()
+  }
 
 
 def to_bounds(

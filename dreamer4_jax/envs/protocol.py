@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Protocol
 
-from dreamer4_jax.config import ActionComponent, require
+from dreamer4_jax.config import ActionComponent, VectorComponent, require
 from dreamer4_jax.types import Actions, Array, EnvStep, PyTree
 
 
@@ -35,6 +35,8 @@ class EnvSpec:
   """Time limit of an episode, in steps."""
   labels: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   """Names of the classes or bits of action components, for people."""
+  vectors: tuple[VectorComponent, ...] = ()
+  """What `EnvStep.vectors` shows beside frames; mean and std mean nothing."""
   on_host: bool = False
   """The state lives in a simulator on the host: `step` changes it in place and
   cannot be jitted, and there is one batch of episodes at a time."""

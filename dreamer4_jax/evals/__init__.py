@@ -19,6 +19,7 @@ from dreamer4_jax.evals.video import (
   open_loop_psnr,
   psnr,
   tokenizer_psnr,
+  vector_errors,
 )
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
   'run_episodes',
   'streaming_agent',
   'tokenizer_psnr',
+  'vector_errors',
 ]

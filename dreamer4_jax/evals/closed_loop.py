@@ -149,7 +149,14 @@ def streaming_agent(world: World, episodes: int) -> tuple[Agent, Any]:
     actor, prompt = memory
     prompt = advance(prompt, step.events)
     actions, _, actor = act(
-      world, params, actor, step.frame, is_first, prompt.task(), key
+      world,
+      params,
+      actor,
+      step.frame,
+      is_first,
+      prompt.task(),
+      key,
+      step.vectors,
     )
     return actions, (actor, prompt)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+import json
 import pathlib
 from typing import Any
 
@@ -120,6 +121,8 @@ def to_text(found: Mapping[str, Any]) -> str:
   ]
   lines.append(f'  actions: {", ".join(actions) or "none"}')
   lines.append(f'  tasks: {", ".join(found["tasks"]) or "none"}')
+  if found['vectors']:
+    lines.append(f'  vectors: {json.dumps(found["vectors"])}')
   for name, split in found['splits'].items():
     hours = f', {split["hours"]:.2f} h' if 'hours' in split else ''
     lines += [

@@ -157,6 +157,10 @@ def markdown(results: Mapping[str, Any], horizons: tuple[int, ...]) -> str:
     f'# {results["config"]["name"]}, seed {results["seed"]}',
     '',
     f'Tokenizer: {results["tokenizer"]["psnr"]:.1f} dB on held-out episodes.',
+    *(
+      f'Vector {name}: off by {error:.2f} standard deviations.'
+      for name, error in results['tokenizer'].get('vectors', {}).items()
+    ),
     '',
     '| frames ahead | dynamics | repeat last | shuffled actions |',
     '|---|---|---|---|',

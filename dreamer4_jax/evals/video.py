@@ -48,12 +48,53 @@ def tokenizer_psnr(world: World, params: Params, batches: list[Batch]) -> float:
   @jax.jit
   def reconstruct(params, batch):
     _, images = world.tokenizer.apply(
-      {'params': params}, batch.frames, segment_ids=batch.segment_ids
+      {'params': params},
+      batch.frames,
+      vectors=batch.vectors,
+      segment_ids=batch.segment_ids,
     )
     return squared_error(images, batch.frames).mean()
 
   errors = [reconstruct(params['tokenizer'], batch) for batch in batches]
   return psnr(np.mean(jax.device_get(errors)))
+
+
+def vector_errors(
+  world: World, params: Params, batches: list[Batch]
+) -> dict[str, float]:
+  """Root mean squared error of unmasked vectors, in standard deviations.
+
+  Args:
+    world: modules.
+    params: room `tokenizer`.
+    batches: of frames and vectors.
+
+  Returns:
+    By name; empty without vectors.
+  """
+
+  @jax.jit
+  def reconstruct(params, batch):
+    _, decoded = world.tokenizer.apply(
+      {'params': params},
+      batch.frames,
+      vectors=batch.vectors,
+      segment_ids=batch.segment_ids,
+      method='reconstruct',
+    )
+    errors = {}
+    for part in world.config.vectors:
+      off = decoded.vectors[part.name] - batch.vectors[part.name]
+      std = jnp.asarray(part.std, jnp.float32)[None, None]
+      errors[part.name] = jnp.square(off / std).mean()
+    return errors
+
+  if not world.config.vectors:
+    return {}
+  errors = [reconstruct(params['tokenizer'], batch) for batch in batches]
+  return jax.tree.map(
+    lambda *x: float(np.sqrt(np.mean(x))), *jax.device_get(errors)
+  )
 
 
 @struct.dataclass
@@ -141,9 +182,7 @@ def open_loop(
       with_agent=False,
       known=known,
     )
-    past, _ = world.encode(
-      params, context.frames, segment_ids=context.segment_ids
-    )
+    past = world.encode_clips(params, context)
     z = jnp.concatenate([past, rollout.z], axis=1)
     images, _ = world.decode(params, z)
     images = jnp.clip(images[:, context_frames:], 0, 1)

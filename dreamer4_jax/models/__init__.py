@@ -10,11 +10,16 @@ from dreamer4_jax.models.dynamics import (
   DynamicsOutput,
   dynamics_cache,
 )
-from dreamer4_jax.models.tokenizer import Tokenizer, tokenizer_caches
+from dreamer4_jax.models.tokenizer import (
+  Decoded,
+  Tokenizer,
+  tokenizer_caches,
+)
 from dreamer4_jax.models.world import Params, World
 
 __all__ = [
   'ActionEmbedding',
+  'Decoded',
   'Dynamics',
   'DynamicsOutput',
   'Params',

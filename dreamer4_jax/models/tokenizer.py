@@ -5,10 +5,14 @@ Source: section 3.1 of arXiv 2509.24527.
 
 from __future__ import annotations
 
-from flax import linen as nn
-import jax.numpy as jnp
+from collections.abc import Sequence
 
-from dreamer4_jax.config import TokenizerConfig
+from flax import linen as nn
+from flax import struct
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer4_jax.config import TokenizerConfig, VectorComponent
 from dreamer4_jax.models.patches import patchify, unpatchify
 from dreamer4_jax.nn import (
   Embedding,
@@ -20,19 +24,33 @@ from dreamer4_jax.nn import (
   masks,
   rope,
 )
-from dreamer4_jax.types import Array
+from dreamer4_jax.types import Array, Vectors
 
-_IMAGE = 1  # modality id of the patches
+_IMAGE = 1  # modality id of the patches; vectors have those after it
+
+
+@struct.dataclass
+class Decoded:
+  """What the decoder makes of a representation.
+
+  Attributes:
+    images: `[B, T, H, W, C]` float32, nominally in [0, 1] but not clipped.
+    vectors: components `[B, T, n]` float32, in the data's units.
+  """
+
+  images: Array
+  vectors: Vectors
 
 
 class Tokenizer(nn.Module):
-  """Encoder and decoder over `[L latent tokens | patches]`.
+  """Encoder and decoder over `[L latent tokens | patches | vectors]`.
 
-  Every method works on whole clips and, given a cache, on the next frame of a
-  stream; the two agree.
+  Each vector is one token and a modality of its own. Every method works on
+  whole clips and, given a cache, on the next frame of a stream; the two agree.
   """
 
   config: TokenizerConfig
+  vectors: tuple[VectorComponent, ...] = ()
 
   def setup(self):
     c = self.config
@@ -51,11 +69,23 @@ class Tokenizer(nn.Module):
     self.decoder = SpaceTimeTransformer(c.stack(c.decoder_depth))
     self.latent_out = project(c.bottleneck_dim, ('embed', None))
     self.patch_out = project(pixels, ('embed', None))
+    if self.vectors:
+      table = lambda: Embedding(len(self.vectors), c.width, dtype)
+      self.vector_mask = table()
+      self.vector_slots = table()
+      self.vector_queries = table()
+      self.vector_in = {
+        v.name: project(c.width, (None, 'embed')) for v in self.vectors
+      }
+      self.vector_out = {
+        v.name: project(v.size, ('embed', None)) for v in self.vectors
+      }
 
   def encode(
     self,
     frames: Array,
     *,
+    vectors: Vectors | None = None,
     mask: Array | None = None,
     segment_ids: Array | None = None,
     cache: TimeCache | None = None,
@@ -64,7 +94,10 @@ class Tokenizer(nn.Module):
 
     Args:
       frames: `[B, T, H, W, C]` uint8.
-      mask: `[B, T, patches]` bool, patches hidden by MAE; None off training.
+      vectors: what is seen beside them, components `[B, T, n]` float32; those
+        that the tokenizer does not know are ignored.
+      mask: `[B, T, patches + vectors]` bool, tokens hidden by MAE, in the order
+        of the modules; None off training.
       segment_ids: `[B, T]` int32.
       cache: encoder cache of a stream; then T = 1.
 
@@ -73,14 +106,18 @@ class Tokenizer(nn.Module):
       values of the encoder.
 
     Raises:
-      ValueError: `frames` are not uint8 of the configured shape.
+      ValueError: `frames` are not uint8 of the configured shape, a vector is
+        missing or of another shape or dtype, or the mask of another shape.
     """
     c = self.config
     check_frames(frames, c)
+    check_vectors(vectors or {}, self.vectors, frames.shape[:2])
     # Padding is black: centred after it, not before.
     pixels = patchify(frames.astype(jnp.float32) / 255.0, c.patch_size, c.grid)
     x = self.patch_in(pixels - 0.5)
+    vector_mask = None
     if mask is not None:
+      mask, vector_mask = self._split_mask(mask)
       hidden = self.mask_token.table()[None, None]
       x = jnp.where(mask[..., None], hidden, x)
     # Beside the rotations, which tell a latent almost nothing of where a patch
@@ -89,7 +126,7 @@ class Tokenizer(nn.Module):
     x = x + self.patch_slots.table()[None, None]
     latents = _spread(self.latent_tokens.table(), frames.shape[:2])
     x, new = self.encoder(
-      jnp.concatenate([latents, x], axis=2),
+      jnp.concatenate([latents, x, *self._embed(vectors, vector_mask)], axis=2),
       space_mask=masks.encoder_mask(self._modalities()),
       space_angles=self._angles(),
       segment_ids=segment_ids,
@@ -105,7 +142,7 @@ class Tokenizer(nn.Module):
     segment_ids: Array | None = None,
     cache: TimeCache | None = None,
   ) -> tuple[Array, KeyValues]:
-    """Returns the images of a representation.
+    """Returns the images of a representation, without its vectors.
 
     Args:
       z: `[B, T, L, bottleneck_dim]`.
@@ -116,47 +153,116 @@ class Tokenizer(nn.Module):
       `[B, T, H, W, C]` float32, nominally in [0, 1] but not clipped, and the
       new keys and values of the decoder.
     """
+    decoded, new = self.decode_modalities(
+      z, segment_ids=segment_ids, cache=cache
+    )
+    return decoded.images, new
+
+  def decode_modalities(
+    self,
+    z: Array,
+    *,
+    segment_ids: Array | None = None,
+    cache: TimeCache | None = None,
+  ) -> tuple[Decoded, KeyValues]:
+    """Returns all that a representation shows.
+
+    Args:
+      z: `[B, T, L, bottleneck_dim]`.
+      segment_ids: `[B, T]` int32.
+      cache: decoder cache of a stream; then T = 1.
+
+    Returns:
+      Images and vectors, and the new keys and values of the decoder.
+    """
     c = self.config
     latents = self.latent_in(z)
     latents = latents + self.decoder_slots.table()[None, None]
-    queries = _spread(self.patch_queries.table(), z.shape[:2])
+    queries = [_spread(self.patch_queries.table(), z.shape[:2])]
+    if self.vectors:
+      queries.append(_spread(self.vector_queries.table(), z.shape[:2]))
     x, new = self.decoder(
-      jnp.concatenate([latents, queries], axis=2),
+      jnp.concatenate([latents, *queries], axis=2),
       space_mask=masks.decoder_mask(self._modalities()),
       space_angles=self._angles(),
       segment_ids=segment_ids,
       cache=cache,
     )
-    patches = self.patch_out(x[:, :, c.num_latents :]).astype(jnp.float32)
+    end = c.num_latents + c.grid[0] * c.grid[1]
+    patches = self.patch_out(x[:, :, c.num_latents : end]).astype(jnp.float32)
     images = unpatchify(
       patches, c.image_height, c.image_width, c.patch_size, c.grid
     )
-    return images + 0.5, new
+    vectors = {}
+    for i, part in enumerate(self.vectors):
+      y = self.vector_out[part.name](x[:, :, end + i]).astype(jnp.float32)
+      vectors[part.name] = _unstandardise(y, part)
+    return Decoded(images=images + 0.5, vectors=vectors), new
 
-  def __call__(self, frames, *, mask=None, segment_ids=None):
+  def __call__(self, frames, **kwargs):
     """Returns `(z, images)` of whole clips; arguments as in `encode`."""
-    z, _ = self.encode(frames, mask=mask, segment_ids=segment_ids)
-    images, _ = self.decode(z, segment_ids=segment_ids)
-    return z, images
+    z, decoded = self.reconstruct(frames, **kwargs)
+    return z, decoded.images
+
+  def reconstruct(
+    self, frames, *, vectors=None, mask=None, segment_ids=None
+  ) -> tuple[Array, Decoded]:
+    """Returns z and what it decodes to, of whole clips; see `encode`."""
+    z, _ = self.encode(
+      frames, vectors=vectors, mask=mask, segment_ids=segment_ids
+    )
+    decoded, _ = self.decode_modalities(z, segment_ids=segment_ids)
+    return z, decoded
+
+  def _split_mask(self, mask: Array) -> tuple[Array, Array | None]:
+    """Parts of a mask, of the patches and of the vectors."""
+    patches = self.config.grid[0] * self.config.grid[1]
+    tokens = patches + len(self.vectors)
+    if mask.shape[2] != tokens:
+      raise ValueError(
+        f'mask has shape {mask.shape}, expected [B, T, {tokens}]: {patches} '
+        f'patches and {len(self.vectors)} vectors'
+      )
+    if not self.vectors:
+      return mask, None
+    return mask[:, :, :patches], mask[:, :, patches:]
+
+  def _embed(self, vectors: Vectors | None, mask: Array | None) -> list[Array]:
+    """The vectors' tokens `[B, T, vectors, D]`; nothing without vectors."""
+    if not self.vectors:
+      return []
+    tokens = [
+      self.vector_in[part.name](_standardise(vectors[part.name], part))
+      for part in self.vectors
+    ]
+    x = jnp.stack(tokens, axis=2)
+    if mask is not None:
+      hidden = self.vector_mask.table()[None, None]
+      x = jnp.where(mask[..., None], hidden, x)
+    return [x + self.vector_slots.table()[None, None]]
 
   def _modalities(self) -> list[int]:
     c = self.config
     patches = c.grid[0] * c.grid[1]
-    return [masks.LATENT] * c.num_latents + [_IMAGE] * patches
+    own = range(_IMAGE + 1, _IMAGE + 1 + len(self.vectors))
+    return [masks.LATENT] * c.num_latents + [_IMAGE] * patches + [*own]
 
   def _angles(self) -> Array:
-    """2-D rotations for patches, none for latents; `[N, h/2]`."""
+    """2-D rotations for patches, none for other tokens; `[N, h/2]`."""
     c = self.config
     pairs = c.width // c.num_heads // 2
     grid = rope.axial_angles(*c.grid, pairs, c.rope_base)
-    return jnp.concatenate([jnp.zeros((c.num_latents, pairs)), grid])
+    parts = [jnp.zeros((c.num_latents, pairs)), grid]
+    if self.vectors:
+      parts.append(jnp.zeros((len(self.vectors), pairs)))
+    return jnp.concatenate(parts)
 
 
 def tokenizer_caches(
-  config: TokenizerConfig, batch: int
+  config: TokenizerConfig, batch: int, vectors: Sequence[VectorComponent] = ()
 ) -> tuple[TimeCache, TimeCache]:
   """Returns empty encoder and decoder caches for `batch` streams."""
-  tokens = config.num_latents + config.grid[0] * config.grid[1]
+  tokens = config.num_latents + config.grid[0] * config.grid[1] + len(vectors)
   return (
     init_cache(config.stack(config.encoder_depth), batch, tokens),
     init_cache(config.stack(config.decoder_depth), batch, tokens),
@@ -176,6 +282,50 @@ def check_frames(frames: Array, config: TokenizerConfig) -> None:
     raise ValueError(
       f'frames has dtype {frames.dtype}, expected uint8 in 0..255'
     )
+
+
+def check_vectors(
+  vectors: Vectors, space: Sequence[VectorComponent], lead: tuple[int, ...]
+) -> None:
+  """Raises `ValueError` unless each vector of the space is there.
+
+  Args:
+    vectors: components by name.
+    space: what is expected.
+    lead: expected leading axes, `(B, T)`.
+  """
+  for part in space:
+    if part.name not in vectors:
+      raise ValueError(
+        f'vectors has components {sorted(vectors)}, expected '
+        f'{[p.name for p in space]} from the config'
+      )
+    x, label = vectors[part.name], f'vectors[{part.name!r}]'
+    if tuple(x.shape) != (*lead, part.size):
+      raise ValueError(
+        f'{label} has shape {x.shape}, expected {(*lead, part.size)}'
+      )
+    if not jnp.issubdtype(x.dtype, np.floating):
+      raise ValueError(f'{label} has dtype {x.dtype}, expected float32')
+
+
+def _standardise(x: Array, part: VectorComponent) -> Array:
+  """A vector `[..., n]` in the data's units to `(x - mean) / std`, float32."""
+  mean, std = _moments(part, x.ndim)
+  return (x.astype(jnp.float32) - mean) / std
+
+
+def _unstandardise(x: Array, part: VectorComponent) -> Array:
+  """Inverts `_standardise`."""
+  mean, std = _moments(part, x.ndim)
+  return x * std + mean
+
+
+def _moments(part: VectorComponent, ndim: int) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard deviation, `[1, ..., n]` float32."""
+  lead = (1,) * (ndim - 1)
+  spread = lambda x: np.broadcast_to(np.float32(x), (*lead, part.size))
+  return spread(part.mean), spread(part.std)
 
 
 def _spread(table: Array, lead: tuple[int, int]) -> Array:

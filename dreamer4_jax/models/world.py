@@ -24,7 +24,7 @@ from dreamer4_jax.models import heads
 from dreamer4_jax.models.actions import ActionSpace, no_action
 from dreamer4_jax.models.tokenizer import Tokenizer
 from dreamer4_jax.nn import choose
-from dreamer4_jax.types import Actions, Array
+from dreamer4_jax.types import Actions, Array, Batch
 
 Params = dict[str, Any]
 _CAST = ('kernel', 'table')  # Scales of norms are used in float32.
@@ -67,7 +67,7 @@ class World:
     agent = config.agent
     return cls(
       config=config,
-      tokenizer=Tokenizer(tokenizer),
+      tokenizer=Tokenizer(tokenizer, config.vectors),
       dynamics=dynamics_lib.Dynamics(dynamics, config.actions, channels),
       task=heads.TaskEmbedding(
         agent.num_tasks, config.dynamics.width, agent.task_vector_size
@@ -94,9 +94,13 @@ class World:
     if room == 'tokenizer':
       t = c.tokenizer
       shape = (1, 1, t.image_height, t.image_width, t.channels)
-      masked = jnp.zeros((1, 1, t.grid[0] * t.grid[1]), bool)
-      frames = jnp.zeros(shape, jnp.uint8)
-      variables = self.tokenizer.init(key, frames, mask=masked)
+      tokens = t.grid[0] * t.grid[1] + len(c.vectors)
+      variables = self.tokenizer.init(
+        key,
+        jnp.zeros(shape, jnp.uint8),
+        vectors={v.name: jnp.zeros((1, 1, v.size)) for v in c.vectors},
+        mask=jnp.zeros((1, 1, tokens), bool),
+      )
     elif room == 'dynamics':
       z = jnp.zeros((1, 1, c.dynamics.num_spatial_tokens, self.channels))
       index = jnp.zeros((1, 1), jnp.int32)
@@ -156,13 +160,24 @@ class World:
     z, new = self.latents(params, frames, **kwargs)
     return self.standardise(params, z), new
 
+  def encode_clips(self, params: Params, batch: Batch) -> Array:
+    """Returns standardised packed tokens `[B, T, N_z, C]` of whole clips."""
+    z, _ = self.encode(
+      params,
+      batch.frames,
+      vectors=batch.vectors,
+      segment_ids=batch.segment_ids,
+    )
+    return z
+
   def latents(self, params: Params, frames: Array, **kwargs):
     """Returns the tokenizer's latents `[B, T, L, b]` and new entries.
 
     Args:
       params: room `tokenizer`.
       frames: `[B, T, H, W, C]` uint8; or `[B, T, L, b]` floats, the latents of
-        a pre-tokenised dataset, which come back as float32, without entries.
+        a pre-tokenised dataset, which come back as float32, without entries;
+        vectors are in them already.
       **kwargs: as in `Tokenizer.encode`.
     """
     if frames.ndim == 4:
@@ -184,6 +199,8 @@ class World:
       # Latents that were made before there was such a field stay valid.
       if not plain[later]:
         plain.pop(later)
+    if self.config.vectors:
+      plain['vectors'] = [dataclasses.asdict(v) for v in self.config.vectors]
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     leaves = jax.tree_util.tree_leaves_with_path(params['tokenizer'])
     for path, leaf in leaves:
@@ -193,12 +210,19 @@ class World:
 
   def decode(self, params: Params, z: Array, **kwargs):
     """Returns images `[B, T, H, W, C]` of standardised tokens, and entries."""
+    return self._decode('decode', params, z, **kwargs)
+
+  def decode_modalities(self, params: Params, z: Array, **kwargs):
+    """Returns `Decoded` images and vectors of such tokens, and entries."""
+    return self._decode('decode_modalities', params, z, **kwargs)
+
+  def _decode(self, method: str, params: Params, z: Array, **kwargs):
     stats = params['latents']
     latents = dynamics_lib.unpack(z, self.config.tokenizer.num_latents)
     latents = _project(latents, stats.get('colour'))
     latents = latents * stats['std'][None, None] + stats['mean'][None, None]
     return self.tokenizer.apply(
-      {'params': params['tokenizer']}, latents, method='decode', **kwargs
+      {'params': params['tokenizer']}, latents, method=method, **kwargs
     )
 
   def standardise(self, params: Params, z: Array) -> Array:

@@ -8,7 +8,11 @@ from dreamer4_jax.objectives.multi_token import (
 )
 from dreamer4_jax.objectives.normalize import RmsState, rms_init, rms_normalize
 from dreamer4_jax.objectives.pmpo import PmpoOutput, pmpo_loss, pmpo_means
-from dreamer4_jax.objectives.reconstruction import load_lpips, mse
+from dreamer4_jax.objectives.reconstruction import (
+  load_lpips,
+  mse,
+  vector_mse,
+)
 from dreamer4_jax.objectives.returns import lambda_returns
 from dreamer4_jax.objectives.shortcut import (
   Levels,
@@ -55,4 +59,5 @@ __all__ = [
   'step_size',
   'symexp',
   'symlog',
+  'vector_mse',
 ]

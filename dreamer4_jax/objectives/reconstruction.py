@@ -1,8 +1,8 @@
-"""Reconstruction losses of the tokenizer: squared error and LPIPS."""
+"""Reconstruction losses of the tokenizer: squared errors and LPIPS."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import pathlib
 
 import einops
@@ -64,6 +64,33 @@ def mse(pred: Array, target: Array) -> Array:
   same_shape(pred=pred, target=target)
   difference = pred.astype(jnp.float32) - target.astype(jnp.float32)
   return jnp.mean(jnp.square(difference), axis=(-3, -2, -1))
+
+
+def vector_mse(
+  pred: Mapping[str, Array],
+  target: Mapping[str, Array],
+  std: Mapping[str, Sequence[float]],
+) -> Array:
+  """Mean squared error of standardised vectors; each vector counts alike.
+
+  Args:
+    pred: components `[B, T, n]` float, in the data's units.
+    target: same; components that are not in `std` are ignored.
+    std: standard deviations by which each is divided, one or n of them.
+
+  Returns:
+    `[B, T]` float32, the mean over the values of each vector, and over vectors.
+
+  Raises:
+    ValueError: if the shapes differ.
+  """
+  errors = []
+  for name, scale in std.items():
+    same_shape(**{f'pred_{name}': pred[name], f'target_{name}': target[name]})
+    x, y = (v[name].astype(jnp.float32) for v in (pred, target))
+    scale = jnp.asarray(scale, jnp.float32)[None, None]
+    errors.append(jnp.mean(jnp.square((x - y) / scale), axis=-1))
+  return jnp.mean(jnp.stack(errors), axis=0)
 
 
 def load_lpips(path: str) -> Callable[[Array, Array], Array]:

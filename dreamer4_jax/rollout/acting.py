@@ -21,7 +21,7 @@ from dreamer4_jax.models import (
 )
 from dreamer4_jax.nn import TimeCache, append, start_segment
 from dreamer4_jax.rollout.denoise import FrameInput, append_frame
-from dreamer4_jax.types import Actions, Array
+from dreamer4_jax.types import Actions, Array, Vectors
 
 
 @struct.dataclass
@@ -41,10 +41,11 @@ class ActorState:
 
 def init_actor(world: World, batch: int) -> ActorState:
   """Returns the memory of `batch` streams that have seen nothing."""
-  encoder, _ = tokenizer_caches(world.config.tokenizer, batch)
+  c = world.config
+  encoder, _ = tokenizer_caches(c.tokenizer, batch, c.vectors)
   return ActorState(
     encoder=encoder,
-    dynamics=dynamics_cache(world.config.dynamics, batch, agent=True),
+    dynamics=dynamics_cache(c.dynamics, batch, agent=True),
     prev_action=no_action(world.space, (batch,)),
   )
 
@@ -57,6 +58,7 @@ def act(
   is_first: Array,
   task: Array,
   key: Array,
+  vectors: Vectors | None = None,
 ) -> tuple[Actions, Array, ActorState]:
   """Sees one frame and samples the action to execute on it.
 
@@ -69,6 +71,7 @@ def act(
     is_first: `[B]` bool, an episode starts with this frame.
     task: `[B]` int32; or vectors `[B, E]`, see `World.agent_token`.
     key: all randomness.
+    vectors: what is seen beside the frame, components `[B, n]`.
 
   Returns:
     Actions (components `[B, ...]`), agent states `[B, D]`, new memory.
@@ -76,7 +79,12 @@ def act(
   noise_key, action_key = jax.random.split(key)
   encoder = start_segment(state.encoder, is_first)
   cache = start_segment(state.dynamics, is_first)
-  z, new = world.encode(params, frame[:, None], cache=encoder)
+  z, new = world.encode(
+    params,
+    frame[:, None],
+    vectors={k: v[:, None] for k, v in (vectors or {}).items()},
+    cache=encoder,
+  )
   inputs = FrameInput(
     prev_action=jax.tree.map(lambda a: a[:, None], state.prev_action),
     prev_action_mask=~is_first[:, None],

@@ -46,7 +46,7 @@ def prepare_context(
     key: draws the context noise, once per frame.
     with_agent: whether the agent token is present.
   """
-  z, _ = world.encode(params, batch.frames, segment_ids=batch.segment_ids)
+  z = world.encode_clips(params, batch)
   noisy = context_noise(world, z, jax.random.normal(key, z.shape))
   output = world.denoise(
     params,

@@ -48,7 +48,8 @@ def init_stream(
     key: draws the context noise.
   """
   context = prepare_context(world, params, clips, key, with_agent=False)
-  _, decoder = tokenizer_caches(world.config.tokenizer, len(context.z))
+  c = world.config
+  _, decoder = tokenizer_caches(c.tokenizer, len(context.z), c.vectors)
   ids = clips.segment_ids
   _, new = world.decode(params, context.z, segment_ids=ids)
   return Stream(dynamics=context.cache, decoder=fill(decoder, new, ids))
@@ -59,7 +60,8 @@ def empty_stream(world: World, batch: int) -> Stream:
 
   The model chooses where they begin; the first action has no effect.
   """
-  _, decoder = tokenizer_caches(world.config.tokenizer, batch)
+  c = world.config
+  _, decoder = tokenizer_caches(c.tokenizer, batch, c.vectors)
   return Stream(
     dynamics=dynamics_cache(world.config.dynamics, batch, agent=False),
     decoder=decoder,

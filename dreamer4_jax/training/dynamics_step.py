@@ -132,11 +132,7 @@ def corrupt_batch(
   """
   c, parts = world.config.dynamics, phase.accumulate
   level_key, noise_key, row_key = jax.random.split(key, 3)
-  z1 = in_parts(
-    lambda _, x: world.encode(params, x[0], segment_ids=x[1])[0],
-    (batch.frames, batch.segment_ids),
-    parts,
-  )
+  z1 = in_parts(lambda _, x: world.encode_clips(params, x), batch, parts)
   rows = len(z1)
   if trains is None:
     trains = jnp.ones((rows,), bool)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from einops import rearrange
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from dreamer4_jax.config import TokenizerPhase
 from dreamer4_jax.models import Params, World
-from dreamer4_jax.objectives import Mean, mse, patch_mask
+from dreamer4_jax.objectives import Mean, mse, patch_mask, vector_mse
 from dreamer4_jax.training.optimizer import make_optimizer
 from dreamer4_jax.training.state import TrainState, make_state
 from dreamer4_jax.training.update import Metrics, Objective, update
@@ -27,7 +28,8 @@ def init_tokenizer_state(
   """Returns the initial state (with logical-axis boxes)."""
   params = world.init(key, ('tokenizer',))
   optimizer = make_optimizer(phase.optimizer, phase.steps)
-  return make_state(params, {}, optimizer, ('mse', 'lpips'))
+  terms = ('mse', 'lpips', *(('vectors',) if world.config.vectors else ()))
+  return make_state(params, {}, optimizer, terms)
 
 
 def tokenizer_objective(
@@ -35,27 +37,34 @@ def tokenizer_objective(
 ) -> Objective:
   """Returns what the phase learns; arguments as in `make_tokenizer_step`."""
   rows, cols = world.config.tokenizer.grid
+  spread = {v.name: v.std for v in world.config.vectors}
+  tokens = rows * cols + len(spread)
 
   def prepare(state: TrainState, batch: Batch, key: Array):
     del state
-    mask = patch_mask(
-      key, batch.frames.shape[:2], rows * cols, phase.max_mask_ratio
-    )
-    return batch.frames, mask, batch.segment_ids
+    leading = batch.frames.shape[:2]
+    mask = patch_mask(key, leading, tokens, phase.max_mask_ratio)
+    return batch.frames, batch.vectors, mask, batch.segment_ids
 
-  def terms(params: Params, state: TrainState, data: tuple[Array, ...]):
+  def terms(params: Params, state: TrainState, data: tuple[Any, ...]):
     del state
-    frames, mask, segment_ids = data
-    _, images = world.tokenizer.apply(
+    frames, vectors, mask, segment_ids = data
+    _, decoded = world.tokenizer.apply(
       {'params': params['tokenizer']},
       frames,
+      vectors=vectors,
       mask=mask,
       segment_ids=segment_ids,
+      method='reconstruct',
     )
+    images = decoded.images
     target = frames.astype(jnp.float32) / 255.0
     losses = {'mse': Mean.of(mse(images, target))}
     if lpips is not None:
       losses['lpips'] = Mean.of(lpips(images, target))
+    if spread:
+      error = vector_mse(decoded.vectors, vectors, spread)
+      losses['vectors'] = Mean.of(error)
     return losses, {}
 
   def report(means: dict[str, Array]) -> Metrics:
@@ -65,6 +74,8 @@ def tokenizer_objective(
   weights = {'mse': 1.0}
   if lpips is not None:
     weights['lpips'] = phase.lpips_weight
+  if spread:
+    weights['vectors'] = phase.vector_weight
   return Objective(prepare=prepare, terms=terms, weights=weights, report=report)
 
 
@@ -112,13 +123,16 @@ def latent_statistics(
   """
 
   @jax.jit
-  def encode(frames, segment_ids):
-    z, _ = world.latents(params, frames, segment_ids=segment_ids)
+  def encode(frames, vectors, segment_ids):
+    z, _ = world.latents(
+      params, frames, vectors=vectors, segment_ids=segment_ids
+    )
     return rearrange(z, 'b t l c -> (b t) (l c)')
 
   total, square, count = 0.0, 0.0, 0
   for batch in batches:
-    z = np.asarray(encode(batch.frames, batch.segment_ids), np.float64)
+    z = encode(batch.frames, batch.vectors, batch.segment_ids)
+    z = np.asarray(z, np.float64)
     total, square, count = total + z.sum(0), square + z.T @ z, count + len(z)
   total, square, count = map(_over_processes, (total, square, count))
   mean = total / count

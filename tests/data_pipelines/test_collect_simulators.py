@@ -11,7 +11,7 @@ from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.envs import host
 from tests.data_pipelines import batches
-from tests.envs.test_host_envs import Counter
+from tests.envs.test_host_envs import Counter, Feeling
 
 
 @pytest.fixture
@@ -63,6 +63,26 @@ def test_actions_lead_to_frames_in_batches(record_counter):
     terminal=count - 1 == first // 10 + 2,
   )
   batches.check(path, [truth], batches=5)
+
+
+def test_vectors_are_recorded_beside_the_frames(record_counter, monkeypatch):
+  env = host.HostEnv(Feeling, EnvConfig(max_steps=4))
+  monkeypatch.setattr(collect, 'make_env', lambda config: env)
+  path = record_counter(
+    policy='random', episodes=7, test_episodes=2, parallel=3
+  )
+  source = EpisodeSource(path, 'train', vectors=Feeling.vectors)
+  every = []
+  for i in range(7):
+    steps = source[i]
+    touch = steps['vector']['touch']
+    shown = steps['observation'][:, 0, 0, 0]
+    np.testing.assert_array_equal(10 * touch[:, 0] + touch[:, 1], shown)
+    every.append(touch)
+  held_out = EpisodeSource(path, 'test')
+  every += [held_out[i]['vector']['touch'] for i in range(2)]
+  (part,) = source.description.vectors
+  np.testing.assert_allclose(part.mean, np.concatenate(every).mean(0), 1e-5)
 
 
 def test_only_places_with_an_episode_are_played(record_counter, monkeypatch):

@@ -166,6 +166,55 @@ def test_episodes_come_back(layout, request, tmp_path):
     assert source.index.attributes[i]['instruction'] == f'task {i}'
 
 
+def states(seed, length):
+  return np.random.default_rng([9, seed]).normal(size=(length, 2))
+
+
+@pytest.fixture
+def robot(v2):
+  """The older layout with a state for each frame."""
+  features = info('v2.1')['features']
+  description = json.loads((v2 / 'meta/info.json').read_text())
+  for name in ('observation.state', 'effort'):
+    features[name] = {'dtype': 'float32', 'shape': [2]}
+  put(v2 / 'meta/info.json', json.dumps({**description, 'features': features}))
+  for i, n in enumerate(LENGTHS):
+    columns = {
+      **rows(i, n),
+      'observation.state': states(i, n).tolist(),
+      'effort': (-states(i, n)).tolist(),
+    }
+    table(v2 / f'data/chunk-000/episode_{i:06d}.parquet', columns)
+  return v2
+
+
+@pytest.mark.parametrize(('name', 'sign'), [(None, 1), ('effort', -1)])
+def test_the_state_is_kept_as_a_vector(robot, tmp_path, name, sign):
+  run(robot, tmp_path / 'd', **({'state': name} if name else {}))
+  source = EpisodeSource(tmp_path / 'd', 'train')
+  (part,) = source.description.vectors
+  assert (part.name, part.size) == ('state', 2)
+  every = sign * np.concatenate([states(i, n) for i, n in enumerate(LENGTHS)])
+  np.testing.assert_allclose(part.mean, every.mean(0), atol=1e-5)
+  np.testing.assert_allclose(part.std, every.std(0), rtol=1e-4)
+  for i, length in enumerate(LENGTHS):
+    found = source[i]['vector']['state']
+    np.testing.assert_allclose(found, sign * states(i, length), atol=1e-6)
+
+
+def test_a_state_is_left_out_or_must_be_there(robot, tmp_path):
+  run(robot, tmp_path / 'd', state='')
+  assert EpisodeSource(tmp_path / 'd', 'train').description.vectors == ()
+  with pytest.raises(ValueError, match=r"state = 'torque': must be one of"):
+    run(robot, tmp_path / 'e', state='torque')
+  file = robot / 'data/chunk-000/episode_000000.parquet'
+  table(file, {**rows(0, 7), 'observation.state': [[1.0, 2.0, 3.0]] * 7})
+  report = run(robot, tmp_path / 'f')
+  assert report['skipped'] == {
+    'episode 0': "vector/state: found shape (7, 3), expected ('steps', 2)"
+  }
+
+
 def test_actions_lead_to_frames_in_batches(v3, tmp_path):
   run(v3, tmp_path / 'd', terminal='next.done')
   every = np.concatenate([actions(i, n) for i, n in enumerate(LENGTHS)])

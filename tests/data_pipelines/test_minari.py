@@ -21,7 +21,14 @@ class Game(gymnasium.Env):
     spaces = gymnasium.spaces
     image = spaces.Box(0, 255, (6, 8, 3), np.uint8)
     self.observation_space = (
-      spaces.Dict({'camera': image}) if kind == 'dict' else image
+      spaces.Dict(
+        {
+          'camera': image,
+          'arm': spaces.Dict({'at': spaces.Box(-99.0, 99.0, (2,))}),
+        }
+      )
+      if kind == 'dict'
+      else image
     )
     self.action_space = (
       spaces.Box(np.float32([-2, 0]), np.float32([2, 10]))
@@ -42,7 +49,9 @@ class Game(gymnasium.Env):
 
   def _see(self):
     image = np.full((6, 8, 3), 20 * self.episode + self.t, np.uint8)
-    return {'camera': image} if self.kind == 'dict' else image
+    at = np.array([self.episode, self.t], np.float32)
+    seen = {'camera': image, 'arm': {'at': at}}
+    return seen if self.kind == 'dict' else image
 
 
 def make(directory, kind, monkeypatch):
@@ -98,6 +107,24 @@ def test_episodes_come_back(tmp_path, monkeypatch, kind):
     assert found['is_terminal'][-1] == (i == 1)
 
 
+@pytest.mark.parametrize('size', [None, (3, 4)])
+def test_vectors_are_kept_by_name(tmp_path, monkeypatch, size):
+  dataset, _ = make(tmp_path / 'in', 'dict', monkeypatch)
+  run(
+    dataset, tmp_path / 'd', image='camera', vectors=('at=arm/at',), size=size
+  )
+  source = EpisodeSource(tmp_path / 'd', 'train')
+  assert [(v.name, v.size) for v in source.description.vectors] == [('at', 2)]
+  for i, length in enumerate(LENGTHS):
+    found = source[i]['vector']['at']
+    assert (found[:, 0] == i).all()
+    np.testing.assert_array_equal(found[:, 1], np.arange(length + 1))
+  with pytest.raises(ValueError, match="vectors = 'leg': no such observation"):
+    run(dataset, tmp_path / 'e', image='camera', vectors=('leg',))
+  with pytest.raises(ValueError, match=r"vectors = 'arm': is a dictionary"):
+    run(dataset, tmp_path / 'e', image='camera', vectors=('arm',))
+
+
 def test_actions_lead_to_frames_in_batches(tmp_path, monkeypatch):
   dataset, actions = make(tmp_path / 'in', 'image', monkeypatch)
   run(dataset, tmp_path / 'd')
@@ -125,7 +152,9 @@ def test_frames_are_resized(tmp_path, monkeypatch):
 
 def test_mistakes_are_named(tmp_path, monkeypatch):
   dataset, _ = make(tmp_path / 'in', 'dict', monkeypatch)
-  with pytest.raises(ValueError, match=r"is a dictionary of \['camera'\]"):
+  with pytest.raises(
+    ValueError, match=r"is a dictionary of \['arm', 'camera'\]"
+  ):
     run(dataset, tmp_path / 'd')
   with pytest.raises(ValueError, match="image = 'depth': no such observation"):
     run(dataset, tmp_path / 'd', image='depth')

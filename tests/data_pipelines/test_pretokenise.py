@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from flax.core.meta import unbox
 import jax
 import numpy as np
 import pytest
@@ -10,7 +11,12 @@ from data_pipelines import pretokenise as lib
 from data_pipelines import writer
 from dreamer4_jax import presets
 from dreamer4_jax.cli.loaders import training_loader
-from dreamer4_jax.config import ActionComponent, Config, DataConfig
+from dreamer4_jax.config import (
+  ActionComponent,
+  Config,
+  DataConfig,
+  VectorComponent,
+)
 from dreamer4_jax.data import Description, EpisodeSource
 from dreamer4_jax.models import World
 
@@ -49,8 +55,6 @@ def world():
 
 @pytest.fixture(scope='module')
 def rooms(world):
-  from flax.core.meta import unbox
-
   rooms = unbox(world.init(jax.random.key(0), ('tokenizer',)))
   return jax.tree.map(np.asarray, rooms)
 
@@ -104,6 +108,62 @@ def test_latents_equal_the_tokenizers(
       assert a['action'].keys() == b['action'].keys()
       np.testing.assert_equal(a, b)
   assert [p.name for p in tmp_path.iterdir()] == ['z']
+
+
+def test_vectors_are_in_the_latents(frames, tmp_path, monkeypatch, world):
+  del frames
+  part = VectorComponent(name='arm', size=2, mean=(0.5,), std=(2.0,))
+  config = dataclasses.replace(world.config, vectors=(part,))
+  seeing = World.from_config(config)
+  rooms = unbox(seeing.init(jax.random.key(1), ('tokenizer',)))
+  rooms = jax.tree.map(np.asarray, rooms)
+  monkeypatch.setattr(lib, 'load_rooms', lambda run, phase: (rooms, config))
+  rng = np.random.default_rng(0)
+
+  def with_arm(lengths):
+    for episode in episodes(lengths):
+      count = len(episode.steps['reward'])
+      vector = {'arm': rng.normal(size=(count, 2)).astype(np.float32)}
+      steps = {**episode.steps, 'vector': vector}
+      yield dataclasses.replace(episode, steps=steps)
+
+  def write(path, vectors):
+    return writer.write_dataset(
+      path,
+      description=Description(
+        actions=config.actions,
+        tasks=('reward',),
+        frame_shape=(SIDE, SIDE, 3),
+        vectors=vectors,
+      ),
+      splits={
+        s: with_arm(n) if vectors else episodes(n)
+        for s, n in {'train': (7, 12, 3), 'test': (5,)}.items()
+      },
+    )
+
+  path, out = write(tmp_path / 'd', (part,)), tmp_path / 'z'
+  lib.pretokenise(settings(path, out, streams=2, block=4), progress=False)
+  encode = jax.jit(lambda x, v: seeing.latents(rooms, x, vectors=v)[0])
+  old, new = EpisodeSource(path, 'train'), EpisodeSource(out, 'train')
+  for i in range(3):
+    a, b = old[i], new[i]
+    vectors = {k: v[None] for k, v in a['vector'].items()}
+    expected = encode(a['observation'][None], vectors)[0]
+    np.testing.assert_allclose(b['observation'], expected, atol=2.6e-4)
+    blind = encode(a['observation'][None], jax.tree.map(np.zeros_like, vectors))
+    assert np.abs(blind[0] - expected).max() > 1e-3
+    np.testing.assert_equal(a['vector'], b['vector'])
+  # Training on them needs no vector beside them.
+  data = DataConfig(path=str(path), latents=str(out))
+  run = dataclasses.replace(config, data=data)
+  fingerprint = seeing.fingerprint(rooms)
+  assert next(training_loader(run, 'dynamics', 3, fingerprint)).vectors == {}
+  batch = next(training_loader(run, 'tokenizer', 3))
+  assert batch.vectors['arm'].shape == (*batch.frames.shape[:2], 2)
+  bare = write(tmp_path / 'bare', ())
+  with pytest.raises(ValueError, match="found none, expected 'arm' of 2"):
+    lib.pretokenise(settings(bare, tmp_path / 'y'), progress=False)
 
 
 def test_the_fingerprint_names_the_tokenizer(frames, world, rooms, tmp_path):

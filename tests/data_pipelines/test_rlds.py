@@ -102,6 +102,21 @@ def run(dataset, out, **kwargs):
   return lib.convert_rlds(config, progress=False)
 
 
+def test_vectors_are_kept_in_their_units(dataset, tmp_path):
+  fields = ('state=observation/state', 'paid=reward')
+  run(dataset, tmp_path / 'd', vectors=fields)
+  source = EpisodeSource(tmp_path / 'd', 'train')
+  found = {v.name: v.size for v in source.description.vectors}
+  assert found == {'state': 3, 'paid': 1}
+  for i, length in enumerate(LENGTHS):
+    steps = [step(t, length, i) for t in range(length)]
+    vectors = source[i]['vector']
+    expected = np.stack([s['observation']['state'] for s in steps])
+    np.testing.assert_array_equal(vectors['state'], expected)
+    paid = [[s['reward']] for s in steps]
+    np.testing.assert_array_equal(vectors['paid'], paid)
+
+
 def test_episodes_come_back(dataset, tmp_path):
   report = run(dataset, tmp_path / 'd', instruction='language_instruction')
   assert report['splits']['train']['episodes'] == 4

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.config import ActionComponent, EnvConfig
+from dreamer4_jax.config import ActionComponent, EnvConfig, VectorComponent
 from dreamer4_jax.envs import host, make_env
 from dreamer4_jax.evals import run_episodes
 
@@ -53,6 +53,41 @@ def test_a_batch_of_simulators_runs_in_step():
       assert shown.terminal[i] == (t >= ends and ends <= 4)
       assert shown.timeout[i] == (t >= 4 and ends > 4)
       assert shown.reward[i] == ((1, 2, 0)[i] if t <= over else 0)
+
+
+class Feeling(Counter):
+  """Also feels its seed and its step."""
+
+  vectors = (VectorComponent(name='touch', size=2),)
+
+  def sense(self):
+    return {'touch': np.array([self.seed, self.t])}
+
+
+def test_vectors_are_those_of_the_frames():
+  env = host.HostEnv(Feeling, EnvConfig(max_steps=4))
+  assert env.spec.vectors == Feeling.vectors
+  state, shown = env.reset(KEYS)
+  for _ in range(6):
+    touch = shown.vectors['touch']
+    assert touch.shape == (3, 2) and touch.dtype == np.float32
+    number = shown.frame[:, 0, 0, 0]
+    np.testing.assert_array_equal(10 * touch[:, 0] + touch[:, 1], number)
+    # What was shown before stays as it was.
+    before = shown
+    state, shown = env.step(state, {'action': jnp.array([1, 2, 0])})
+    np.testing.assert_array_equal(before.vectors['touch'], touch)
+  plain = host.HostEnv(Counter, EnvConfig(max_steps=4))
+  assert plain.spec.vectors == () and plain.reset(KEYS)[1].vectors == {}
+
+
+def test_arrays_beside_frames_get_names_that_parameters_may_have():
+  shapes = {'arm': (2, 3), 'agent.pos': (), '3d': (4,)}
+  found = host.components(shapes)
+  assert [(v.name, v.size) for v in found.values()] == [
+    ('arm', 6), ('agent_pos', 1), ('_3d', 4),
+  ]  # fmt: skip
+  assert list(found) == list(shapes)
 
 
 def test_frames_are_averaged_to_size():
@@ -117,7 +152,71 @@ def test_classic_control_is_rendered():
   pytest.importorskip('pygame')
   env, history = roll('gymnasium:CartPole-v1', 60, max_steps=40)
   assert env.spec.channels == 3
+  assert [(v.name, v.size) for v in env.spec.vectors] == [('state', 4)]
+  states = np.stack([step.vectors['state'] for step in history[:5]])
+  assert states.shape == (5, 2, 4)
+  # Positions move by what velocities were, as the game's own rule has it.
+  moved = states[0, :, 0] + 0.02 * states[0, :, 1]
+  np.testing.assert_allclose(states[1, :, 0], moved, rtol=1e-5)
   assert (history[-1].terminal | history[-1].timeout).all()
+
+
+@pytest.mark.parametrize('cameras', [0, 1, 2])
+def test_dictionaries_of_observations_have_a_frame_and_vectors(
+  cameras, monkeypatch
+):
+  gymnasium = pytest.importorskip('gymnasium')
+  from dreamer4_jax.envs import gymnasium_env as lib
+
+  spaces = gymnasium.spaces
+  image = spaces.Box(0, 255, (4, 6, 3), np.uint8)
+
+  class Robot(gymnasium.Env):
+    action_space = spaces.Discrete(2)
+    observation_space = spaces.Dict(
+      {
+        **{f'camera{i}': image for i in range(cameras)},
+        'agent.pos': spaces.Box(-1.0, 1.0, (2,), np.float64),
+        'time': spaces.Box(0.0, np.inf, (), np.float32),
+        'mode': spaces.Discrete(3),
+        'map': spaces.Box(0.0, 1.0, (2, 2), np.float32),
+      }
+    )
+
+    def __init__(self):
+      self.t = 0
+
+    def _see(self):
+      seen = {f'camera{i}': self.render() + 100 for i in range(cameras)}
+      return seen | {
+        'agent.pos': np.array([0.25, self.t]),
+        'time': np.float32(self.t),
+        'mode': 1,
+        'map': np.zeros((2, 2), np.float32),
+      }
+
+    def reset(self, *, seed=None, options=None):
+      self.t = 0
+      return self._see(), {}
+
+    def step(self, action):
+      self.t += 1
+      return self._see(), 0.0, False, False, {}
+
+    def render(self):
+      return np.full((4, 6, 3), self.t, np.uint8)
+
+  monkeypatch.setattr(lib.gymnasium, 'make', lambda *args, **kwargs: Robot())
+  env = lib.make('Robot-v0', EnvConfig(max_steps=3))
+  found = {v.name: v.size for v in env.spec.vectors}
+  assert found == {'agent_pos': 2, 'time': 1}
+  state, step = env.reset(KEYS)
+  for t in range(3):
+    # The only camera there is; else what the environment draws.
+    assert (step.frame == t + 100 * (cameras == 1)).all()
+    assert (step.vectors['agent_pos'] == [0.25, t]).all()
+    assert (step.vectors['time'] == t).all()
+    state, step = env.step(state, {'action': np.zeros(3, int)})
 
 
 @pytest.mark.parametrize(
@@ -178,8 +277,16 @@ def test_the_control_suite_tells_time_outs_from_ends(monkeypatch):
         minimum=-np.ones(2), maximum=np.ones(2), shape=(2,)
       )
 
+    def observation_spec(self):
+      spec = lambda *shape: types.SimpleNamespace(shape=shape)
+      return {'position': spec(2), 'upright': spec()}
+
+    def _see(self):
+      return {'position': np.array([self.t, -self.t]), 'upright': np.array(0.5)}
+
     def reset(self):
       self.t = 0
+      return types.SimpleNamespace(observation=self._see())
 
     def close(self):
       pass
@@ -187,7 +294,10 @@ def test_the_control_suite_tells_time_outs_from_ends(monkeypatch):
     def step(self, action):
       self.t += 1
       return types.SimpleNamespace(
-        last=lambda: self.t >= 2, discount=self.discount, reward=0.5
+        last=lambda: self.t >= 2,
+        discount=self.discount,
+        reward=0.5,
+        observation=self._see(),
       )
 
   monkeypatch.setattr(lib.suite, 'load', lambda *a, **k: Env())
@@ -199,6 +309,9 @@ def test_the_control_suite_tells_time_outs_from_ends(monkeypatch):
     assert (history[2].terminal == terminal).all()
     assert (history[2].timeout != terminal).all()
     assert history[1].reward.tolist() == [0.5, 0.5]
+    for t, step in enumerate(history):
+      assert (step.vectors['position'] == [t, -t]).all()
+      assert step.vectors['upright'].tolist() == [[0.5], [0.5]]
 
 
 def test_an_unknown_task_of_the_suite_is_named():

@@ -5,6 +5,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
 from dreamer4_jax.evals import video
+from tests.models import vector_world
 from tests.models.tiny_world import make_batch, world_and_params
 
 
@@ -97,6 +98,32 @@ def test_tokenizer_psnr_is_of_the_mean_error_over_batches():
   np.testing.assert_allclose(got, -10 * np.log10(np.mean(errors)), rtol=1e-4)
 
 
+def test_errors_of_vectors_are_in_standard_deviations():
+  world, params = world_and_params(vector_world.CONFIG)
+  batches = [vector_world.make_batch(2, 2, seed=i) for i in range(2)]
+  reconstruct = jax.jit(
+    lambda batch: (
+      world.tokenizer.apply(
+        {'params': params['tokenizer']},
+        batch.frames,
+        vectors=batch.vectors,
+        segment_ids=batch.segment_ids,
+        method='reconstruct',
+      )[1].vectors
+    )
+  )
+  got = video.vector_errors(world, params, batches)
+  assert set(got) == {'arm', 'grip'}
+  for part in vector_world.VECTORS:
+    off = [
+      np.asarray(reconstruct(b)[part.name] - b.vectors[part.name]) / part.std
+      for b in batches
+    ]
+    expected = np.sqrt(np.mean(np.square(off)))
+    np.testing.assert_allclose(got[part.name], expected, rtol=1e-4)
+  assert video.vector_errors(*world_and_params(), [make_batch(2, 2)]) == {}
+
+
 def test_open_loop_hands_over_the_right_frames_and_actions(monkeypatch):
   # The dream is replaced by a picture of its first action: 0, 1 or 2.
   world, params = world_and_params()
@@ -117,8 +144,8 @@ def test_open_loop_hands_over_the_right_frames_and_actions(monkeypatch):
   class Plain:
     config = world.config
 
-    def encode(self, params, frames, **kwargs):
-      return jnp.zeros((*frames.shape[:2], 2, 8)), None
+    def encode_clips(self, params, batch):
+      return jnp.zeros((*batch.frames.shape[:2], 2, 8))
 
     def decode(self, params, z):
       images = z[:, :, :1, :1, None] / 10 + 0.1

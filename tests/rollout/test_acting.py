@@ -13,6 +13,7 @@ from dreamer4_jax.rollout import (
   init_prompt,
   prepare_context,
 )
+from tests.models import vector_world
 from tests.models.tiny_world import ACTIONS, make_batch, world_and_params
 
 FRAMES = 9
@@ -93,3 +94,52 @@ def test_a_prompt_moves_on_when_its_event_has_happened_often_enough():
     prompt = advance(prompt, jnp.asarray(events, jnp.float32))
     assert prompt.task().tolist() == tasks
   assert prompt.stage.tolist() == [2, 2]
+
+
+def test_acting_sees_vectors_as_a_whole_clip_shows_them(one):
+  # The context noise is off, as long as `one` is there.
+  del one
+  world, params = world_and_params(vector_world.CONFIG)
+  clip = vector_world.make_batch(2, 5, starts=[(1, 3)])
+  step = jax.jit(lambda *args: act(world, params, *args))
+  first = ~np.asarray(clip.prev_action_mask)
+  state, states, actions = init_actor(world, 2), [], []
+  for t in range(5):
+    action, h, state = step(
+      state,
+      jnp.asarray(clip.frames[:, t]),
+      jnp.asarray(first[:, t]),
+      jnp.asarray(clip.task[:, t]),
+      jax.random.key(t),
+      {k: jnp.asarray(v[:, t]) for k, v in clip.vectors.items()},
+    )
+    states.append(h)
+    actions.append(action)
+  shifted = jax.tree.map(
+    lambda *x: jnp.stack([x[0], *x[:-1]], axis=1), *actions
+  )
+  whole = jax.jit(
+    lambda batch: (
+      prepare_context(
+        world, params, batch, jax.random.key(0), with_agent=True
+      ).agent
+    )
+  )
+  clip = clip.replace(prev_action=shifted)
+  np.testing.assert_allclose(np.stack(states, axis=1), whole(clip), atol=5e-5)
+  blind = clip.replace(vectors=jax.tree.map(np.zeros_like, clip.vectors))
+  assert np.abs(whole(blind) - whole(clip)).max() > 1e-3
+
+
+def test_an_agent_that_is_shown_no_vector_says_which_it_needs():
+  world, params = world_and_params(vector_world.CONFIG)
+  with pytest.raises(ValueError, match=r"\[\], expected \['arm', 'grip'\]"):
+    act(
+      world,
+      params,
+      init_actor(world, 2),
+      jnp.asarray(BATCH.frames[:, 0]),
+      jnp.ones(2, bool),
+      jnp.array([0, 1]),
+      jax.random.key(0),
+    )
