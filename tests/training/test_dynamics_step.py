@@ -9,9 +9,10 @@ import pytest
 
 from dreamer4_jax.config import DynamicsPhase, OptimizerConfig
 from dreamer4_jax.models import World
-from dreamer4_jax.objectives import ShortcutLosses
+from dreamer4_jax.objectives import ShortcutLosses, draw_levels
 from dreamer4_jax.training.dynamics_step import (
   corrupt_batch,
+  dynamics_objective,
   frame_means,
   group_size,
   init_dynamics_state,
@@ -19,6 +20,8 @@ from dreamer4_jax.training.dynamics_step import (
   put_rows,
   take_rows,
 )
+from dreamer4_jax.training.optimizer import make_optimizer
+from dreamer4_jax.training.state import make_state
 from tests.models.tiny_world import CONFIG, make_batch, world_and_params
 
 START = 3
@@ -189,6 +192,73 @@ def test_each_frame_counts_once_with_its_own_term():
   total, parts = frame_means(losses, jnp.array([False, True]))
   np.testing.assert_allclose(total.value(), 5, rtol=1e-6)
   assert parts['bootstrap'].value() == 0 == parts['bootstrap'].weight
+
+
+def test_the_loss_matches_a_loop():
+  # Everything from the modules and the keys, frame by frame (equation 7).
+  world, params = world_and_params()
+  objective, key = dynamics_objective(world, PHASE), jax.random.key(0)
+  level_key, noise_key, row_key = jax.random.split(key, 3)
+
+  @jax.jit
+  def compute(batch):
+    frozen = {k: params[k] for k in ('tokenizer', 'latents')}
+    own = {'dynamics': params['dynamics']}
+    optimizer = make_optimizer(PHASE.optimizer, PHASE.steps)
+    state = make_state(own, frozen, optimizer, ('dynamics',))
+    data = objective.prepare(state.replace(step=jnp.int32(4)), batch, key)
+    return objective.terms(own, state, data)
+
+  terms, others = jax.device_get(compute(BATCH))
+  assert set(terms) == {'dynamics'} and objective.weights == {'dynamics': 1.0}
+
+  @jax.jit
+  def denoise(z, signal, step):
+    # Every row with its own actions, flags and segments.
+    return world.denoise(
+      params, z, signal, step, BATCH.prev_action, BATCH.prev_action_mask,
+      segment_ids=BATCH.segment_ids,
+    ).prediction.astype(jnp.float32)  # fmt: skip
+
+  z1, _ = jax.jit(world.encode)(
+    params, BATCH.frames, segment_ids=BATCH.segment_ids
+  )
+  noise = jax.random.normal(noise_key, z1.shape)
+  # Of the 8 rows the 1st and the 5th bootstrap, all of their frames.
+  rows = np.isin(np.arange(8), (0, 4))[:, None]
+  rows = rows & np.asarray(jax.random.bernoulli(row_key, 1.0, (8, 5)))
+  levels = draw_levels(level_key, (8, 5), jnp.asarray(rows), 8)
+  signal, step = np.asarray(levels.signal_index), np.asarray(levels.step_index)
+  tau = signal[..., None, None] / 8.0
+  z_tau = (1 - tau) * noise + tau * z1
+  prediction = np.asarray(denoise(z_tau, signal, step))
+  # Two half steps, of the frames that can be halved.
+  half = np.minimum(step + 1, 3)
+  move = np.where(step < 3, 8 >> half, 0)
+  a = np.asarray(denoise(z_tau, signal, half))
+  b1 = (a - z_tau) / (1 - tau)
+  moved = z_tau + b1 * (move[..., None, None] / 8.0)
+  b = np.asarray(denoise(moved, signal + move, half))
+  b2 = (b - moved) / (1 - tau - move[..., None, None] / 8.0)
+  flow, bootstrap = [], []
+  for row in range(8):
+    for t in range(5):
+      x, at = prediction[row, t].astype(float), signal[row, t] / 8
+      weight = 0.9 * at + 0.1
+      if step[row, t] == 3:
+        flow.append(weight * np.mean((x - z1[row, t]) ** 2))
+        continue
+      target = (b1[row, t] + b2[row, t]) / 2
+      v = (x - z_tau[row, t]) / (1 - at)
+      bootstrap.append(weight * (1 - at) ** 2 * np.mean((v - target) ** 2))
+  assert len(flow) > 30 and len(bootstrap) >= 4
+  for mean, values in (
+    (terms['dynamics'], flow + bootstrap),
+    (others['flow'], flow),
+    (others['bootstrap'], bootstrap),
+  ):
+    np.testing.assert_allclose(mean.value(), np.mean(values), rtol=2e-4)
+    assert mean.weight == len(values)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from dreamer4_jax.training.tokenizer_step import (
   init_tokenizer_state,
   latent_statistics,
   make_tokenizer_step,
+  tokenizer_objective,
 )
 from tests.models.tiny_world import CONFIG, make_batch, world_and_params
 
@@ -95,22 +96,48 @@ def test_the_average_follows_the_parameters():
   np.testing.assert_allclose(leaf(states[21].ema), late, rtol=1e-5, atol=1e-7)
 
 
-def test_the_error_is_of_the_whole_image_seen_through_the_mask():
-  # The first metrics, from the first parameters and the first key.
-  states, metrics = trained()
-  world = World.from_config(LOW)
-  mask = patch_mask(jax.random.key(0), (2, 3), 6, 0.9)
+def test_the_terms_match_a_loop():
+  # In float32, from the modules and the key; row 1 has two episodes.
+  world, params = world_and_params()
+  batch = jax.tree.map(jnp.asarray, make_batch(2, 3, starts=[(1, 2)]))
+  key = jax.random.key(0)
+  objective = tokenizer_objective(world, PHASE, lpips)
+
+  @jax.jit
+  def compute(batch):
+    data = objective.prepare(None, batch, key)
+    return objective.terms({'tokenizer': params['tokenizer']}, None, data)
+
+  terms, others = jax.device_get(compute(batch))
+  assert set(terms) == {'mse', 'lpips'} and not others
+  mask = patch_mask(key, (2, 3), 6, 0.9)
   assert 0 < mask.sum() < 36
-  _, images = jax.jit(world.tokenizer.apply)(
-    {'params': states[0].params['tokenizer']},
-    BATCH.frames,
-    mask=mask,
-    segment_ids=BATCH.segment_ids,
-  )
-  target = np.asarray(BATCH.frames) / 255.0
-  expected = np.mean((np.asarray(images) - target) ** 2)
-  got = metrics[0]['tokenizer/mse']
-  np.testing.assert_allclose(got, expected, rtol=1e-3)
+
+  @jax.jit
+  def apply(mask, segment_ids):
+    return world.tokenizer.apply(
+      {'params': params['tokenizer']},
+      batch.frames,
+      mask=mask,
+      segment_ids=segment_ids,
+    )[1]
+
+  images = apply(mask, batch.segment_ids)
+  squares, reds = [], []
+  for row in range(2):
+    for t in range(3):
+      off = np.asarray(images[row, t], float) - batch.frames[row, t] / 255.0
+      squares.append(np.mean(off**2))
+      reds.append(np.mean(np.abs(off[..., 0])))
+  for name, values in (('mse', squares), ('lpips', reds)):
+    np.testing.assert_allclose(terms[name].value(), np.mean(values), rtol=1e-4)
+    assert terms[name].weight == 6
+  # And the mask and the segments matter.
+  for other in (
+    apply(~mask, batch.segment_ids),
+    apply(mask, batch.segment_ids * 0),
+  ):
+    assert np.abs(other - images).max() > 1e-3
 
 
 def test_latent_statistics_match_numpy():
