@@ -21,11 +21,14 @@ from dreamer4_jax.config import (
   Phases,
   TokenizerConfig,
   TokenizerPhase,
+  VectorComponent,
 )
 from dreamer4_jax.data.format import Description
 
 SIDE, LENGTH = 16, 12
 ACTIONS = (ActionComponent(name='action', kind='categorical', size=2),)
+STATE = VectorComponent(name='state', size=4, std=(0.1, 1.0, 0.1, 1.0))
+"""What cart-pole shows beside its frames."""
 ENV = EnvConfig(
   name='gymnasium:CartPole-v1', image_size=(SIDE, SIDE), max_steps=6
 )
@@ -88,6 +91,7 @@ def write_dataset(
   actions=ACTIONS,
   side=SIDE,
   splits=('train', 'test'),
+  vectors=(),
 ) -> str:
   """Writes noise with a reward at each step; returns the directory.
 
@@ -110,12 +114,20 @@ def write_dataset(
     }
     if tasks:
       steps['events'] = happened
+    if vectors:
+      steps['vector'] = {
+        v.name: rng.normal(size=(LENGTH, v.size)).astype(np.float32)
+        for v in vectors
+      }
     return writer.Episode(steps=steps, terminal=True)
 
   written = writer.write_dataset(
     str(path),
     description=Description(
-      actions=actions, tasks=tasks, frame_shape=(side, side, 3)
+      actions=actions,
+      tasks=tasks,
+      frame_shape=(side, side, 3),
+      vectors=vectors,
     ),
     splits={s: [episode(e) for e in range(episodes)] for s in splits},
   )

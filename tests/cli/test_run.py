@@ -1,5 +1,9 @@
-"""Whole runs as processes, on a dataset without events: what a user reads."""
+"""Whole runs as processes, on a dataset without events: what a user reads.
 
+Beside its frames the agent sees the state of cart-pole.
+"""
+
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,10 +15,15 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipelines import collect, pretokenise
 from dreamer4_jax.checkpoint import load_arrays
 from dreamer4_jax.cli import quickstart
+from dreamer4_jax.cli.loaders import training_loader
 from dreamer4_jax.config import PHASES
+from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.evals import report
+from dreamer4_jax.models import World
+from dreamer4_jax.training.phases import load_rooms
 from tests.cli import small_run
 
 pytest.importorskip('gymnasium')
@@ -22,7 +31,7 @@ pytest.importorskip('pygame')
 
 EXPERIMENT = """
 from tests.cli import small_run
-config = small_run.make_config('noise')
+config = small_run.make_config('noise', vectors=(small_run.STATE,))
 """
 BAR = re.compile(r'^[\w ]*:\s+\d+%\|.*?\]\s*')
 
@@ -54,7 +63,7 @@ def dreamer4(home, *arguments):
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
   home = tmp_path_factory.mktemp('home')
-  small_run.write_dataset(home / 'noise')
+  small_run.write_dataset(home / 'noise', vectors=(small_run.STATE,))
   (home / 'x.py').write_text(EXPERIMENT)
   return home
 
@@ -164,6 +173,50 @@ def test_what_is_for_the_eye_costs_no_results(
   assert found['versions']['gymnasium'] == 'not installed'
   assert not (run / 'agent.mp4').exists()
   assert 'agent.mp4 is left out (OSError: no codec)' in caplog.text
+
+
+def test_the_state_goes_all_the_way(home, evaluated):
+  results = json.loads((home / 'runs/x/results.json').read_text())
+  assert np.isfinite(results['tokenizer']['vectors']['state'])
+  text = (home / 'runs/x/report.md').read_text()
+  assert 'Vector state: off by' in text
+  run, latents = str(home / 'runs/x'), str(home / 'latents')
+  noise = str(home / 'noise')
+  pretokenise.pretokenise(
+    pretokenise.PretokeniseConfig(
+      run=run, dataset=noise, out=latents, streams=4
+    ),
+    progress=False,
+  )
+  # Latents hold the state: nothing stands beside them.
+  rooms, config = load_rooms(run, 'tokenizer')
+  data = dataclasses.replace(config.data, path=noise, latents=latents)
+  config = dataclasses.replace(config, data=data)
+  name = World.from_config(config).fingerprint(rooms)
+  batch = next(training_loader(config, 'dynamics', 4, name))
+  assert batch.frames.shape == (4, 4, 4, 4) and not batch.vectors
+  batch = next(training_loader(config, 'tokenizer', 4))
+  assert batch.vectors['state'].shape == (4, 4, 4)
+
+
+def test_an_agent_that_sees_the_state_records(home, trained):
+  settings = collect.CollectConfig(
+    out=str(home / 'played'),
+    env=small_run.ENV.name,
+    policy='checkpoint',
+    run=str(home / 'runs/x'),
+    episodes=2,
+    test_episodes=2,
+    max_steps=10,
+    image_size=(small_run.SIDE, small_run.SIDE),
+    parallel=2,
+    workers=1,
+  )
+  collect.collect(settings, progress=False)
+  state = EpisodeSource(settings.out, 'train')[0]['vector']['state']
+  # By the rule of the game, at 50 frames a second.
+  moved = state[:-1, 0] + 0.02 * state[:-1, 1]
+  np.testing.assert_allclose(state[1:, 0], moved, rtol=1e-4, atol=1e-6)
 
 
 def test_a_run_that_is_not_trained_is_named(home, trained, tmp_path):

@@ -1,0 +1,91 @@
+"""A recording of cart-pole and its state, and configs that do or do not fit."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_pipelines import collect
+from dreamer4_jax import compatibility
+from dreamer4_jax.cli import checks, configs
+from dreamer4_jax.config import VectorComponent
+from dreamer4_jax.data import EpisodeSource
+from dreamer4_jax.evals import dataset
+from dreamer4_jax.models import World
+from tests.cli import small_run
+
+pytest.importorskip('gymnasium')
+pytest.importorskip('pygame')
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  settings = collect.CollectConfig(
+    out=str(tmp_path_factory.mktemp('data') / 'd'),
+    env=small_run.ENV.name,
+    policy='random',
+    episodes=4,
+    test_episodes=3,
+    max_steps=10,
+    image_size=(small_run.SIDE, small_run.SIDE),
+    parallel=4,
+    workers=1,
+  )
+  collect.collect(settings, progress=False)
+  return settings.out
+
+
+@pytest.fixture(scope='module')
+def config(data):
+  vectors = EpisodeSource(data, 'train').description.vectors
+  return small_run.make_config(data, vectors=vectors)
+
+
+def test_what_is_recorded_can_be_put_into_a_config(data, config):
+  text = dataset.to_text(dataset.summary(data))
+  line = next(x for x in text.splitlines() if x.startswith('  vectors: '))
+  given = line.removeprefix('  vectors: ')
+  plain = dataclasses.replace(config, vectors=())
+  assert configs.override(plain, [f'vectors={given}']) == config
+  assert [(v.name, v.size) for v in config.vectors] == [('state', 4)]
+
+
+def test_a_tokenizer_with_other_units_is_another_model(config):
+  world = World.from_config(config)
+  rooms = {'tokenizer': {'x': np.zeros(3)}}
+  other = dataclasses.replace(config.vectors[0], std=(2.0,))
+  changed = dataclasses.replace(config, vectors=(other,))
+  assert World.from_config(changed).fingerprint(rooms) != world.fingerprint(
+    rooms
+  )
+  with pytest.raises(ValueError, match=r'vectors\.0\.std.* made with'):
+    fields = compatibility.model_fields('tokenizer')
+    compatibility.check_config(config, changed, 'here', fields)
+
+
+@pytest.mark.parametrize(
+  ('name', 'size', 'message'),
+  [
+    ('state', 3, r"vectors = {'state': 3}: env.name = .* shows {'state': 4}"),
+    ('arm', 4, r"vectors = {'arm': 4}: env.name = .* shows {'state': 4}"),
+  ],
+)
+def test_an_environment_that_shows_other_vectors_is_refused(
+  config, name, size, message
+):
+  wanted = (VectorComponent(name=name, size=size),)
+  config = dataclasses.replace(config, vectors=wanted)
+  with pytest.raises(ValueError, match=message):
+    checks.check_environment(config)
+
+
+def test_a_dataset_without_the_vector_is_refused_before_training(
+  config, tmp_path
+):
+  noise = small_run.write_dataset(tmp_path / 'noise')
+  config = dataclasses.replace(
+    config, data=dataclasses.replace(config.data, path=noise)
+  )
+  message = "noise: vectors: found none, expected 'state' of 4 values"
+  with pytest.raises(ValueError, match=message):
+    checks.check_training(config, tmp_path / 'run')
