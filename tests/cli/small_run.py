@@ -80,6 +80,31 @@ def make_config(path, **changes) -> Config:
   )
 
 
+def with_options(config: Config, task_vectors) -> Config:
+  """Turns on what is off by default.
+
+  The state is seen beside frames, tasks are vectors (written to the file of
+  that name), parts of a batch are taken one after another, the last clips are
+  long ones, and the world model trains on in imagination.
+  """
+  np.save(task_vectors, np.eye(1, 3))
+  p, replace = config.phases, dataclasses.replace
+  return replace(
+    config,
+    vectors=(STATE,),
+    agent=replace(config.agent, task_vector_size=3),
+    data=replace(config.data, task_vectors=str(task_vectors)),
+    phases=replace(
+      p,
+      tokenizer=replace(
+        p.tokenizer, long_clip_length=6, long_every=20, long_only_share=0.2
+      ),
+      dynamics=replace(p.dynamics, accumulate=2, bootstrap_every=2),
+      imagination=replace(p.imagination, world_rate=0.5),
+    ),
+  )
+
+
 def write_dataset(
   path,
   *,

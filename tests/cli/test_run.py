@@ -1,6 +1,6 @@
 """Whole runs as processes, on a dataset without events: what a user reads.
 
-Beside its frames the agent sees the state of cart-pole.
+All that is off by default is on: see `small_run.with_options`.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ pytest.importorskip('pygame')
 
 EXPERIMENT = """
 from tests.cli import small_run
-config = small_run.make_config('noise', vectors=(small_run.STATE,))
+config = small_run.with_options(small_run.make_config('noise'), 'tasks.npy')
 """
 BAR = re.compile(r'^[\w ]*:\s+\d+%\|.*?\]\s*')
 
@@ -142,7 +142,10 @@ def test_a_trained_run_is_evaluated_by_its_directory(
   found = quickstart.evaluate_run(run, episodes=5, seed=7)
   saved = json.loads((run / 'results.json').read_text())
   assert saved == json.loads(json.dumps(found))
-  assert saved['tokenizer'] == pytest.approx(before['tokenizer'], rel=1e-3)
+  # Of other clips; pixels are alike on all of them, states are not.
+  psnr = before['tokenizer']['psnr']
+  assert saved['tokenizer']['psnr'] == pytest.approx(psnr, rel=1e-3)
+  assert saved['tokenizer']['vectors']['state'] > 0
   assert saved['agents']['rl']['episodes'] == 5
   assert saved['config']['eval']['seed'] == 7
   # Of the last evaluation alone, and training is not trained again.
@@ -217,6 +220,16 @@ def test_an_agent_that_sees_the_state_records(home, trained):
   # By the rule of the game, at 50 frames a second.
   moved = state[:-1, 0] + 0.02 * state[:-1, 1]
   np.testing.assert_allclose(state[1:, 0], moved, rtol=1e-4, atol=1e-6)
+
+
+def test_the_world_model_trained_on_in_imagination(home, trained):
+  before, _ = load_rooms(home / 'runs/x', 'finetune')
+  after, _ = load_rooms(home / 'runs/x', 'imagination')
+  np.testing.assert_array_equal(after['task_vectors'], np.eye(1, 3))
+  for room in ('policy', 'dynamics', 'reward', 'task'):
+    old, new = (jax.tree.leaves(rooms[room]) for rooms in (before, after))
+    assert all(np.isfinite(x).all() for x in new)
+    assert any(np.any(x != y) for x, y in zip(old, new, strict=True)), room
 
 
 def test_a_run_that_is_not_trained_is_named(home, trained, tmp_path):

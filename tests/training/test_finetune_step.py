@@ -9,15 +9,17 @@ import pytest
 
 from dreamer4_jax.config import FinetunePhase, OptimizerConfig
 from dreamer4_jax.models import distributions
-from dreamer4_jax.objectives import TwoHot
+from dreamer4_jax.objectives import Mean, TwoHot
 from dreamer4_jax.training.finetune_step import (
   agent_losses,
+  finetune_objective,
   init_finetune_state,
   loss_weights,
   make_finetune_step,
   prepare_clips,
   stand_ins,
 )
+from dreamer4_jax.training.update import combine
 from tests.models.tiny_world import (
   ACTIONS,
   CONFIG,
@@ -279,14 +281,15 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
     dynamics_weight=0.5, policy_weight=2.0, reward_weight=3.0, cont_weight=5.0
   )
   phase = dataclasses.replace(PHASE, **weights)
-  _, metrics = jax.jit(make_finetune_step(WORLD, phase))(
-    start(), BATCH, jax.random.key(0)
-  )
-  # Divided by its own RMS, every term is 1 in the first step.
-  np.testing.assert_allclose(metrics['loss'], sum(weights.values()), rtol=1e-5)
   assert loss_weights(phase) == {
     'dynamics': 0.5, 'policy': 2.0, 'reward': 3.0, 'continuation': 5.0
   }  # fmt: skip
+  # Divided by its own RMS, every term is 1 in the first step.
+  objective = finetune_objective(WORLD, phase)
+  terms = {name: Mean.of(jnp.float32(7)) for name in objective.weights}
+  loss, _ = combine(terms, start().rms, objective)
+  np.testing.assert_allclose(loss, sum(weights.values()), rtol=1e-5)
+  np.testing.assert_allclose(first()[1]['loss'], 4, rtol=1e-5)
 
 
 @pytest.mark.parametrize('parts', [8])
