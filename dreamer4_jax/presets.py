@@ -73,7 +73,7 @@ TINY = Preset(
     num_registers=1,
     context_length=8,
   ),
-  phases=_every_phase(clip_length=8, long_clip_length=0),
+  phases=_every_phase(clip_length=8, long_clip_length=0, long_only_share=0.0),
 )
 """For tests: a train step compiles in seconds on a CPU."""
 

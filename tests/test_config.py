@@ -143,7 +143,7 @@ def test_a_context_longer_than_the_clips_of_a_phase_is_named(phase):
   room = 'tokenizer' if phase == 'tokenizer' else 'dynamics'
   trained = dict(clip_length=16, long_clip_length=20)
   if phase == 'imagination':
-    trained = dict(clip_length=8, horizon=12)
+    trained = dict(clip_length=8, horizon=13)
 
   def config(**changes):
     enough = dict(clip_length=64)
@@ -169,3 +169,8 @@ def test_a_context_longer_than_the_clips_of_a_phase_is_named(phase):
   with pytest.raises(ValueError, match=text):
     short.check_context(cfg.PHASES)
   short.check_context([p for p in cfg.PHASES if p != phase])
+  if phase == 'imagination':
+    with pytest.raises(
+      ValueError, match=r'dynamics.context_length = 20: .* 8 '
+    ):
+      config(world_rate=0.5).check_context(cfg.PHASES)

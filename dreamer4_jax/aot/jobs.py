@@ -113,7 +113,7 @@ class Job:
     }
     # A device with one row cannot cut it: then whole steps bootstrap.
     whole = {'bootstrap_rows': 1.0, 'bootstrap_every': 4}
-    own = whole if self.rows // self.accumulate % 4 else {}
+    own = whole if self.rows % 4 else {}
     return dataclasses.replace(
       config,
       phases=dataclasses.replace(

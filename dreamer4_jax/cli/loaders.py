@@ -130,6 +130,16 @@ def _check_losses(phase: FinetunePhase) -> None:
     'from; raise it, or set phases.finetune.policy_weight to 0',
   )
   require(
+    rows > 0
+    or phase.context_share > 0
+    or phase.reward_weight == phase.cont_weight == 0,
+    'phases.finetune.context_share',
+    phase.context_share,
+    'leaves no clip to learn reward and continuation from, since '
+    f'relevant_share = {phase.relevant_share}; raise one of the two, or set '
+    'phases.finetune.reward_weight and cont_weight to 0',
+  )
+  require(
     rows < phase.batch_size or phase.dynamics_weight == 0,
     'phases.finetune.relevant_share',
     phase.relevant_share,

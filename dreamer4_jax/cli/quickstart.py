@@ -145,9 +145,15 @@ def evaluate(
     world = World.from_config(config)
     rooms, _ = phases.load_rooms(run_dir, 'imagination')
     rooms = jax.tree.map(jax.numpy.asarray, rooms)
+    prior = rooms.pop('prior')
+    cloned = {**rooms, 'policy': prior}
+    if config.phases.imagination.world_rate:
+      # The clone is that of finetuning, not what became of it since.
+      saved, _ = phases.load_rooms(run_dir, 'finetune')
+      cloned |= jax.tree.map(jax.numpy.asarray, saved)
     tokenizer = _tokenizer(config, world, rooms)
     dreams = _dynamics(config, world, rooms)
-    episodes = _closed_loop(config, world, rooms, env)
+    episodes = _closed_loop(config, world, rooms, cloned, env)
   rl, bc = episodes['rl'], episodes['bc']
   results: dict[str, Any] = {
     'tokenizer': tokenizer,
@@ -167,7 +173,6 @@ def evaluate(
   results['parameters'] = {
     name: sum(x.size for x in jax.tree.leaves(room))
     for name, room in rooms.items()
-    if name != 'prior'
   }
   results['device'] = _device()
   results['versions'] = _versions(config)
@@ -262,14 +267,11 @@ def _dynamics(config: Config, world: World, rooms: Any) -> evals.OpenLoop:
 
 
 def _closed_loop(
-  config: Config, world: World, rooms: Any, env: Environment
+  config: Config, world: World, rooms: Any, cloned: Any, env: Environment
 ) -> dict[str, evals.Episodes]:
+  # Both have rooms of the same names, so that the compiled step serves both.
   e = config.eval
   agent, memory = evals.streaming_agent(world, e.episodes)
-  # Same keys in both, so that the compiled step serves both.
-  prior = rooms['prior']
-  rooms = {name: room for name, room in rooms.items() if name != 'prior'}
-  cloned = {**rooms, 'policy': prior}
   players: dict[str, tuple[Callable, Any, Any]] = {
     'random': (evals.random_agent(world), {}, ()),
     'bc': (agent, cloned, memory),

@@ -74,8 +74,9 @@ class PhaseConfig:
   batch_size: int = 16
   """Clips in a global batch."""
   accumulate: int = 1
-  """Parts of the batch that are taken one after another, for want of memory;
-  the step uses the mean of their gradients."""
+  """Parts of the batch that are taken one after another, for want of memory.
+  The gradient is that of the whole batch; where a loss has several terms, a
+  forward pass over all parts comes first."""
   clip_length: int = 16
   """Frames of a short clip, T1."""
   long_clip_length: int = 0
@@ -167,9 +168,9 @@ class DynamicsPhase(PhaseConfig):
   bootstrap_rows: float = 0.25
   """Share of the frames in the dynamics loss that train coarse steps, and
   about the share of rows that the two extra passes run on; 1/n for whole n.
-  The rows of a device are cut into groups of about n, and each needs the passes
-  for one row; with one row per device, set this to 1 and bootstrap_every to
-  n."""
+  The rows of a device are cut into equal groups of at most n, each of which
+  takes the passes for one row, so they are best a multiple of n; with one row
+  per device, set this to 1 and bootstrap_every to n."""
   bootstrap_start: int = 0
   """First step that bootstraps; before it the extra passes do not run."""
   bootstrap_every: int = 1
@@ -206,7 +207,7 @@ class FinetunePhase(DynamicsPhase):
   context_share: float = 0.25
   """Share of the other clips that is noised to the context level, as relevant
   ones are, and trains reward and continuation for all of them, not the
-  dynamics."""
+  dynamics. At 0 relevant clips alone train reward and continuation."""
   dynamics_weight: float = 1.0
   """Weight of the dynamics loss, on uniform clips."""
   policy_weight: float = 1.0
@@ -261,12 +262,14 @@ class ImaginationPhase(PhaseConfig):
   value_weight: float = 1.0
   """Weight of the value loss."""
   relevant_share: float = 0.5
-  """Share of contexts in which a task is achieved; as in finetuning."""
+  """Share of contexts in which a task is achieved, or soon after which it is
+  where that ends the episode; as in finetuning."""
   world_rate: float = 0.0
   """Learning rate of the world model and of the prior, relative to that of
   policy and value. 0 freezes them, as in the paper. Above 0, the losses of
   policy and value reach the transformer too, and those of finetuning are kept
-  up with the weights of phases.finetune, on as many clips again."""
+  up, on as many clips again: with the weights and shares of phases.finetune,
+  and this phase's batch, clip lengths and accumulate."""
   stop_at_event: bool = False
   """For tasks whose reward is an event, 1 when it happens: a rollout counts up
   to the event only. When acting, the prompt then moves on to the next task; a

@@ -234,7 +234,8 @@ class Config:
 
     The tokenizer trains in a phase of its own, and the dynamics on latents of
     as many frames as its clips have. Heads read states of the dynamics: those
-    of finetuning on its clips, those of imagination on contexts and dreams.
+    of finetuning on its clips, those of imagination on contexts and dreams, up
+    to the frame of the last action.
 
     Called where training begins: presets are put into a config by parts.
 
@@ -249,8 +250,10 @@ class Config:
       phase = getattr(self.phases, name)
       room = 'tokenizer' if name == 'tokenizer' else 'dynamics'
       trained, dreamt = max(phase.clip_length, phase.long_clip_length), ''
-      if name == 'imagination':
-        trained += phase.horizon
+      # The last frame of a dream is only arrived at. A world model that trains
+      # along does so on clips alone.
+      if name == 'imagination' and not phase.world_rate:
+        trained += phase.horizon - 1
         dreamt = ' with the horizon'
       context = getattr(self, room).context_length
       require(

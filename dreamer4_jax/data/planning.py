@@ -15,7 +15,8 @@ windows are then uniform ones of the labeled episodes, in epochs of their own.
 
 Windows of *dreams*, uniform or relevant, are contexts from which imagination
 goes on. Nothing follows a terminal frame, so they are cut from episodes without
-it.
+it, and they end in the episode on whose event they are placed, if it is as long
+as they are.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Window:
     source: number of the dataset.
     segments: stretches that fill the window, in order.
     anchor_task: the task whose event a relevant window was placed on, else
-      -1. The event lies in the first segment.
+      -1. The event lies in the first segment; but the context of a dream whose
+      event is on a terminal frame ends up to `length` - 1 frames before it.
     cloned: frames, from the first one on, whose actions behaviour is cloned
       from: up to the action that achieves the anchor's event; the whole window
       if it is a relevant one of a split without events; none if it is uniform.
@@ -294,6 +296,12 @@ class Planner:
     arrival = int(index.event_frame[event])
     position = int(rng.integers(1, min(self.length - 1, arrival) + 1))
     episode, start = int(index.event_episode[event]), arrival - position
+    if self.dreams:
+      if arrival == lengths[episode]:
+        # The event is on the terminal frame: the context ends before it.
+        start = arrival - self.length - position + 1
+      # What is dreamed goes on in this episode.
+      start = max(0, min(start, int(lengths[episode]) - self.length))
     segments, left = [], self.length
     while left > 0:
       stop = min(int(lengths[episode]), start + left)

@@ -199,6 +199,10 @@ class World:
       # Latents that were made before there was such a field stay valid.
       if not plain[later]:
         plain.pop(later)
+    t = self.config.tokenizer
+    sides = tuple(n * t.patch_size for n in t.grid)
+    if sides != (t.image_height, t.image_width):
+      plain['padding'] = 'black'  # It once was grey.
     if self.config.vectors:
       plain['vectors'] = [dataclasses.asdict(v) for v in self.config.vectors]
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())

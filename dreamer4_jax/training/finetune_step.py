@@ -46,10 +46,12 @@ class Clips:
   Attributes:
     noisy: the clips, noised.
     judged: `[B]` weight of each row in the losses of reward and continuation.
+    expected: `[B]` its mean over draws: 1, or 0 where no such row is judged.
   """
 
   noisy: Corrupted
   judged: Array
+  expected: Array
 
 
 def init_finetune_state(
@@ -129,7 +131,10 @@ def prepare_clips(
   # Those that were moved stand for all uniform clips.
   weight = 1 / share if share else 0.0
   judged = jnp.where(batch.relevant, 1.0, jnp.where(moved, weight, 0.0))
-  return Clips(noisy=noisy, judged=judged)
+  expected = batch.relevant | (share > 0)
+  return Clips(
+    noisy=noisy, judged=judged, expected=expected.astype(jnp.float32)
+  )
 
 
 def clip_losses(
@@ -156,8 +161,9 @@ def clip_losses(
   output = denoise(world, params, clips.noisy, token)
   dynamics, parts = dynamics_loss(world, output.prediction, clips.noisy)
   terms, others = agent_losses(
-    world, phase, params, output.agent, clips.noisy.batch, clips.judged, policy
-  )
+    world, phase, params, output.agent, clips.noisy.batch,
+    clips.judged, clips.expected, policy,
+  )  # fmt: skip
   return {'dynamics': dynamics, **terms}, {**parts, **others}
 
 
@@ -168,6 +174,7 @@ def agent_losses(
   h: Array,
   batch: Batch,
   judged: Array,
+  expected: Array,
   policy: str = 'policy',
 ) -> tuple[Means, Means]:
   """Maximum likelihood of what lies n frames ahead, for all distances n.
@@ -179,6 +186,8 @@ def agent_losses(
     h: `[B, T, D]` agent states.
     batch: targets; actions are cloned where `cloned`.
     judged: `[B]` weight of each row's rewards and continuations.
+    expected: `[B]` its mean over draws. The sums are divided by this: divided
+      by what a small batch happens to hold, few rows would count too little.
     policy: room of the head that is cloned into.
 
   Returns:
@@ -200,12 +209,18 @@ def agent_losses(
   reward_logits = world.head(params, 'reward', h)
   cont_logits = world.head(params, 'continuation', h)
   distance = phase.distance_decay ** jnp.arange(distances)[None, None]
-  own = seen * distance * judged[:, None, None]
+  ahead = seen * distance
+  total = (ahead * expected[:, None, None]).sum()
+
+  def judge(loss: Array) -> Mean:
+    mean = Mean.of(loss, ahead * judged[:, None, None])
+    return mean.replace(weight=total)
+
   terms = {
     'policy': Mean.of(-log_prob, mask * distance),
-    'reward': Mean.of(twohot.loss(reward_logits, reward), own),
-    'continuation': Mean.of(
-      optax.sigmoid_binary_cross_entropy(cont_logits, cont), own
+    'reward': judge(twohot.loss(reward_logits, reward)),
+    'continuation': judge(
+      optax.sigmoid_binary_cross_entropy(cont_logits, cont)
     ),
   }
   error = jnp.abs(twohot.mean(reward_logits[:, :, 0]) - reward[:, :, 0])

@@ -272,6 +272,13 @@ def imagination_objective(world: World, phase: ImaginationPhase) -> Objective:
     weights |= _upkeep_weights(world)
 
   def prepare(state: TrainState, batch: Batch | DreamBatch, key: Array):
+    if phase.world_rate:
+      if isinstance(batch, Batch):
+        raise TypeError(
+          f'phases.imagination.world_rate = {phase.world_rate}: needs batches '
+          'of the type DreamBatch, with clips beside the contexts; got a Batch'
+        )
+      key, clips_key = jax.random.split(key)
     contexts = batch if isinstance(batch, Batch) else batch.contexts
 
     def dream(part: Array, contexts: Batch) -> Experience:
@@ -281,7 +288,6 @@ def imagination_objective(world: World, phase: ImaginationPhase) -> Objective:
     e = in_parts(dream, contexts, phase.accumulate)
     if not phase.world_rate:
       return e
-    clips_key = jax.random.fold_in(key, phase.accumulate)
     clips = prepare_clips(
       world, state.rooms(), batch.clips, upkeep, state.step, clips_key
     )

@@ -180,7 +180,7 @@ def load_task_vectors(config: Config) -> np.ndarray:
     raise FileNotFoundError(f'data.task_vectors: {path}: no such file')
   try:
     vectors = np.asarray(np.load(path, allow_pickle=False))
-  except (ValueError, OSError) as error:
+  except (EOFError, ValueError, OSError) as error:
     raise ValueError(f'data.task_vectors: {path}: {error}') from error
   shape = (config.agent.num_tasks, config.agent.task_vector_size)
   if vectors.shape != shape or not np.issubdtype(vectors.dtype, np.floating):
@@ -189,11 +189,13 @@ def load_task_vectors(config: Config) -> np.ndarray:
       f'expected floats {shape}, agent.task_vector_size of them for each of '
       f'the tasks {config.tasks}'
     )
+  with np.errstate(over='ignore'):
+    vectors = vectors.astype(np.float32)
   if not np.isfinite(vectors).all():
     raise ValueError(
       f'data.task_vectors: {path} has values that are not finite'
     )
-  return vectors.astype(np.float32)
+  return vectors
 
 
 def boxed(world: World, rooms: Params) -> Params:

@@ -71,6 +71,14 @@ MISTAKES = [
     'phases.finetune.relevant_share = 0.0: leaves no clip .* clone behaviour',
   ),
   (
+    {
+      'phases__finetune__relevant_share': 0.0,
+      'phases__finetune__policy_weight': 0.0,
+      'phases__finetune__context_share': 0.0,
+    },
+    'phases.finetune.context_share = 0.0: leaves no clip to learn reward',
+  ),
+  (
     {'phases__finetune__relevant_share': 1.0},
     'phases.finetune.relevant_share = 1.0: leaves no uniform clip',
   ),

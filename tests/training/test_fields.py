@@ -455,10 +455,11 @@ def look_at_finetune(made, settings, monkeypatch):
 
 
 def look_at_imagination(made, settings, monkeypatch):
-  seen = {}
+  seen, keys = {}, []
 
   def imagine(world, params, batch, key, *, horizon, sampling_steps, policy):
-    del world, params, key, policy
+    del world, params, policy
+    keys.append(key)
     seen.update(horizon=horizon, sampling_steps=sampling_steps)
     b, t = batch.task.shape
     return Rollout(
@@ -478,6 +479,7 @@ def look_at_imagination(made, settings, monkeypatch):
     return reward
 
   def clips(world, params, batch, phase, step, key):
+    keys.append(key)
     seen['clips'] = (phase.steps, phase.batch_size, phase.relevant_share)
 
   monkeypatch.setattr(imagination_step, 'imagine', imagine)
@@ -487,6 +489,14 @@ def look_at_imagination(made, settings, monkeypatch):
   if settings.world_rate:
     batch = DreamBatch(contexts=BATCH, clips=BATCH)
   made.objective.prepare(State(), batch, KEY)
+  # Clips draw from none of the keys that dreams are made of.
+  dream, *others = keys
+  used = [dream, *jax.random.split(dream)]
+  used += [jax.random.fold_in(k, i) for k in used for i in range(20)]
+  for key in others:
+    assert all(
+      (jax.random.bits(key, 4) != jax.random.bits(k, 4)).any() for k in used
+    )
   return seen
 
 

@@ -174,6 +174,7 @@ def test_rows_stand_at_the_levels_at_which_they_train():
     # Both kinds train reward and continuation, the few for all uniform rows.
     expected = np.where(BATCH.relevant, 1, np.where(trains, 0, 4))
     assert np.array_equal(clips.judged, expected)
+    assert np.all(clips.expected == 1)
     moved += (~trains[::2]).sum()
     tau = at.signal_index[..., None, None] / 8
     noise = (noisy.z_tau - tau * noisy.z1) / (1 - tau)
@@ -204,10 +205,12 @@ def test_head_losses_match_a_loop(decay):
   batch = jax.tree.map(jnp.asarray, BATCH)
   twohot = TwoHot(CONFIG.agent.bins, CONFIG.agent.bin_limit)
   judged = np.array([0, 1, 4, 1, 0, 1, 0, 1.0], np.float32)
+  # As if no row of the last kind were ever judged.
+  expected = np.array([1, 1, 1, 1, 1, 1, 0, 1.0], np.float32)
 
   @jax.jit
   def compute(h):
-    found = agent_losses(WORLD, phase, PARAMS, h, batch, judged)
+    found = agent_losses(WORLD, phase, PARAMS, h, batch, judged, expected)
     logits = WORLD.head(PARAMS, 'policy', h)
     rewards = WORLD.head(PARAMS, 'reward', h)
     conts = WORLD.head(PARAMS, 'continuation', h)
@@ -230,6 +233,7 @@ def test_head_losses_match_a_loop(decay):
   )
   # Every (frame, distance); the loop picks those that count.
   ahead = {'policy': [], 'reward': [], 'continuation': []}
+  counted = 0
   now = {
     name: []
     for name in (
@@ -248,6 +252,7 @@ def test_head_losses_match_a_loop(decay):
         if BATCH.segment_ids[b, t] != BATCH.segment_ids[b, t + n]:
           continue
         task, weight = BATCH.task[b, t], decay**n
+        counted += weight * expected[b]
         ahead['reward'].append((reward[task][b, t], weight * judged[b]))
         ahead['continuation'].append((bce[b, t], weight * judged[b]))
         cloned = BATCH.relevant[b] and LABELS[b, t + n]
@@ -264,13 +269,14 @@ def test_head_losses_match_a_loop(decay):
   # Labels change within segments, so that it matters whose reward counts.
   assert (np.diff(BATCH.task, axis=1) != 0).sum() > 8
   assert len(ahead['policy']) < len(ahead['reward']) / 2
-  for found, expected in ((terms, ahead), (others, now)):
-    assert set(found) == set(expected)
-    for name, pairs in expected.items():
+  for found, wanted in ((terms, ahead), (others, now)):
+    assert set(found) == set(wanted)
+    for name, pairs in wanted.items():
       values, weights = zip(*pairs, strict=True)
+      total = counted if name in ('reward', 'continuation') else sum(weights)
       np.testing.assert_allclose(
         found[name].value(),
-        np.average(values, weights=weights),
+        np.dot(values, weights) / total,
         rtol=1e-4,
         err_msg=name,
       )

@@ -95,14 +95,16 @@ def test_task_vectors_are_read_and_checked(tmp_path):
     r'float64 \(3, 2\), expected floats \(2, 3\)': np.zeros((3, 2)),
     'int64': np.zeros((2, 3), int),
     'not finite': np.full((2, 3), np.nan),
+    'values that are not finite': np.full((2, 3), 1e300),
   }
   for text, array in bad.items():
     np.save(path, array)
     with pytest.raises(ValueError, match=f'data.task_vectors: .*{text}'):
       phases.load_task_vectors(config)
-  path.write_text('no array')
-  with pytest.raises(ValueError, match=r'data.task_vectors: .*tasks\.npy'):
-    phases.load_task_vectors(config)
+  for text in ('no array', ''):
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r'data.task_vectors: .*tasks\.npy'):
+      phases.load_task_vectors(config)
 
 
 def test_size_and_file_of_task_vectors_go_together():
