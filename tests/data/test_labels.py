@@ -1,5 +1,6 @@
 """Which episodes keep their actions."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -108,3 +109,16 @@ def test_labeled_episodes_are_a_fixed_share():
   assert more[some].all()
   assert labels.is_labeled(episodes, 1.0).all()
   assert not labels.is_labeled(episodes, 0.0).any()
+
+
+def test_what_is_known_was_recorded_and_is_labeled():
+  source = Source()
+  source.index = dataclasses.replace(
+    source.index, known=np.array([49, 0, 1, 49])
+  )
+  source.description.actions = ('some',)
+  labeled = np.array([True, True, True, False])
+  found = labels.known_episodes(source, labeled)
+  assert found.tolist() == [True, False, True, False]
+  source.description.actions = ()
+  assert not labels.known_episodes(source, labeled).any()
