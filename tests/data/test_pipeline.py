@@ -12,7 +12,12 @@ import numpy as np
 import pytest
 
 from dreamer4_jax.config import ActionComponent, SourceConfig
-from dreamer4_jax.data import EpisodeSource, make_loader
+from dreamer4_jax.data import (
+  EpisodeSource,
+  make_loader,
+  planning,
+  transforms,
+)
 
 ACTIONS = (ActionComponent(name='action', kind='categorical', size=5),)
 TASKS = ('key', 'door', 'goal')
@@ -87,6 +92,29 @@ def test_terminal_frames_are_kept_and_end_their_segment(make):
         assert ids[t + 1] == ids[t] + 1
         assert not batch.prev_action_mask[row, t + 1]
   assert ends > 10
+
+
+@pytest.mark.parametrize('dreams', [False, True])
+def test_dreams_are_planned_and_labeled_as_an_agent_acts(
+  make, monkeypatch, dreams
+):
+  # Where no task is achieved twice, labels alone would not tell.
+  asked = {}
+
+  def watch(module, name):
+    original = getattr(module, name)
+
+    def watched(**kwargs):
+      asked[name] = kwargs
+      return original(**kwargs)
+
+    monkeypatch.setattr(module, name, watched)
+
+  watch(planning, 'Planner')
+  watch(transforms, 'Clips')
+  make(dreams=dreams, switch_tasks=0.3)
+  assert asked['Clips']['once'] == asked['Planner']['dreams'] == dreams
+  assert asked['Planner']['switch_tasks'] == (1.0 if dreams else 0.3)
 
 
 def test_the_seed_decides(make):
