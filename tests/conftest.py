@@ -1,5 +1,6 @@
 """Settings of the whole test suite; made before JAX starts its backend."""
 
+import gc
 import logging
 import os
 import pathlib
@@ -15,12 +16,15 @@ _CACHE = pathlib.Path(__file__).parents[1] / '.cache' / 'jax'
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
 )
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.02'
+# Tracing makes so many objects that looking for garbage takes a tenth.
+gc.set_threshold(200_000, 50, 1000)
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', NUM_DEVICES)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_compilation_cache_dir', str(_CACHE))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.02)
 
 _LONGEST = (
   'test_quickstart.py',
@@ -32,6 +36,8 @@ _LONGEST = (
   'test_benchmarks.py',
   'test_pretokenise.py',
   'test_jobs.py',
+  'test_recorders.py',
+  'test_collect.py',
 )
 
 

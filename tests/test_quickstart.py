@@ -11,9 +11,10 @@ import pytest
 
 from data_pipelines.collect import CollectConfig, collect
 from data_pipelines.pretokenise import PretokeniseConfig, pretokenise
+from dreamer4_jax import sharding
 from dreamer4_jax.cli.loaders import training_loader
 from dreamer4_jax.cli.quickstart import quickstart
-from dreamer4_jax.config import EvalConfig
+from dreamer4_jax.config import EvalConfig, MeshConfig
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.models import World
 from dreamer4_jax.training.phases import load_rooms
@@ -79,7 +80,11 @@ def run(tmp_path_factory):
     settings = PretokeniseConfig(run=run, dataset=dataset, out=out)
     return pretokenise(settings, progress=False)
 
-  results = quickstart(config, path / 'run', record, tokenise)
+  # On one device: what several do is tested elsewhere.
+  one = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sharding, 'make_mesh', lambda config: one)
+    results = quickstart(config, path / 'run', record, tokenise)
   return path, config, results
 
 
