@@ -36,6 +36,8 @@ _LONGEST = (
   'test_benchmarks.py',
   'test_pretokenise.py',
   'test_jobs.py',
+  'test_recorders.py',
+  'test_collect.py',
 )
 
 

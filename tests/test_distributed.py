@@ -1,6 +1,6 @@
 """Two processes of four devices train as one process of eight does.
 
-The suite trains the tokenizer on one mesh. All phases, on two meshes:
+The suite trains the first two phases on one mesh. All phases, on two meshes:
 
     MESHES=all python -m pytest tests/test_distributed.py
 """
@@ -32,7 +32,7 @@ STARTED = []
 MESHES = ['data=8']
 if os.environ.get('MESHES') == 'all':
   MESHES.append('data=2,fsdp=2,tensor=2')
-TRAINED = PHASES if len(MESHES) > 1 else PHASES[:1]
+TRAINED = PHASES if len(MESHES) > 1 else PHASES[:2]
 ACTIONS = (ActionComponent(name='action', kind='categorical', size=3),)
 EXPERIMENT = """
 import dataclasses
@@ -235,13 +235,20 @@ def test_sigterm_to_one_stops_both_and_one_process_goes_on(home):
     assert f'asked to stop after step {first:,} of 100,000' in output
     assert 'stack trace' not in output
 
-  # One process goes on; this signal comes before its first step.
-  running = start(home, 'stopped', 'data=8', *more)
+  # Before the first step of a run that resumes.
+  running = start(home, 'stopped', 'data=8', *more, processes=2)
   wait_for(running[0], f'resuming from step {first:,}')
   running[0].send_signal(signal.SIGTERM)
   codes, outputs = end(running)
+  assert codes == [EXIT_CODE] * 2, outputs
+  second = steps()[-1]
+  assert second > first
+
+  running = start(home, 'stopped', 'data=8', *more)
+  wait_for(running[0], f'resuming from step {second:,}')
+  running[0].send_signal(signal.SIGTERM)
+  codes, outputs = end(running)
   assert codes == [EXIT_CODE], outputs
-  assert steps()[-1] > first
   assert [line['step'] for line in lines(phase_dir)] == [
     *range(1, steps()[-1] + 1)
   ]

@@ -16,7 +16,7 @@ import pickle
 from typing import Any
 
 from craftax.craftax.constants import Achievement, Action
-from craftax.craftax_classic import constants as classic
+from craftax.craftax_classic import constants as classic_constants
 from craftax.craftax_classic.constants import Achievement as ClassicAchievement
 from craftax.craftax_classic.constants import Action as ClassicAction
 from craftax.craftax_env import make_craftax_env_from_name
@@ -199,7 +199,9 @@ def make_engine(level: str) -> Any:
     An environment of the package, which does not reset itself.
   """
   make = lambda: make_craftax_env_from_name(level, auto_reset=False)
-  directory = os.open(pathlib.Path(classic.__file__).parent, os.O_RDONLY)
+  directory = os.open(
+    pathlib.Path(classic_constants.__file__).parent, os.O_RDONLY
+  )
   try:
     try:
       fcntl.flock(directory, fcntl.LOCK_EX)
