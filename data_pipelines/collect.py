@@ -142,7 +142,7 @@ def _describe(config: CollectConfig, env: Environment) -> fmt.Description:
     actions=env.spec.actions,
     tasks=env.spec.tasks,
     frame_shape=env.spec.frame_shape,
-    vectors=env.spec.vectors,
+    vectors=env.spec.vectors if config.vectors else (),
     chunk_length=config.chunk_length,
     labels={k: list(v) for k, v in env.spec.labels.items()},
     source=kept,

@@ -179,6 +179,27 @@ def split_of(group: str, eval_share: float) -> str:
   return 'test' if int.from_bytes(digest[:4]) < eval_share * 2**32 else 'train'
 
 
+def check_names(name: str, value: Sequence[str], form: str) -> None:
+  """Checks an option of which each part is NAME=FIELD, or a name alone.
+
+  Args:
+    name: of the option.
+    value: its parts.
+    form: of a part, to be said.
+
+  Raises:
+    ValueError: a name is no Python identifier, or there twice.
+  """
+  names = [text.partition('=')[0] for text in value]
+  require(
+    all(n.isidentifier() for n in names) and len(set(names)) == len(names),
+    name,
+    value,
+    f'must be {form} each, with distinct names of letters, digits and '
+    'underscores',
+  )
+
+
 def printable(name: str) -> str:
   """Returns a file name with what is not UTF-8 spelled out."""
   raw = name.encode('utf-8', 'surrogateescape')

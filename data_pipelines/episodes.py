@@ -86,6 +86,9 @@ def _cast(
     exact = x
   elif dtype.kind == 'f' and x.dtype.kind in 'iufb':
     exact = x.astype(dtype)
+    changed = (exact.astype(np.float64) != x) & (x.dtype.kind in 'iu')
+    if changed.any():
+      raise EpisodeError(f'{name}: found {x[changed][0]}, too much for {dtype}')
   elif dtype.kind in 'iub' and x.dtype.kind in 'iub':
     exact = x.astype(dtype)
     if (exact.astype(x.dtype) != x).any():

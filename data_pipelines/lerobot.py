@@ -87,7 +87,7 @@ def convert_episode(
       f'{config.action}: found shape {action.shape}, expected rows of '
       f'{len(low)} finite numbers'
     )
-  beside = {v.name: column(table, config.state) for v in vectors}
+  beside = {v.name: _state(table, config.state, v.size) for v in vectors}
   reward = np.zeros(len(action), np.float32)
   if config.reward in table.column_names:
     reward = column(table, config.reward)[:, 0]
@@ -120,6 +120,21 @@ def convert_episode(
     'actions without a frame': len(action) - count,
     MOVED_REWARD: moved,
   }
+
+
+def _state(table: Any, name: str, size: int) -> np.ndarray:
+  """Returns the robot's state `[T, size]`; raises `EpisodeError`."""
+  remedy = "--state '' leaves the state out"
+  try:
+    value = column(table, name)
+  except writer.EpisodeError as error:
+    raise writer.EpisodeError(f'{error}; {remedy}') from error
+  if value.shape[1] != size or not np.isfinite(value).all():
+    raise writer.EpisodeError(
+      f'{name}: found shape {value.shape}, expected rows of {size} finite '
+      f'numbers; {remedy}'
+    )
+  return value
 
 
 def convert_lerobot(
@@ -217,7 +232,7 @@ def _vectors(
       f'dataset = {config.dataset!r}: the shape of {config.state} in '
       f'meta/info.json is damaged ({values.reason(error)})'
     ) from error
-  return (VectorComponent(name='state', size=size),)
+  return (VectorComponent(name='state', size=size),) if size else ()
 
 
 def _bounds(

@@ -37,13 +37,18 @@ class MinariConfig(convert.Output):
   """Key of the image, where observations are dictionaries; with slashes, where
   these are nested."""
   vectors: tuple[str, ...] = ()
-  """Keys of vectors that are kept beside the image, each NAME=KEY or KEY."""
+  """Keys of vectors that are kept beside the image, each NAME=KEY or KEY; with
+  slashes, where these are nested. Arrays are flattened."""
   size: tuple[int, int] | None = None
   """Height and width of frames; none keeps them."""
   frame_rate: float = 0.0
   """Frames per second, where it is known."""
   eval_share: float = 0.1
   """Share of episodes in the split 'test'."""
+
+  def __post_init__(self):
+    super().__post_init__()
+    convert.check_names('vectors', self.vectors, 'NAME=KEY or KEY')
 
 
 @functools.cache
@@ -92,7 +97,7 @@ def _find(observations: Any, key: str, label: str) -> Any:
 
 
 def vectors_of(observations: Any, keys: Mapping[str, str]) -> dict[str, Any]:
-  """Returns vectors of observations, components `[T + 1, n]` float32.
+  """Returns vectors of observations, components `[T + 1, n]`.
 
   Args:
     observations: of an episode.
@@ -107,7 +112,7 @@ def vectors_of(observations: Any, keys: Mapping[str, str]) -> dict[str, Any]:
     value = np.asarray(_find(observations, key, label))
     if value.dtype.kind not in 'iufb':
       raise writer.EpisodeError(f'{label}: found {value.dtype}, no numbers')
-    found[name] = value.reshape(len(value), -1).astype(np.float32)
+    found[name] = value.reshape(len(value), -1)
   return found
 
 

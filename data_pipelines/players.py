@@ -224,5 +224,6 @@ def _check_space(env: Environment, config: Config, run: str) -> None:
   shown = {v.name: v.size for v in env.spec.vectors}
   if not wanted.items() <= shown.items():
     raise ValueError(
-      f'{run}: vectors: trained for {wanted}, the environment has {shown}'
+      f'{run}: vectors: trained for {wanted}, the environment has '
+      f'{shown or "none"}; name an environment that shows them'
     )

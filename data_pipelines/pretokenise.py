@@ -102,6 +102,7 @@ def pretokenise(
     given,
     tokenizer=tokenizer,
     latent_shape=(t.num_latents, t.bottleneck_dim),
+    vectors=(),
     source={**given.source, 'frames_of': str(pathlib.Path(config.dataset))},
   )
   work = writer.work_directory(out, key=[tokenizer, str(config)])
@@ -181,8 +182,10 @@ def _encode_part(
   lengths = {e: int(source.index.lengths[e]) for e in part}
   steps = {e: source.allocate((1, n)) for e, n in lengths.items()}
   latents: dict[int, list[np.ndarray]] = {e: [] for e in part}
+  seen_only = lambda name: name == 'observation' or name.startswith('vector/')
   for arrays in steps.values():
-    arrays.pop('observation')
+    for name in filter(seen_only, list(arrays)):
+      arrays.pop(name)
   ribbons = _deal(lengths, config.streams)
   longest = max(sum(lengths[e] for e in ribbon) for ribbon in ribbons)
   shape = (config.streams, config.block)
@@ -190,7 +193,7 @@ def _encode_part(
   into = {
     name: np.zeros_like(x)
     for name, x in source.allocate(shape).items()
-    if name == 'observation' or name.startswith('vector/')
+    if seen_only(name)
   }
   seen = fmt.unflatten(into)
   for begin in range(0, longest, config.block):

@@ -28,12 +28,14 @@ class _Open:
   Attributes:
     number: of the episode.
     level: index into the noise levels.
+    vectors: whether they are kept.
     seen: pieces of its frames and vectors, time leading.
     steps: pieces of what its steps hold beside these.
   """
 
   number: int
   level: int = 0
+  vectors: bool = True
   seen: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   steps: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -47,7 +49,7 @@ class _Open:
     ended = step.terminal[:, place] | step.timeout[:, place]
     count = int(np.argmax(ended)) + 1 if ended.any() else len(ended)
     own = jax.tree.map(lambda x: x[:count, place].copy(), played)
-    self.seen.append(_seen(own.step))
+    self.seen.append(_seen(own.step, self.vectors))
     self.steps.append(
       {
         'action': own.action,
@@ -73,9 +75,10 @@ class _Open:
     )
 
 
-def _seen(step: EnvStep) -> dict[str, Any]:
-  """What is seen on a step, by field."""
-  return {'observation': step.frame, 'vector': step.vectors}
+def _seen(step: EnvStep, vectors: bool) -> dict[str, Any]:
+  """What is kept of what is seen on a step, by field."""
+  beside = {'vector': step.vectors} if vectors else {}
+  return {'observation': step.frame, **beside}
 
 
 def record(
@@ -93,6 +96,7 @@ def record(
     `noise` where the player draws one.
   """
   waiting = iter(numbers)
+  kept = stage.config.vectors
   places: list[_Open | None] = [None] * stage.batch
   lane: Lane | None = None
   while True:
@@ -102,7 +106,7 @@ def record(
       for i in range(stage.batch):
         number = next(waiting, None) if places[i] is None else None
         if number is not None:
-          places[i], restarted[i] = _Open(number), True
+          places[i], restarted[i] = _Open(number, vectors=kept), True
     if not any(places):
       return
     if restarted.any():
@@ -117,7 +121,8 @@ def record(
         # Here a place that nobody watches costs as much as one with an
         # episode; what has ended is not played.
         lane.state.timeout[[place is None for place in places]] = True
-      levels, first = jax.device_get((stage.levels(keys), _seen(lane.step)))
+      seen = _seen(lane.step, kept)
+      levels, first = jax.device_get((stage.levels(keys), seen))
       for i in np.flatnonzero(restarted):
         places[i].level = int(levels[i])
         own = jax.tree.map(lambda x, i=i: x[i : i + 1].copy(), first)
@@ -151,11 +156,23 @@ def write_shards(
     path = next(p for p in free if not writer.index_path(p).exists())
     with writer.Shard(path, description) as shard:
       while following is not None:
-        shard.add(following)
+        _add(shard, following)
         tick()
         following = next(episodes, None)
         if sum(shard.index.lengths) >= SHARD_FRAMES:
           break
+
+
+def _add(shard: writer.Shard, episode: writer.Episode) -> None:
+  """Adds an episode; says what to do about vectors that cannot be kept."""
+  try:
+    shard.add(episode)
+  except writer.EpisodeError as error:
+    if not str(error).startswith('vector/'):
+      raise
+    raise writer.EpisodeError(
+      f'{error}; --no-vectors records frames alone'
+    ) from error
 
 
 def finished(work: pathlib.Path, split: str) -> list[pathlib.Path]:

@@ -69,12 +69,14 @@ class RldsConfig(convert.Output):
       self.actions,
       'needs at least one, each NAME=FIELD',
     )
+    convert.check_names('actions', self.actions, 'NAME=FIELD')
     require(
       all('=' in v for v in self.vectors),
       'vectors',
       self.vectors,
       'must be NAME=FIELD each',
     )
+    convert.check_names('vectors', self.vectors, 'NAME=FIELD')
     require(
       self.frame_rate >= 0,
       'frame_rate',

@@ -66,6 +66,8 @@ class CollectConfig:
   at most 64."""
   chunk_length: int = 8
   """Frames in a record."""
+  vectors: bool = True
+  """Keep what the environment shows beside its frames, if anything."""
   overwrite: bool = False
   """Replace a finished dataset."""
 

@@ -239,14 +239,15 @@ def _measured(
 ) -> fmt.Description:
   """Puts in mean and standard deviation of the vectors over all steps."""
   steps = sum(sum(index.lengths) for index in indices)
-  rounded = lambda x: tuple(float(f'{value:.6g}') for value in x)
+  # What float32 can tell apart.
+  rounded = lambda x: tuple(float(f'{value:.9g}') for value in x)
   vectors = []
   for part in description.vectors:
     sums = [np.asarray(m[part.name]) for i in indices for m in i.moments]
     mean, square = np.sum(sums, axis=0) / steps
     std = np.sqrt(np.maximum(square - mean**2, 0))
     # What never changes is only moved to 0; less than this is rounding.
-    std = np.where(std > 1e-6 * np.abs(mean), std, 1.0)
+    std = np.where(std > 1e-7 * np.abs(mean), std, 1.0)
     vectors.append(
       dataclasses.replace(part, mean=rounded(mean), std=rounded(std))
     )

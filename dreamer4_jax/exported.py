@@ -8,6 +8,7 @@ the modules. Arrays are stored as they are, in float32.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+import json
 import os
 import pathlib
 import stat
@@ -17,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from dreamer4_jax.compatibility import check_padding
 from dreamer4_jax.config import Config
 
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
@@ -92,7 +94,10 @@ def load(directory: str | pathlib.Path) -> tuple[dict[str, Any], Config]:
     for group in groups:
       node = node.setdefault(group, {})
     node[last] = value
-  return rooms, Config.from_json((directory / CONFIG).read_text())
+  text = (directory / CONFIG).read_text()
+  config = Config.from_json(text)
+  check_padding(json.loads(text), str(directory))
+  return rooms, config
 
 
 def _flatten(

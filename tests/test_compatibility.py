@@ -1,10 +1,12 @@
 import dataclasses
+import json
 
 import pytest
 
 from dreamer4_jax.compatibility import (
   MODEL_FIELDS,
   check_config,
+  check_padding,
   model_fields,
 )
 from dreamer4_jax.config import Config, VectorComponent
@@ -32,6 +34,17 @@ def test_what_makes_no_other_model_may_change():
   faster = dataclasses.replace(base.dynamics, remat='full', dtype='bfloat16')
   changed = dataclasses.replace(base, seed=5, name='x', dynamics=faster)
   check_config(base, changed, 'x', MODEL_FIELDS)
+
+
+def test_a_tokenizer_that_saw_grey_padding_is_refused():
+  old = json.loads(Config().to_json())
+  check_padding(old, 'x')
+  for later in ('grid_rows', 'grid_columns'):
+    old['tokenizer'].pop(later)
+  check_padding(old, 'x')  # Whole patches were never padded.
+  old['tokenizer']['image_width'] += 1
+  with pytest.raises(ValueError, match=r'in x learned with grey padding to'):
+    check_padding(old, 'x')
 
 
 def test_a_phase_is_bound_by_the_models_it_holds():

@@ -155,6 +155,13 @@ class Description:
       self.latent_shape,
       'must be latents and channels if there is a tokenizer, else empty',
     )
+    names = [v.name for v in self.vectors]
+    require(
+      len(set(names)) == len(names),
+      f'{room}.vectors',
+      names,
+      'must have distinct names',
+    )
 
   @property
   def observation(self) -> tuple[tuple[int, ...], type]:

@@ -175,7 +175,8 @@ class Planner:
       )
     if not all(lengths.any() for lengths in self._lengths):
       raise ValueError(
-        'a dataset has nothing but terminal frames: no dream can begin there'
+        'a dataset has nothing but terminal frames, so no dream can begin in '
+        'it; leave it out of imagination'
       )
 
   def is_relevant(self, row: int) -> bool:

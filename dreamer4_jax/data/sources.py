@@ -93,7 +93,7 @@ class EpisodeSource:
       frame_shape: expected height, width, channels, or None to accept any.
       vectors: those that it must have, by name and size; it may have others.
         Latents hold them already, and need have none.
-      cache_bytes: a split of fewer bytes of observations is kept in memory.
+      cache_bytes: a split of fewer bytes is kept in memory.
 
     Raises:
       FileNotFoundError: there is no dataset at `path`.
@@ -134,16 +134,13 @@ class EpisodeSource:
       )
     found = builder.info.splits[split]
     self._records = _Records(found.filepaths, found.shard_lengths)
-    shape, dtype = self.description.observation
-    step_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    keep = int(self.index.lengths.sum()) * step_bytes < cache_bytes
-    self._kept: dict[int, Chunk] | None = {} if keep else None
-    self._layouts = Layouts(
-      {
-        name: int(np.prod(shape)) * dtype.itemsize
-        for name, (shape, dtype) in self.fields.items()
-      }
-    )
+    step_bytes = {
+      name: int(np.prod(shape)) * dtype.itemsize
+      for name, (shape, dtype) in self.fields.items()
+    }
+    size = int(self.index.lengths.sum()) * sum(step_bytes.values())
+    self._kept: dict[int, Chunk] | None = {} if size < cache_bytes else None
+    self._layouts = Layouts(step_bytes)
 
   def __len__(self) -> int:
     """Returns the number of episodes."""
@@ -337,7 +334,8 @@ def _check_vectors(
     if sizes.get(part.name) != part.size:
       raise ValueError(
         f'{path}: vectors: found {sizes or "none"}, expected {part.name!r} of '
-        f'{part.size} values'
+        f'{part.size} values; leave it out of `vectors`, or make the dataset '
+        'with it'
       )
 
 

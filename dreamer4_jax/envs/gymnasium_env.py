@@ -1,8 +1,8 @@
 """Gymnasium environments from pixels, Atari through ale-py among them.
 
-The frame is the observation where that is an image, or the only image in a
-dictionary of observations, else what `render` draws. What an observation holds
-of vectors is seen beside it, by its key, or as `state` if there are no keys.
+The frame is the observation where that is an image, else what `render` draws.
+Vectors are seen beside it: an observation of at most one dimension as `state`,
+those in a dictionary of observations by their keys.
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ class GymnasiumSimulator:
     space = self._env.observation_space
     self._has_keys = isinstance(space, gymnasium.spaces.Dict)
     spaces = space.spaces if self._has_keys else {STATE: space}
-    images = [name for name, part in spaces.items() if _is_image(part)]
-    self._image = images[0] if len(images) == 1 else None
+    self._sees_pixels = _is_image(space)
     self._parts = components(
       {name: s.shape for name, s in spaces.items() if _is_vector(s)}
     )
@@ -93,9 +92,9 @@ class GymnasiumSimulator:
     self._env.close()
 
   def _frame(self) -> np.ndarray:
-    if self._image is None:
-      return np.asarray(self._env.render())
-    return np.asarray(self._seen(self._image))
+    # An image in a dictionary may show anything, such as codes of tiles.
+    seen = self._observation if self._sees_pixels else self._env.render()
+    return np.asarray(seen)
 
   def _seen(self, name: str) -> Any:
     """Returns a part of the latest observation."""

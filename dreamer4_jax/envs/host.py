@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import itertools
 import re
 from typing import Protocol
 
@@ -200,14 +201,18 @@ def components(
     shapes: of the arrays, by the simulator's name for them.
 
   Returns:
-    A vector for each name; its own is that name as an identifier.
+    A vector for each name but those of arrays without values. Its own name is
+    that name as an identifier, with a number where that is taken.
   """
-  return {
-    name: VectorComponent(
-      name=re.sub(r'\W|^(?=\d)', '_', name), size=int(np.prod(shape))
-    )
-    for name, shape in shapes.items()
-  }
+  found: dict[str, VectorComponent] = {}
+  for name, shape in shapes.items():
+    identifier = re.sub(r'\W|^(?=\d)', '_', name)
+    taken = {part.name for part in found.values()}
+    free = (f'{identifier}_{i}' for i in itertools.count(2))
+    own = next(n for n in itertools.chain([identifier], free) if n not in taken)
+    if size := int(np.prod(shape)):
+      found[name] = VectorComponent(name=own, size=size)
+  return found
 
 
 def to_bounds(

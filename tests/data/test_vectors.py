@@ -86,6 +86,51 @@ def test_the_dataset_knows_mean_and_spread(path):
   np.testing.assert_allclose(grip.std, every[:, 0].std() / 4, rtol=1e-5)
 
 
+def test_means_far_from_zero_do_not_hide_the_spread(tmp_path):
+  far = lambda vectors: {
+    'arm': vectors['arm'] / 8 + np.float32([1e5, 2**17 + 1.25, 0]),
+    'grip': np.full_like(vectors['grip'], 123456.789),
+  }
+  path = write(tmp_path / 'd', change=far)
+  arm_, grip_ = EpisodeSource(path, 'train').description.vectors
+  source = EpisodeSource(path, 'train')
+  every = np.concatenate([source[i]['vector']['arm'] for i in range(3)])
+  every = every.astype(np.float64)
+  offset = np.subtract(arm_.mean, every.mean(0)) / every.std(0).clip(1e-3)
+  np.testing.assert_allclose(offset, 0, atol=1e-4)
+  np.testing.assert_allclose(arm_.std[:2], every.std(0)[:2], rtol=1e-4)
+  assert grip_.std == (1.0,)
+  np.testing.assert_allclose(grip_.mean, np.float32(123456.789), rtol=1e-9)
+
+
+def test_whole_numbers_that_lose_digits_are_refused(tmp_path):
+  count = lambda value: (
+    lambda vectors: {
+      **vectors,
+      'grip': np.full(vectors['grip'].shape, value, np.int64),
+    }
+  )
+  write(tmp_path / 'd', change=count(2**24))
+  message = 'vector/grip: found 16777217, too much for float32'
+  with pytest.raises(writer.EpisodeError, match=message):
+    write(tmp_path / 'e', change=count(2**24 + 1))
+
+
+def test_vectors_have_distinct_names(tmp_path):
+  with pytest.raises(
+    ValueError, match=r"vectors = \['arm', 'arm'\]: must have"
+  ):
+    write(tmp_path / 'd', (ARM, dataclasses.replace(ARM, size=1)))
+
+
+def test_a_dataset_is_kept_in_memory_by_all_its_bytes(path):
+  # A step: 12 bytes of frames, 16 of vectors, 18 of the rest.
+  count = 46 * sum(LENGTHS)
+  small = EpisodeSource(path, 'train', cache_bytes=count)
+  large = EpisodeSource(path, 'train', cache_bytes=count + 1)
+  assert small._kept is None and large._kept == {}
+
+
 def test_vectors_stand_on_the_frames_they_were_seen_with(path):
   drawn = loader(path, (ARM,))
   seen = set()

@@ -85,6 +85,18 @@ def test_vectors_are_recorded_beside_the_frames(record_counter, monkeypatch):
   np.testing.assert_allclose(part.mean, np.concatenate(every).mean(0), 1e-5)
 
 
+def test_vectors_can_be_left_out(record_counter, monkeypatch):
+  broken = lambda self: {'touch': np.array([np.nan, 0])}
+  monkeypatch.setattr(Feeling, 'sense', broken)
+  env = host.HostEnv(Feeling, EnvConfig(max_steps=4))
+  monkeypatch.setattr(collect, 'make_env', lambda config: env)
+  few = {'policy': 'random', 'episodes': 1, 'test_episodes': 1}
+  with pytest.raises(ValueError, match=r'vector/touch: .*nan.*--no-vectors'):
+    record_counter(**few)
+  path = record_counter(**few, vectors=False)
+  assert EpisodeSource(path, 'train').description.vectors == ()
+
+
 def test_only_places_with_an_episode_are_played(record_counter, monkeypatch):
   steps, original = [], Counter.step
   monkeypatch.setattr(

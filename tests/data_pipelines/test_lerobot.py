@@ -211,8 +211,17 @@ def test_a_state_is_left_out_or_must_be_there(robot, tmp_path):
   table(file, {**rows(0, 7), 'observation.state': [[1.0, 2.0, 3.0]] * 7})
   report = run(robot, tmp_path / 'f')
   assert report['skipped'] == {
-    'episode 0': "vector/state: found shape (7, 3), expected ('steps', 2)"
+    'episode 0': 'observation.state: found shape (7, 3), expected rows of 2 '
+    "finite numbers; --state '' leaves the state out"
   }
+  table(file, rows(0, 7))
+  report = run(robot, tmp_path / 'g')
+  assert report['skipped']['episode 0'].endswith("'' leaves the state out")
+  description = json.loads((robot / 'meta/info.json').read_text())
+  description['features']['observation.state']['shape'] = [0]
+  put(robot / 'meta/info.json', json.dumps(description))
+  run(robot, tmp_path / 'h')
+  assert EpisodeSource(tmp_path / 'h', 'train').description.vectors == ()
 
 
 def test_actions_lead_to_frames_in_batches(v3, tmp_path):

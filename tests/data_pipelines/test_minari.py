@@ -125,6 +125,12 @@ def test_vectors_are_kept_by_name(tmp_path, monkeypatch, size):
     run(dataset, tmp_path / 'e', image='camera', vectors=('arm',))
 
 
+@pytest.mark.parametrize('vectors', [('arm/at',), ('at=a', 'at=b')])
+def test_names_of_vectors_are_distinct_identifiers(vectors):
+  with pytest.raises(ValueError, match='vectors = .*must be NAME=KEY or KEY'):
+    lib.MinariConfig(dataset='x', out='y', vectors=vectors)
+
+
 def test_actions_lead_to_frames_in_batches(tmp_path, monkeypatch):
   dataset, actions = make(tmp_path / 'in', 'image', monkeypatch)
   run(dataset, tmp_path / 'd')

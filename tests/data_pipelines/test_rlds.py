@@ -117,6 +117,20 @@ def test_vectors_are_kept_in_their_units(dataset, tmp_path):
     np.testing.assert_array_equal(vectors['paid'], paid)
 
 
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('vectors', ('a=x', 'a=y')),
+    ('vectors', ('a.b=x',)),
+    ('actions', ('a=x', 'a=y')),
+    ('actions', ('1=x',)),
+  ],
+)
+def test_names_are_distinct_identifiers(field, value):
+  with pytest.raises(ValueError, match=rf'{field} = .*must be NAME=FIELD each'):
+    lib.RldsConfig(dataset='x', out='y', **{field: value})
+
+
 def test_episodes_come_back(dataset, tmp_path):
   report = run(dataset, tmp_path / 'd', instruction='language_instruction')
   assert report['splits']['train']['episodes'] == 4

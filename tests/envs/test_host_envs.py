@@ -161,10 +161,7 @@ def test_classic_control_is_rendered():
   assert (history[-1].terminal | history[-1].timeout).all()
 
 
-@pytest.mark.parametrize('cameras', [0, 1, 2])
-def test_dictionaries_of_observations_have_a_frame_and_vectors(
-  cameras, monkeypatch
-):
+def test_dictionaries_of_observations_are_drawn_and_have_vectors(monkeypatch):
   gymnasium = pytest.importorskip('gymnasium')
   from dreamer4_jax.envs import gymnasium_env as lib
 
@@ -175,7 +172,7 @@ def test_dictionaries_of_observations_have_a_frame_and_vectors(
     action_space = spaces.Discrete(2)
     observation_space = spaces.Dict(
       {
-        **{f'camera{i}': image for i in range(cameras)},
+        'codes': image,
         'agent.pos': spaces.Box(-1.0, 1.0, (2,), np.float64),
         'time': spaces.Box(0.0, np.inf, (), np.float32),
         'mode': spaces.Discrete(3),
@@ -187,8 +184,8 @@ def test_dictionaries_of_observations_have_a_frame_and_vectors(
       self.t = 0
 
     def _see(self):
-      seen = {f'camera{i}': self.render() + 100 for i in range(cameras)}
-      return seen | {
+      return {
+        'codes': self.render() + 100,
         'agent.pos': np.array([0.25, self.t]),
         'time': np.float32(self.t),
         'mode': 1,
@@ -212,11 +209,22 @@ def test_dictionaries_of_observations_have_a_frame_and_vectors(
   assert found == {'agent_pos': 2, 'time': 1}
   state, step = env.reset(KEYS)
   for t in range(3):
-    # The only camera there is; else what the environment draws.
-    assert (step.frame == t + 100 * (cameras == 1)).all()
+    # What the environment draws: a small image may be codes of tiles.
+    assert (step.frame == t).all()
     assert (step.vectors['agent_pos'] == [0.25, t]).all()
     assert (step.vectors['time'] == t).all()
     state, step = env.step(state, {'action': np.zeros(3, int)})
+
+
+def test_names_of_vectors_are_distinct_identifiers():
+  shapes = {'a.b': (2,), 'a_b': (), '1st': (2, 3), 'none': (0,), 'a b': (4,)}
+  found = {k: (v.name, v.size) for k, v in host.components(shapes).items()}
+  assert found == {
+    'a.b': ('a_b', 2),
+    'a_b': ('a_b_2', 1),
+    '1st': ('_1st', 6),
+    'a b': ('a_b_3', 4),
+  }
 
 
 @pytest.mark.parametrize(
