@@ -124,8 +124,8 @@ def test_vectors_have_distinct_names(tmp_path):
 
 
 def test_a_dataset_is_kept_in_memory_by_all_its_bytes(path):
-  # A step: 12 bytes of frames, 16 of vectors, 18 of the rest.
-  count = 46 * sum(LENGTHS)
+  steps = fmt.flatten(EpisodeSource(path, 'train', cache_bytes=0)[0])
+  count = sum(x[:1].nbytes for x in steps.values()) * sum(LENGTHS)
   small = EpisodeSource(path, 'train', cache_bytes=count)
   large = EpisodeSource(path, 'train', cache_bytes=count + 1)
   assert small._kept is None and large._kept == {}

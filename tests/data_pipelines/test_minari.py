@@ -127,7 +127,7 @@ def test_vectors_are_kept_by_name(tmp_path, monkeypatch, size):
 
 @pytest.mark.parametrize('vectors', [('arm/at',), ('at=a', 'at=b')])
 def test_names_of_vectors_are_distinct_identifiers(vectors):
-  with pytest.raises(ValueError, match='vectors = .*must be NAME=KEY or KEY'):
+  with pytest.raises(ValueError, match=r'vectors = .*must be NAME=KEY or KEY'):
     lib.MinariConfig(dataset='x', out='y', vectors=vectors)
 
 
