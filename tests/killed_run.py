@@ -45,7 +45,13 @@ ACTIONS = (ActionComponent(name='action', kind='categorical', size=3),)
 
 def make_config(path: str, steps: int) -> Config:
   """Returns a run whose models have some thousand parameters."""
-  sizes = {'width': 16, 'num_heads': 2, 'num_kv_heads': 2, 'mlp_hidden': 16}
+  sizes = {
+    'width': 16,
+    'num_heads': 2,
+    'num_kv_heads': 2,
+    'mlp_hidden': 16,
+    'time_every': 2,
+  }
   phase = {
     'steps': steps,
     'batch_size': 4,
@@ -64,13 +70,15 @@ def make_config(path: str, steps: int) -> Config:
       num_latents=4,
       bottleneck_dim=4,
       context_length=4,
+      encoder_depth=2,
+      decoder_depth=2,
       **sizes,
     ),
     dynamics=DynamicsConfig(
       num_spatial_tokens=4,
       num_registers=1,
       context_length=4,
-      depth=4,
+      depth=2,
       **sizes,
     ),
     agent=dataclasses.replace(Config().agent, num_tasks=2),

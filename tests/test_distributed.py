@@ -38,7 +38,9 @@ EXPERIMENT = """
 import dataclasses
 from dreamer4_jax.config import *
 
-SMALL = dict(width=16, num_heads=4, num_kv_heads=2, mlp_hidden=16)
+SMALL = dict(
+  width=16, num_heads=4, num_kv_heads=2, mlp_hidden=16, time_every=2
+)
 STEP = dict(
   steps={steps}, batch_size=8, clip_length=2, log_every=1, checkpoint_every=3,
   optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, eps=1e-3),
@@ -48,10 +50,11 @@ config = Config(
   tasks=('near', 'far'),
   tokenizer=TokenizerConfig(
     image_height=16, image_width=16, patch_size=8, num_latents=4,
-    bottleneck_dim=4, context_length=2, **SMALL,
+    bottleneck_dim=4, context_length=2, encoder_depth=2, decoder_depth=2,
+    **SMALL,
   ),
   dynamics=DynamicsConfig(
-    num_spatial_tokens=4, num_registers=1, context_length=2, depth=4, **SMALL
+    num_spatial_tokens=4, num_registers=1, context_length=2, depth=2, **SMALL
   ),
   # A small limit: the mean of an untrained value is a difference of the largest
   # bins, by default 5e8, and so is its rounding.

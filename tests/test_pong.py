@@ -16,7 +16,8 @@ TINY = """
 tokenizer.patch_size=16 tokenizer.num_latents=4 tokenizer.width=16
 tokenizer.mlp_hidden=16 tokenizer.context_length=2 dynamics.width=16
 dynamics.mlp_hidden=16 dynamics.num_spatial_tokens=4 dynamics.context_length=4
-agent.hidden=16 agent.layers=1
+tokenizer.encoder_depth=2 tokenizer.decoder_depth=2 tokenizer.time_every=2
+dynamics.depth=2 dynamics.time_every=2 agent.hidden=16 agent.layers=1
 phases.tokenizer.steps=2 phases.dynamics.steps=2
 phases.finetune.steps=2 phases.imagination.steps=2
 phases.tokenizer.batch_size=4 phases.tokenizer.clip_length=2

@@ -35,12 +35,13 @@ def toy(path):
     log_every=1,
   )
   phases = config.phases
+  small = {'width': 16, 'mlp_hidden': 16, 'time_every': 2}
   return replace(
     config,
-    tokenizer=replace(config.tokenizer, width=16, mlp_hidden=16),
-    dynamics=replace(
-      config.dynamics, width=16, mlp_hidden=16, depth=4, context_length=4
+    tokenizer=replace(
+      config.tokenizer, **small, encoder_depth=2, decoder_depth=2
     ),
+    dynamics=replace(config.dynamics, **small, depth=2, context_length=4),
     agent=replace(config.agent, hidden=16, layers=1),
     phases=replace(
       phases,

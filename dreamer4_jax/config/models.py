@@ -95,6 +95,7 @@ class TransformerConfig:
 
   width: int
   depth: int
+  time_every: int
   num_heads: int
   num_kv_heads: int
   mlp_hidden: int
@@ -119,6 +120,9 @@ class _Stack:
   """Key/value heads (grouped-query attention); divides num_heads."""
   mlp_hidden: int = 384
   """Hidden width of the SwiGLU MLP."""
+  time_every: int = 4
+  """One layer in so many attends over time, the others within a frame; such a
+  group of layers is a period."""
   context_length: int = 16
   """Frames a time layer sees, the current one included; size of the ring."""
   soft_cap: float = 50.0
@@ -135,13 +139,14 @@ class _Stack:
   """What computes attention within a frame or clip: XLA, JAX's splash
   attention (TPU), tokamax (GPU), or what measures best on the platform."""
   unroll: int = 1
-  """Periods of four layers that the loop over layers runs at a time. With all
-  of them there is no loop: faster on CPU, and longer to compile."""
+  """Periods that the loop over layers runs at a time. With all of them there
+  is no loop: faster on CPU, and longer to compile."""
 
   def __post_init__(self):
     room = type(self).__name__
     at_least(1, self, 'width', 'num_heads', 'num_kv_heads', 'mlp_hidden')
     at_least(1, self, 'context_length', 'unroll')
+    at_least(2, self, 'time_every')
     require(
       self.width % (4 * self.num_heads) == 0,
       f'{room}.width',
@@ -171,14 +176,14 @@ class _Stack:
       depth=depth, **{n: getattr(self, n) for n in names if n != 'depth'}
     )
 
-
-def _require_depth(field: str, depth: int) -> None:
-  require(
-    depth >= 4 and depth % 4 == 0,
-    field,
-    depth,
-    'must be a positive multiple of 4 (space, space, space, time)',
-  )
+  def _check_depth(self, field: str) -> None:
+    depth = getattr(self, field)
+    require(
+      depth >= 1 and depth % self.time_every == 0,
+      f'{type(self).__name__}.{field}',
+      depth,
+      f'must be a positive multiple of time_every = {self.time_every}',
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,9 +212,9 @@ class TokenizerConfig(_Stack):
   """Factor before the tanh. At 1 it saturates in a few hundred steps, and what
   has little variance, like a small thing that moves, is learned late."""
   encoder_depth: int = 4
-  """Encoder layers, a multiple of 4."""
+  """Encoder layers, a multiple of `time_every`."""
   decoder_depth: int = 4
-  """Decoder layers, a multiple of 4."""
+  """Decoder layers, a multiple of `time_every`."""
 
   def __post_init__(self):
     super().__post_init__()
@@ -233,8 +238,8 @@ class TokenizerConfig(_Stack):
         f'must be 0, or at least {least} to hold {side} pixels in patches of '
         f'{self.patch_size}',
       )
-    _require_depth('TokenizerConfig.encoder_depth', self.encoder_depth)
-    _require_depth('TokenizerConfig.decoder_depth', self.decoder_depth)
+    self._check_depth('encoder_depth')
+    self._check_depth('decoder_depth')
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -251,7 +256,7 @@ class DynamicsConfig(_Stack):
   """Interactive dynamics (section 3.2 of the paper)."""
 
   depth: int = 8
-  """Layers, a multiple of 4."""
+  """Layers, a multiple of `time_every`."""
   num_spatial_tokens: int = 16
   """Tokens a frame's latents are packed into."""
   num_action_tokens: int = 1
@@ -269,7 +274,7 @@ class DynamicsConfig(_Stack):
 
   def __post_init__(self):
     super().__post_init__()
-    _require_depth('DynamicsConfig.depth', self.depth)
+    self._check_depth('depth')
     at_least(1, self, 'num_spatial_tokens', 'num_action_tokens')
     at_least(0, self, 'num_registers', 'whitening_floor')
     require(

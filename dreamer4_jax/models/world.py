@@ -27,6 +27,8 @@ from dreamer4_jax.nn import choose
 from dreamer4_jax.types import Actions, Array, Batch
 
 Params = dict[str, Any]
+_LATER_FIELDS = {'grid_rows': 0, 'grid_columns': 0, 'time_every': 4}
+"""Fields that tokenizers have not always had, with what held before."""
 _CAST = ('kernel', 'table')  # Scales of norms are used in float32.
 
 
@@ -195,9 +197,9 @@ class World:
     plain = dataclasses.asdict(self.config.tokenizer)
     for free in FREE_FIELDS:
       plain.pop(free)
-    for later in ('grid_rows', 'grid_columns'):
+    for later, before in _LATER_FIELDS.items():
       # Latents that were made before there was such a field stay valid.
-      if not plain[later]:
+      if plain[later] == before:
         plain.pop(later)
     t = self.config.tokenizer
     sides = tuple(n * t.patch_size for n in t.grid)

@@ -59,7 +59,7 @@ def init_cache(config: TransformerConfig, batch: int, tokens: int) -> TimeCache:
   head = config.width // config.num_heads
   length = config.context_length
   shape = (
-    config.depth // 4,
+    config.depth // config.time_every,
     batch,
     tokens,
     config.num_kv_heads,

@@ -27,7 +27,6 @@ _REMAT_POLICIES = {
   'dots': jax.checkpoint_policies.dots_saveable,
   'full': jax.checkpoint_policies.nothing_saveable,
 }
-PERIOD = 4  # three space layers, then one time layer
 
 
 @struct.dataclass
@@ -110,7 +109,7 @@ class Layer(nn.Module):
 
 
 class Period(nn.Module):
-  """Three space layers and one time layer, the body of the scan."""
+  """Space layers and then a time layer, the body of the scan."""
 
   config: TransformerConfig
 
@@ -119,7 +118,7 @@ class Period(nn.Module):
     self, x: Array, past: KeyValues | None, context: _Context
   ) -> tuple[Array, KeyValues]:
     """Maps `x [B, T, N, D]`; also returns the time layer's keys and values."""
-    for i in range(PERIOD - 1):
+    for i in range(self.config.time_every - 1):
       x, _ = Layer(self.config, name=f'space_{i}')(
         x, context.space_mask, context.space_rotation
       )
@@ -189,7 +188,7 @@ class SpaceTimeTransformer(nn.Module):
       time_rotation=rotation(angles),
       ring_mask=ring,
     )
-    body, periods = Period, c.depth // PERIOD
+    body, periods = Period, c.depth // c.time_every
     unroll = min(c.unroll, periods)
     if c.remat != 'none':
       keep = _REMAT_POLICIES[c.remat]

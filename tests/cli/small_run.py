@@ -36,7 +36,13 @@ ENV = EnvConfig(
 
 def make_config(path, **changes) -> Config:
   """Returns a run of ten steps a phase on the dataset at `path`."""
-  sizes = {'width': 16, 'num_heads': 2, 'num_kv_heads': 2, 'mlp_hidden': 16}
+  sizes = {
+    'width': 16,
+    'num_heads': 2,
+    'num_kv_heads': 2,
+    'mlp_hidden': 16,
+    'time_every': 2,
+  }
   phase = {
     'steps': 10,
     'batch_size': 4,
@@ -56,13 +62,15 @@ def make_config(path, **changes) -> Config:
         num_latents=4,
         bottleneck_dim=4,
         context_length=4,
+        encoder_depth=2,
+        decoder_depth=2,
         **sizes,
       ),
       dynamics=DynamicsConfig(
         num_spatial_tokens=4,
         num_registers=1,
         context_length=4,
-        depth=4,
+        depth=2,
         **sizes,
       ),
       agent=AgentConfig(hidden=16, layers=1, distances=2),

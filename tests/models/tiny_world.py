@@ -25,7 +25,9 @@ ACTIONS = (
     name='look', kind='continuous', size=2, low=-1.0, high=3.0, bins=3
   ),
 )
-SIZES = dict(width=16, num_heads=2, mlp_hidden=24, context_length=4)
+SIZES = dict(
+  width=16, num_heads=2, mlp_hidden=24, context_length=4, time_every=2
+)
 CONFIG = Config(
   actions=ACTIONS,
   tasks=('key', 'door'),
@@ -37,6 +39,8 @@ CONFIG = Config(
     patch_size=8,
     num_latents=4,
     bottleneck_dim=4,
+    encoder_depth=2,
+    decoder_depth=2,
     # The whole range of the tanh, so that nothing hides in rounding.
     bottleneck_gain=1.0,
     remat='none',
@@ -44,7 +48,7 @@ CONFIG = Config(
   dynamics=DynamicsConfig(
     **SIZES,
     num_kv_heads=1,
-    depth=8,
+    depth=4,
     num_spatial_tokens=2,
     num_action_tokens=2,
     num_registers=1,

@@ -46,7 +46,7 @@ SAME = dict(
   optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1, eps=1e-3),
 )
 WHOLE = dict(bootstrap_rows=1.0, bootstrap_every=2)
-SMALL = with_dynamics(CONFIG, num_kv_heads=2, depth=4)
+SMALL = with_dynamics(CONFIG, num_kv_heads=2, depth=2)
 TINY = dataclasses.replace(
   SMALL,
   phases=Phases(
