@@ -172,6 +172,10 @@ def test_without_events_the_reward_of_the_environment_counts(tmp_path):
   assert batch.reward[0, :, 0].tolist() == [0, 0.5, 1.0, 1.5, 2.0, 2.5]
   batch = clips.read([window((0, 2, 4))])
   assert batch.reward.tolist() == [[[1.0], [1.5]]]
+  # Nothing leads from one episode into the next, also where the first has been
+  # cut short.
+  batch = clips.read([window((0, 3, 5), (1, 0, 2))])
+  assert batch.reward[0, :, 0].tolist() == [1.5, 2.0, 0, 0.5]
 
 
 @pytest.mark.parametrize('changed', range(5))
@@ -185,6 +189,14 @@ def test_an_action_first_shows_on_the_frame_it_led_to(cut, tmp_path, changed):
   assert np.flatnonzero(differs).tolist() == [changed + 1]
   differs = a.action['move'] != b.action['move']
   assert np.flatnonzero(differs).tolist() == [changed]
+
+
+def test_no_action_leads_from_one_episode_into_the_next(cut):
+  # The first one has been cut short: what was done there is known.
+  row = cut(window((0, 3, 5), (1, 0, 2)))
+  assert row.action_mask.tolist() == [1, 1, 1, 1]
+  assert row.prev_action['move'].tolist() == [3, 4, 0, 1]
+  assert row.prev_action_mask.tolist() == [1, 1, 0, 1]
 
 
 def test_a_time_out_is_not_terminal(cut):
