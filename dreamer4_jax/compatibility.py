@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import json
 from typing import Any
 
@@ -18,28 +18,6 @@ _PHASE_FIELDS = {
 def model_fields(phase: str) -> tuple[str, ...]:
   """Returns the parts of a config that shape the model of a phase."""
   return _PHASE_FIELDS.get(phase, MODEL_FIELDS)
-
-
-def check_padding(plain: Mapping[str, Any], where: str) -> None:
-  """Refuses a tokenizer whose padding was grey, as it once was.
-
-  Args:
-    plain: a saved config, as it was read.
-    where: it was read.
-
-  Raises:
-    ValueError: its frames were padded, and `grid_rows`, which is as old as
-      black padding, is not in it.
-  """
-  tokenizer = plain['tokenizer']
-  p = tokenizer['patch_size']
-  sides = [tokenizer['image_height'], tokenizer['image_width']]
-  if 'grid_rows' not in tokenizer and any(side % p for side in sides):
-    raise ValueError(
-      f'tokenizer.image_height, image_width = {sides}: the tokenizer in '
-      f'{where} learned with grey padding to multiples of {p}, which is black '
-      'now; train it again, or use the version that made it'
-    )
 
 
 def check_config(

@@ -8,7 +8,6 @@ the modules. Arrays are stored as they are, in float32.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-import json
 import os
 import pathlib
 import stat
@@ -18,7 +17,6 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from dreamer4_jax.compatibility import check_padding
 from dreamer4_jax.config import Config
 
 WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
@@ -95,9 +93,7 @@ def load(directory: str | pathlib.Path) -> tuple[dict[str, Any], Config]:
       node = node.setdefault(group, {})
     node[last] = value
   text = (directory / CONFIG).read_text()
-  config = Config.from_json(text)
-  check_padding(json.loads(text), str(directory))
-  return rooms, config
+  return rooms, Config.from_saved(text, str(directory))
 
 
 def _flatten(

@@ -9,7 +9,7 @@ categorical action of ten classes:
 
 | preset | frames  | tokenizer | dynamics |
 |--------|---------|-----------|----------|
-| tiny   | 32x32   |       0.4 |      0.2 |
+| tiny   | 32x32   |       0.2 |      0.1 |
 | small  | 64x64   |       6.6 |     12.6 |
 | base   | 128x128 |      26.6 |     75.6 |
 | paper  | 360x640 |     403.2 |   1595.8 |

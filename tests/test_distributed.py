@@ -43,7 +43,9 @@ SMALL = dict(
 )
 STEP = dict(
   steps={steps}, batch_size=8, clip_length=2, log_every=1, checkpoint_every=3,
-  optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=1, eps=1e-3),
+  optimizer=OptimizerConfig(
+    learning_rate=1e-3, warmup_steps=1, decay_share=0.0, eps=1e-3
+  ),
 )
 config = Config(
   actions=(ActionComponent(name='action', kind='categorical', size=3),),

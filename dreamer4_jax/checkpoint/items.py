@@ -16,7 +16,6 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
-from dreamer4_jax.compatibility import check_padding
 from dreamer4_jax.config import Config
 from dreamer4_jax.iterator_state import StateText
 
@@ -78,10 +77,9 @@ def read(manager: Manager, path: pathlib.Path, **items: Any) -> Any:
 
 
 def read_config(manager: Manager, path: pathlib.Path) -> Config:
-  """Reads the config; raises as `read` and `check_padding` do."""
+  """Reads the config; raises as `read` and `Config.from_saved` do."""
   plain = read(manager, path, config=ocp.args.JsonRestore())['config']
-  check_padding(plain, str(path))
-  return Config.from_json(json.dumps(plain))
+  return Config.from_saved(json.dumps(plain), str(path))
 
 
 def read_info(manager: Manager, path: pathlib.Path) -> dict[str, Any]:

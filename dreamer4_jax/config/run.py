@@ -274,3 +274,26 @@ class Config:
   def from_json(cls, text: str) -> Config:
     """Rebuilds a config; raises `ValueError` naming the field at fault."""
     return msgspec.json.decode(text, type=cls)
+
+  @classmethod
+  def from_saved(cls, text: str, where: str) -> Config:
+    """Rebuilds the config of a trained run, old ones too.
+
+    Args:
+      text: JSON.
+      where: it was read.
+
+    Raises:
+      ValueError: as `from_json`; or its tokenizer learned with grey padding,
+        which came before `grid_rows`.
+    """
+    config, old = cls.from_json(text), json.loads(text)['tokenizer']
+    sides = config.tokenizer.image_height, config.tokenizer.image_width
+    p = config.tokenizer.patch_size
+    if 'grid_rows' not in old and any(side % p for side in sides):
+      raise ValueError(
+        f'tokenizer.image_height, image_width = {sides}: the tokenizer in '
+        f'{where} learned with grey padding to multiples of {p}, which is '
+        'black now; train it again, or use the version that made it'
+      )
+    return config

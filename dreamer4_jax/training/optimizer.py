@@ -17,14 +17,15 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
   peak = config.learning_rate
   warmup = min(config.warmup_steps, steps // 2)
   decay = min(round(config.decay_share * steps), steps - warmup)
-  return optax.join_schedules(
-    [
-      optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup, 1)),
-      optax.constant_schedule(peak),
-      optax.linear_schedule(peak, peak * config.final_scale, max(decay, 1)),
-    ],
-    [warmup, steps - decay],
-  )
+  pieces = [
+    optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup, 1)),
+    optax.constant_schedule(peak),
+  ]
+  if not decay:
+    # So that runs which differ in their number of steps share one program.
+    return optax.join_schedules(pieces, [warmup])
+  last = optax.linear_schedule(peak, peak * config.final_scale, decay)
+  return optax.join_schedules([*pieces, last], [warmup, steps - decay])
 
 
 def make_optimizer(

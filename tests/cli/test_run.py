@@ -144,7 +144,7 @@ def test_a_trained_run_is_evaluated_by_its_directory(
   assert saved == json.loads(json.dumps(found))
   # Of other clips; pixels are alike on all of them, states are not.
   psnr = before['tokenizer']['psnr']
-  assert saved['tokenizer']['psnr'] == pytest.approx(psnr, rel=1e-3)
+  assert saved['tokenizer']['psnr'] == pytest.approx(psnr, abs=0.1)
   assert saved['tokenizer']['vectors']['state'] > 0
   assert saved['agents']['rl']['episodes'] == 5
   assert saved['config']['eval']['seed'] == 7

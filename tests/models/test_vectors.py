@@ -75,7 +75,7 @@ def run(side, tokens):
   pairs = c.width // c.num_heads // 2
   grid = rope.axial_angles(3, 2, pairs, c.rope_base)
   still = lambda n: np.zeros((n, pairs), np.float32)
-  x, _ = SpaceTimeTransformer(c.stack(4)).apply(
+  x, _ = SpaceTimeTransformer(c.stack(c.encoder_depth)).apply(
     {'params': OWN[side]},
     jnp.asarray(tokens),
     space_mask=sees(side),

@@ -21,6 +21,7 @@ def make_stack():
     fields = dict(
       width=16,
       depth=8,
+      time_every=4,
       num_heads=2,
       num_kv_heads=1,
       mlp_hidden=24,

@@ -57,9 +57,9 @@ def transformer(p, x, space_mask, segment_ids, config):
   x = np.array(x, np.float64)
   batch, frames, tokens, _ = x.shape
   clock = range(frames)
-  for period in range(config.depth // 4):
+  for period in range(config.depth // config.time_every):
     weights = slice_tree(p['periods'], period)
-    for name in ('space_0', 'space_1', 'space_2'):
+    for name in [f'space_{i}' for i in range(config.time_every - 1)]:
       for b in range(batch):
         for t in clock:
           x[b, t] = layer(
@@ -109,6 +109,7 @@ def reach(space_mask, segment_ids, config):
         if segment_ids[s] == segment_ids[t]:
           time[t * tokens + n, s * tokens + n] = 1
   total = np.eye(size, dtype=int)
-  for _ in range(config.depth // 4):
-    total = ((time @ space @ space @ space @ total) > 0).astype(int)
+  for i in range(config.depth):
+    layer = time if (i + 1) % config.time_every == 0 else space
+    total = ((layer @ total) > 0).astype(int)
   return total.reshape(frames, tokens, frames, tokens) > 0

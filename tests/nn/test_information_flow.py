@@ -79,7 +79,7 @@ def test_the_reach_says_what_the_sections_say():
   """Spot checks of the oracle, in words."""
 
   class Two:
-    depth, context_length = 8, 3
+    depth, time_every, context_length = 8, 4, 3
 
   full, _ = CASES['full frames']
   reach = reference.reach(full, ONE_SEGMENT, Two)

@@ -33,11 +33,16 @@ def apply(module, params, x):
   return y
 
 
-@pytest.mark.parametrize('heads, kv_heads', [(2, 1), (4, 2)])
-def test_stack_matches_float64_loops(make_stack, heads, kv_heads):
+@pytest.mark.parametrize(
+  'heads, kv_heads, time_every', [(2, 1, 4), (4, 2, 4), (2, 1, 2)]
+)
+def test_stack_matches_float64_loops(make_stack, heads, kv_heads, time_every):
   # A cap of 1 and a base of 100 make cap and rotation visible.
   config, module, params = make_stack(
-    num_heads=heads, num_kv_heads=kv_heads, soft_cap=1.0
+    num_heads=heads,
+    num_kv_heads=kv_heads,
+    soft_cap=1.0,
+    time_every=time_every,
   )
   got = jax.jit(apply, static_argnums=0)(module, params, clip())
   tree = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
@@ -60,7 +65,7 @@ def test_scan_equals_an_unrolled_stack_of_periods(make_stack):
   @jax.jit
   def unrolled(params, x):
     entries = []
-    for i in range(config.depth // 4):
+    for i in range(config.depth // config.time_every):
       own = jax.tree.map(lambda p, i=i: p[i], params['periods'])
       x, new = Period(config).apply({'params': own}, x, None, context)
       entries.append(new.keys)
