@@ -16,7 +16,7 @@ test: lint
 
 # The suite on the lowest versions that setup.cfg allows, and on the newest on
 # every Python that is found; make test-versions VERSIONS="oldest 3.12" chooses,
-# and OPTIONS=--skip-longest leaves out the longest files.
+# and OPTIONS=--interfaces only runs what leans on other packages.
 VERSIONS ?=
 OPTIONS ?=
 test-versions:

@@ -27,39 +27,62 @@ jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.02)
 
 _LONGEST = (
-  'test_quickstart.py',
-  'test_craftax_player.py',
-  'test_distributed.py',
-  'test_many_devices.py',
-  'test_pong.py',
+  'cli/test_run.py',
+  'data_pipelines/test_collect.py',
+  'data_pipelines/test_craftax_player.py',
+  'data_pipelines/test_pretokenise.py',
+  'data_pipelines/test_recorders.py',
   'test_benchmarks.py',
-  'test_pretokenise.py',
-  'test_jobs.py',
-  'test_recorders.py',
-  'test_collect.py',
-  'test_imagination_step.py',
-  'test_finetune_step.py',
-  'test_fields.py',
+  'test_distributed.py',
+  'test_pong.py',
+  'test_quickstart.py',
+  'training/test_imagination_step.py',
+  'training/test_many_devices.py',
 )
-# Trains, evaluates and reports as a user does, so it is never left out.
-_FIRST = ('test_run.py', *_LONGEST)
+_INTERFACES = (
+  'checkpoint/',
+  'cli/test_run.py',
+  'data/test_records.py',
+  'data/test_transforms.py',
+  'data_pipelines/test_lerobot.py',
+  'data_pipelines/test_minari.py',
+  'data_pipelines/test_rlds.py',
+  'data_pipelines/test_video.py',
+  'envs/',
+  'evals/',
+  'models/',
+  'nn/test_attention.py',
+  'nn/test_backends.py',
+  'objectives/',
+  'test_devices.py',
+  'test_exported.py',
+  'test_sharding.py',
+  'training/test_loop.py',
+  'training/test_optimizer_step.py',
+)
+_ROOT = pathlib.Path(__file__).parent
 
 
 def pytest_addoption(parser):
   parser.addoption(
-    '--skip-longest',
+    '--interfaces',
     action='store_true',
-    help=f'leave out {", ".join(_LONGEST)}',
+    help='only what leans on other packages, a whole run of all phases among '
+    f'it: {", ".join(_INTERFACES)}',
   )
+
+
+def _is_in(item, paths):
+  return str(item.path.relative_to(_ROOT)).startswith(paths)
 
 
 def pytest_collection_modifyitems(config, items):
   """Begins with the longest files, so that no process waits for them."""
-  items.sort(key=lambda item: item.path.name not in _FIRST)
-  if config.getoption('--skip-longest'):
-    left_out = [item for item in items if item.path.name in _LONGEST]
+  items.sort(key=lambda item: not _is_in(item, _LONGEST))
+  if config.getoption('--interfaces'):
+    left_out = [item for item in items if not _is_in(item, _INTERFACES)]
     config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item.path.name not in _LONGEST]
+    items[:] = [item for item in items if _is_in(item, _INTERFACES)]
 
 
 @pytest.fixture(autouse=True)

@@ -105,7 +105,9 @@ def main() -> int:
     '--find', action='store_true', help='only print the interpreters'
   )
   parser.add_argument(
-    '--skip-longest', action='store_true', help='without the longest tests'
+    '--interfaces',
+    action='store_true',
+    help='only tests of what leans on other packages',
   )
   args = parser.parse_args()
   pythons = find_pythons()
@@ -129,7 +131,7 @@ def main() -> int:
     subprocess.run([inside, '-m', 'dreamer4_jax.cli.main', 'info'])
     command = [inside, '-m', 'pytest', '-q', '-rs', '-n', 'auto']
     command += ['--dist', 'loadfile', '--no-loadscope-reorder']
-    command += ['--skip-longest'] if args.skip_longest else []
+    command += ['--interfaces'] if args.interfaces else []
     done = subprocess.run(command, cwd=ROOT)
     verdict = 'passed' if done.returncode == 0 else 'FAILED'
     minutes = (time.monotonic() - start) / 60
