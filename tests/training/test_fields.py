@@ -120,34 +120,51 @@ def test_the_loop(field, tmp_path):
   assert found == {**LOOP_BASE, **expected}
 
 
-@pytest.mark.parametrize('phase', PHASES)
-def test_each_phase_gives_the_loop_its_own_fields(phase, monkeypatch):
-  settings = {
-    p: dataclasses.replace(BASE[p], clip_length=4 + i, long_clip_length=9 + i)
-    for i, p in enumerate(PHASES)
-  }
-  world = make_fake(
-    None, dataclasses.replace(CONFIG, phases=Phases(**settings))
-  )
-  seen = {}
-  asked = []
-  monkeypatch.setattr(phases, 'run_phase', lambda **kwargs: seen.update(kwargs))
+@pytest.fixture
+def hand_over(monkeypatch):
+  """Returns a function of phase and settings to what the loop is given."""
+
+  def hand_over(phase, settings):
+    config = dataclasses.replace(CONFIG, phases=Phases(**settings))
+    seen = {'asked': []}
+    monkeypatch.setattr(phases, 'run_phase', lambda **given: seen.update(given))
+
+    def clips(config, name, length, tokenizer):
+      seen['asked'].append((name, length))
+      return iter(range(1000))
+
+    world = make_fake(None, config)
+    phases._train_phase(world, 'run', phase, None, clips, False, None)
+    return seen
+
   monkeypatch.setattr(phases, 'load_rooms', lambda *_: ({}, None))
   monkeypatch.setattr(phases, 'Clock', lambda *_: None)
   monkeypatch.setattr(phases, 'boxed', lambda world, rooms: rooms)
   monkeypatch.setattr(
     tokenizer_step, 'latent_statistics', lambda *_: {'mean': 0}
   )
+  return hand_over
 
-  def clips(config, name, length, tokenizer):
-    asked.append((name, length))
-    return iter(range(1000))
 
-  phases._train_phase(world, 'run', phase, None, clips, False, None)
-  own = settings[phase]
+@pytest.mark.parametrize('phase', PHASES)
+def test_each_phase_gives_the_loop_its_own_fields(phase, hand_over):
+  settings = {
+    p: dataclasses.replace(BASE[p], clip_length=4 + i, long_clip_length=9 + i)
+    for i, p in enumerate(PHASES)
+  }
+  seen, own = hand_over(phase, settings), settings[phase]
   assert seen['phase_config'] is own
   assert set(seen['iterators']) == {own.clip_length, own.long_clip_length}
-  assert set(asked) == {(phase, n) for n in seen['iterators']}
+  assert set(seen['asked']) == {(phase, n) for n in seen['iterators']}
+
+
+def test_each_phase_begins_with_a_key_of_its_own(hand_over):
+  keys = [jax.random.key(CONFIG.seed)]
+  # Those from which the loop makes the keys of its steps.
+  keys += [jax.random.fold_in(keys[0], i) for i in range(len(PHASES))]
+  keys += [hand_over(p, BASE)['init_state'].args[-1] for p in PHASES]
+  found = {tuple(jax.random.key_data(key).tolist()) for key in keys}
+  assert len(found) == len(keys)
 
 
 # How parameters move.
