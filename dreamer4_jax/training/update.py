@@ -117,7 +117,6 @@ def update(
   # Early averages forget the initialisation as fast as they gather data.
   limit = phase.optimizer.ema_decay
   decay = jnp.minimum(limit, (1 + state.step) / (10 + state.step))
-  decay = decay if limit else 0.0
   ema = jax.tree.map(
     lambda a, b: decay * a + (1 - decay) * b, state.ema, params
   )
