@@ -397,3 +397,12 @@ def test_the_world_model_has_a_rate_of_its_own():
   for room in rooms:
     expected = 0.5 if room in WORLD_ROOMS else 1
     np.testing.assert_allclose(slow[room]['x'] / full[room]['x'], expected)
+
+
+def test_what_is_kept_up_keeps_the_share_of_relevant_clips_of_finetuning():
+  world = world_and_params()[0]
+  finetune = world.config.phases.finetune
+  phase = ImaginationPhase(relevant_share=0.9, steps=7, accumulate=2)
+  kept = imagination_step._upkeep(world, phase)
+  assert kept.relevant_share == finetune.relevant_share != 0.9
+  assert (kept.steps, kept.accumulate) == (7, 2)

@@ -69,6 +69,17 @@ def test_gradients_of_parts_add_up_to_that_of_the_whole(parts):
   np.testing.assert_allclose(b['room/rows'], 4.5)
 
 
+@pytest.mark.parametrize('seed', [0, 5])
+def test_the_data_are_drawn_with_the_key_of_the_step(seed):
+  draw = lambda state, batch, key: batch + jax.random.uniform(key)
+  state, optimizer = start()
+  key = jax.random.key(seed)
+  objective = dataclasses.replace(SQUARE, prepare=draw)
+  _, metrics = update(state, ROWS, key, objective, optimizer, PHASE)
+  expected = 4.5 + jax.random.uniform(key)
+  np.testing.assert_allclose(metrics['room/rows'], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize('parts', [2, 8])
 def test_terms_of_unequal_parts_have_the_gradient_of_the_whole(parts):
   # A mean over some rows only, which lie unevenly over the parts, one that is
