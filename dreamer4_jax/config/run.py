@@ -287,7 +287,7 @@ class Config:
       ValueError: as `from_json`; or its tokenizer learned with grey padding,
         which came before `grid_rows`.
     """
-    config, old = cls.from_json(text), json.loads(text)['tokenizer']
+    config, old = cls.from_json(text), json.loads(text).get('tokenizer', {})
     sides = config.tokenizer.image_height, config.tokenizer.image_width
     p = config.tokenizer.patch_size
     if 'grid_rows' not in old and any(side % p for side in sides):

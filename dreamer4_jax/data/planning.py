@@ -176,7 +176,7 @@ class Planner:
     if not all(lengths.any() for lengths in self._lengths):
       raise ValueError(
         'a dataset has nothing but terminal frames, so no dream can begin in '
-        'it; leave it out of imagination'
+        'it; leave it out of `data`'
       )
 
   def is_relevant(self, row: int) -> bool:
