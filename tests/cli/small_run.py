@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from data_pipelines import writer
+from data_pipelines import collect, writer
 from dreamer4_jax.config import (
   ActionComponent,
   AgentConfig,
@@ -175,3 +175,17 @@ def tree(path) -> dict[str, bytes]:
     for p in sorted(root.rglob('*'))
     if p.is_file()
   }
+
+
+def record(path, **changes) -> str:
+  """Records the environment of `make_config`; returns the directory."""
+  settings = collect.CollectConfig(
+    out=str(path),
+    env=ENV.name,
+    max_steps=10,
+    image_size=(SIDE, SIDE),
+    workers=1,
+    **changes,
+  )
+  collect.collect(settings, progress=False)
+  return settings.out

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from data_pipelines import collect, pretokenise
+from data_pipelines import pretokenise
 from dreamer4_jax.checkpoint import load_arrays
 from dreamer4_jax.cli import quickstart
 from dreamer4_jax.cli.loaders import training_loader
@@ -203,20 +203,15 @@ def test_the_state_goes_all_the_way(home, evaluated):
 
 
 def test_an_agent_that_sees_the_state_records(home, trained):
-  settings = collect.CollectConfig(
-    out=str(home / 'played'),
-    env=small_run.ENV.name,
+  path = small_run.record(
+    home / 'played',
     policy='checkpoint',
     run=str(home / 'runs/x'),
     episodes=2,
     test_episodes=2,
-    max_steps=10,
-    image_size=(small_run.SIDE, small_run.SIDE),
     parallel=2,
-    workers=1,
   )
-  collect.collect(settings, progress=False)
-  state = EpisodeSource(settings.out, 'train')[0]['vector']['state']
+  state = EpisodeSource(path, 'train')[0]['vector']['state']
   # By the rule of the game, at 50 frames a second.
   moved = state[:-1, 0] + 0.02 * state[:-1, 1]
   np.testing.assert_allclose(state[1:, 0], moved, rtol=1e-4, atol=1e-6)

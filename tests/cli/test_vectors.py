@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_pipelines import collect
 from dreamer4_jax import compatibility
 from dreamer4_jax.cli import checks, configs
 from dreamer4_jax.config import VectorComponent
@@ -20,19 +19,13 @@ pytest.importorskip('pygame')
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  settings = collect.CollectConfig(
-    out=str(tmp_path_factory.mktemp('data') / 'd'),
-    env=small_run.ENV.name,
+  return small_run.record(
+    tmp_path_factory.mktemp('data') / 'd',
     policy='random',
     episodes=4,
     test_episodes=3,
-    max_steps=10,
-    image_size=(small_run.SIDE, small_run.SIDE),
     parallel=4,
-    workers=1,
   )
-  collect.collect(settings, progress=False)
-  return settings.out
 
 
 @pytest.fixture(scope='module')

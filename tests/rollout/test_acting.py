@@ -30,32 +30,43 @@ def one():
     yield jax.jit(lambda *args: act(WORLD, PARAMS, *args))
 
 
-def test_acting_sees_what_a_whole_clip_shows(one):
-  # Encoder, dynamics and rings of the stream against one pass over the clip,
-  # with the actions that the stream itself chose.
-  first = ~np.asarray(BATCH.prev_action_mask)
-  state, states, actions = init_actor(WORLD, 2), [], []
-  for t in range(FRAMES):
-    action, h, state = one(
+def stream(step, world, clip):
+  """Acts frame by frame; returns agent states, and the clip as it was acted."""
+  rows, frames = clip.frames.shape[:2]
+  first = ~np.asarray(clip.prev_action_mask)
+  state, states, actions = init_actor(world, rows), [], []
+  for t in range(frames):
+    action, h, state = step(
       state,
-      jnp.asarray(BATCH.frames[:, t]),
+      jnp.asarray(clip.frames[:, t]),
       jnp.asarray(first[:, t]),
-      jnp.asarray(BATCH.task[:, t]),
+      jnp.asarray(clip.task[:, t]),
       jax.random.key(t),
+      {k: jnp.asarray(v[:, t]) for k, v in clip.vectors.items()},
     )
     states.append(h)
     actions.append(action)
   shifted = jax.tree.map(
     lambda *x: jnp.stack([x[0], *x[:-1]], axis=1), *actions
   )
-  whole = jax.jit(
-    lambda batch: (
-      prepare_context(
-        WORLD, PARAMS, batch, jax.random.key(0), with_agent=True
-      ).agent
-    )
-  )(BATCH.replace(prev_action=shifted))
-  np.testing.assert_allclose(np.stack(states, axis=1), whole, atol=5e-5)
+  return np.stack(states, axis=1), clip.replace(prev_action=shifted)
+
+
+def in_one_pass(world, params):
+  """Returns a function of a clip to its agent states."""
+  key = jax.random.key(0)
+  prepare = lambda clip: prepare_context(
+    world, params, clip, key, with_agent=True
+  )
+  return jax.jit(lambda clip: prepare(clip).agent)
+
+
+def test_acting_sees_what_a_whole_clip_shows(one):
+  # Encoder, dynamics and rings of the stream against one pass over the clip,
+  # with the actions that the stream itself chose.
+  states, clip = stream(one, WORLD, BATCH)
+  whole = in_one_pass(WORLD, PARAMS)(clip)
+  np.testing.assert_allclose(states, whole, atol=5e-5)
 
 
 def test_an_action_is_sampled_from_the_policy_at_its_own_state(one):
@@ -102,31 +113,9 @@ def test_acting_sees_vectors_as_a_whole_clip_shows_them(one):
   world, params = world_and_params(vector_world.CONFIG)
   clip = vector_world.make_batch(2, 5, starts=[(1, 3)])
   step = jax.jit(lambda *args: act(world, params, *args))
-  first = ~np.asarray(clip.prev_action_mask)
-  state, states, actions = init_actor(world, 2), [], []
-  for t in range(5):
-    action, h, state = step(
-      state,
-      jnp.asarray(clip.frames[:, t]),
-      jnp.asarray(first[:, t]),
-      jnp.asarray(clip.task[:, t]),
-      jax.random.key(t),
-      {k: jnp.asarray(v[:, t]) for k, v in clip.vectors.items()},
-    )
-    states.append(h)
-    actions.append(action)
-  shifted = jax.tree.map(
-    lambda *x: jnp.stack([x[0], *x[:-1]], axis=1), *actions
-  )
-  whole = jax.jit(
-    lambda batch: (
-      prepare_context(
-        world, params, batch, jax.random.key(0), with_agent=True
-      ).agent
-    )
-  )
-  clip = clip.replace(prev_action=shifted)
-  np.testing.assert_allclose(np.stack(states, axis=1), whole(clip), atol=5e-5)
+  states, clip = stream(step, world, clip)
+  whole = in_one_pass(world, params)
+  np.testing.assert_allclose(states, whole(clip), atol=5e-5)
   blind = clip.replace(vectors=jax.tree.map(np.zeros_like, clip.vectors))
   assert np.abs(whole(blind) - whole(clip)).max() > 1e-3
 
