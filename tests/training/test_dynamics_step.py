@@ -37,7 +37,9 @@ PHASE = DynamicsPhase(
 )
 LABELS = np.ones((8, 5), bool)
 LABELS[::3] = False  # unlabeled clips among labeled ones
-BATCH = make_batch(8, 5, starts=[(2, 3)])
+# Episodes begin within rows that bootstrap, 0 and 4, and within others.
+STARTS = [(0, 2), (2, 3), (4, 1), (4, 3), (5, 2), (7, 4)]
+BATCH = make_batch(8, 5, starts=STARTS)
 BATCH = jax.tree.map(
   jnp.asarray,
   BATCH.replace(
