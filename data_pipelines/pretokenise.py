@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ import tqdm
 from data_pipelines import writer
 from data_pipelines.command import main_of
 from dreamer4_jax.config import require
-from dreamer4_jax.data import EpisodeSource
+from dreamer4_jax.data import EpisodeSource, novelty
 from dreamer4_jax.data import format as fmt
 from dreamer4_jax.data.sources import Request, Stretch, open_builder
 from dreamer4_jax.models import Params, World, tokenizer_caches
@@ -132,6 +133,11 @@ def pretokenise(
               shard.add(episode)
         bar.update(int(source.index.lengths[part.start : part.stop].sum()))
   writer.publish(out, work, description, shards)
+  for split in splits:
+    # The episodes are the same, in the same order.
+    weights = novelty.weights_path(config.dataset, split)
+    if weights.exists():
+      shutil.copy(weights, novelty.weights_path(out, split))
   return frames
 
 

@@ -1,4 +1,4 @@
-"""MiniGrid DoorKey 5x5 from pixels, small enough for two CPU cores."""
+"""MiniGrid DoorKey 5x5 from pixels and random play, for two CPU cores."""
 
 from typing import Any
 
@@ -21,83 +21,96 @@ from dreamer4_jax.config import (
   TokenizerConfig,
   TokenizerPhase,
 )
+from dreamer4_jax.data import novelty
 
 config = Config(
   name='quickstart',
   actions=(ActionComponent(name='action', kind='categorical', size=5),),
   tasks=('key', 'door', 'goal'),
+  # A patch for each tile, and a latent for each patch.
   tokenizer=TokenizerConfig(
     image_height=40,
     image_width=40,
-    patch_size=20,
-    num_latents=8,
-    bottleneck_dim=16,
+    patch_size=8,
+    num_latents=25,
+    bottleneck_dim=8,
     width=64,
-    mlp_hidden=256,
+    mlp_hidden=192,
     num_heads=2,
     num_kv_heads=2,
     context_length=2,
     rope_base=10.0,
   ),
   dynamics=DynamicsConfig(
-    width=96,
+    width=64,
     depth=8,
-    mlp_hidden=256,
+    mlp_hidden=192,
     num_heads=2,
     num_kv_heads=1,
-    num_spatial_tokens=4,
-    num_registers=1,
-    context_length=16,
+    num_spatial_tokens=25,
+    num_registers=0,
+    context_length=8,
     whitening_floor=0.02,
+    unroll=2,
   ),
   # Rewards are 0 or 1: bins up to 19 are enough, and the mean is not a sum
   # over bins of millions.
   agent=AgentConfig(num_tasks=3, bins=63, bin_limit=3.0),
   phases=Phases(
     tokenizer=TokenizerPhase(
-      steps=3000,
+      steps=1600,
       batch_size=32,
       # Many different images a step, and pairs for the time layers.
       clip_length=1,
       long_clip_length=2,
-      # With four patches a frame, a masked one hides what nothing else tells.
+      # A patch is a tile: a masked one hides what nothing else tells.
       max_mask_ratio=0.0,
+      novel_share=0.5,
+      hard_regions=0.5,
       log_every=100,
-      checkpoint_every=1000,
+      checkpoint_every=800,
       optimizer=OptimizerConfig(learning_rate=2e-3, decay_share=0.4),
     ),
     dynamics=DynamicsPhase(
-      steps=4200,
-      batch_size=8,
-      clip_length=16,
-      bootstrap_start=2700,
-      # Learns what actions do in three quarters of the steps.
+      steps=4800,
+      batch_size=16,
+      clip_length=8,
+      relevant_share=0.25,
+      novel_share=0.5,
+      bootstrap_start=3800,
+      # Learns what actions do.
+      clear_share=0.5,
       end_share=0.7,
-      log_every=50,
-      checkpoint_every=500,
+      low_weight=1.0,
+      log_every=100,
+      checkpoint_every=800,
       optimizer=OptimizerConfig(
         name='muon', learning_rate=8e-3, decay_share=0.4
       ),
     ),
     finetune=FinetunePhase(
-      steps=800,
-      batch_size=8,
-      clip_length=16,
+      steps=600,
+      batch_size=16,
+      clip_length=12,
       # What the dynamics learned in its last steps is not to be unlearned.
       dynamics_rate=0.3,
+      novel_share=0.5,
       # Imagining uses the reward that is read at a frame, distance 0.
       distance_decay=0.5,
+      clear_share=0.5,
       end_share=0.7,
+      low_weight=1.0,
       log_every=50,
       optimizer=OptimizerConfig(name='muon', learning_rate=3e-3),
     ),
     imagination=ImaginationPhase(
-      steps=120,
+      steps=400,
       batch_size=32,
       clip_length=8,
       horizon=12,
+      sampling_steps=1,
       gamma=0.95,
-      beta=0.1,
+      beta=0.05,
       stop_at_event=True,
       optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=10),
     ),
@@ -106,31 +119,32 @@ config = Config(
   env=EnvConfig(name='navix:Navix-DoorKey-Random-5x5-v0', max_steps=20),
   # An event is rewarded under the label of its own task; labels that advance
   # have left it by then.
-  data=DataConfig(path='runs/doorkey-5x5', switch_tasks=0.25),
-  eval=EvalConfig(clips=192),
+  data=DataConfig(path='runs/doorkey-random', switch_tasks=0.25),
+  eval=EvalConfig(clips=512),
 )
 
 
 def record(path: str) -> dict[str, Any]:
-  """Records the dataset: scripted play with much noise, and random play.
+  """Records random play: nobody ever means to do anything.
 
-  The noise is what cloning inherits and what imagination can unlearn; it is
-  the same for every training seed.
+  It is the same for every training seed.
   """
-  return collect(
+  report = collect(
     CollectConfig(
       out=path,
       env=config.env.name,
+      policy='random',
       episodes=4000,
       test_episodes=200,
-      noise=(0.4, 0.6, 0.8, 1.0),
-      max_steps=40,
+      max_steps=80,
       tile=config.env.tile,
       # More processes would compile as often, for a few seconds of playing.
       workers=1,
       seed=0,
     )
   )
+  novelty.measure_dataset(path, 'train')
+  return report
 
 
 def pretokenise(run: str, dataset: str, out: str) -> dict[str, int]:

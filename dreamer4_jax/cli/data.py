@@ -8,8 +8,8 @@ import pathlib
 
 
 def add_commands(commands) -> None:
-  """Adds `data info` and `data show` to the console script."""
-  parser = commands.add_parser('data', help='look at a dataset')
+  """Adds `data info`, `show` and `novelty` to the console script."""
+  parser = commands.add_parser('data', help='look at a dataset, measure it')
   actions = parser.add_subparsers(required=True, metavar='ACTION')
   info = actions.add_parser(
     'info', help='print what is in a dataset', description=_info.__doc__
@@ -40,6 +40,16 @@ def add_commands(commands) -> None:
     help='at most so many of each are in the video (default: 200)',
   )
   show.set_defaults(run=_show)
+  novelty = actions.add_parser(
+    'novelty',
+    help='measure which frames show something rare',
+    description=_novelty.__doc__,
+  )
+  novelty.add_argument('path', help='directory of a dataset of frames')
+  novelty.add_argument(
+    '--split', default='train', help='which (default: train)'
+  )
+  novelty.set_defaults(run=_novelty)
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -48,6 +58,20 @@ def _info(args: argparse.Namespace) -> int:
 
   found = dataset.summary(args.path)
   print(json.dumps(found, indent=2) if args.json else dataset.to_text(found))
+  return 0
+
+
+def _novelty(args: argparse.Namespace) -> int:
+  """Writes novelty-SPLIT.npy into the dataset, for novel_share of a phase."""
+  from dreamer4_jax.data import novelty
+
+  weights = novelty.measure_dataset(args.path, args.split)
+  rare = weights >= weights.max() / 10
+  print(
+    f'{novelty.weights_path(args.path, args.split)}: {len(weights):,} frames; '
+    f'{rare.mean():.2%} of them, the rarest, are drawn in '
+    f'{weights[rare].sum() / weights.sum():.0%} of the novel clips'
+  )
   return 0
 
 

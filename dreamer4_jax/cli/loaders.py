@@ -16,7 +16,6 @@ from dreamer4_jax.config import (
 )
 from dreamer4_jax.data import make_loader
 from dreamer4_jax.training.loop import ClipIterator
-from dreamer4_jax.training.phases import relevant_share
 from dreamer4_jax.types import DreamBatch
 
 EVALUATION_BATCH = 16
@@ -103,7 +102,8 @@ def _loader(
       + (PHASES.index(phase) + len(PHASES) * stream) * 1_000
       + length
     ),
-    relevant_share=relevant_share(settings),
+    relevant_share=settings.relevant_share,
+    novel_share=settings.novel_share,
     separate_images=settings.separate_images,
     switch_tasks=config.data.switch_tasks,
     process_index=jax.process_index(),

@@ -87,6 +87,11 @@ class PhaseConfig:
   """Last share of the phase's steps, all of which take long clips."""
   separate_images: float = 0.0
   """Share of clips whose frames are treated as separate images."""
+  relevant_share: float = 0.0
+  """Share of clips in which a task is achieved, each task as often."""
+  novel_share: float = 0.0
+  """Share of the other clips that show something rare. The datasets must have
+  been measured with `dreamer4 data novelty`."""
   log_every: int = 20
   """Steps between metric lines."""
   checkpoint_every: int = 200
@@ -123,6 +128,7 @@ class PhaseConfig:
       'needs best_metric, a name in metrics.jsonl; or set it to 0',
     )
     shares(self, 'separate_images', 'long_only_share')
+    shares(self, 'relevant_share', 'novel_share')
     require(
       self.long_only_share == 0 or self.long_clip_length > 0,
       f'{room}.long_only_share',
@@ -143,6 +149,10 @@ class TokenizerPhase(PhaseConfig):
 
   max_mask_ratio: float = 0.9
   """Each image masks its patches with probability p ~ U(0, this)."""
+  hard_regions: float = 0.0
+  """Squared errors of regions of 8x8 pixels are weighted by this power of
+  themselves, so that what is small and wrong counts for more than what is
+  large and nearly right. 0 weighs all alike, as in the paper."""
   lpips_weight: float = 0.2
   """Weight of the LPIPS term; off while lpips_path is empty."""
   lpips_path: str = ''
@@ -158,7 +168,7 @@ class TokenizerPhase(PhaseConfig):
       self.max_mask_ratio,
       'must lie in [0, 1); the paper uses 0.9',
     )
-    at_least(0, self, 'vector_weight')
+    at_least(0, self, 'hard_regions', 'vector_weight')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,6 +190,14 @@ class DynamicsPhase(PhaseConfig):
   """Share of frames whose signal level is drawn from the lowest or the highest
   eighth of the grid. Noisy frames after clear ones are what actions are learned
   from, and uniform levels, the paper's, hold few of them."""
+  clear_share: float = 0.0
+  """Share of clips in which every noisy frame follows a clear one: what a frame
+  and an action make of the next one is learned from these. Of their frames the
+  noisy ones alone bootstrap."""
+  low_weight: float = 0.1
+  """Weight of a frame that is all noise, relative to a clear one; linear in the
+  signal level between them. The paper has 0.1. What an action does is decided
+  at low signal levels, and weighs more with 1."""
 
   def __post_init__(self):
     super().__post_init__()
@@ -193,7 +211,7 @@ class DynamicsPhase(PhaseConfig):
     )
     at_least(0, self, 'bootstrap_start')
     at_least(1, self, 'bootstrap_every')
-    shares(self, 'end_share')
+    shares(self, 'end_share', 'clear_share', 'low_weight')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -226,7 +244,7 @@ class FinetunePhase(DynamicsPhase):
 
   def __post_init__(self):
     super().__post_init__()
-    shares(self, 'relevant_share', 'dynamics_rate')
+    shares(self, 'dynamics_rate')
     require(
       0 <= self.context_share < 1,
       'FinetunePhase.context_share',
@@ -278,7 +296,7 @@ class ImaginationPhase(PhaseConfig):
   def __post_init__(self):
     super().__post_init__()
     at_least(1, self, 'horizon')
-    shares(self, 'gamma', 'lam', 'alpha', 'relevant_share', 'world_rate')
+    shares(self, 'gamma', 'lam', 'alpha', 'world_rate')
     require(
       is_power_of_two(self.sampling_steps),
       'ImaginationPhase.sampling_steps',

@@ -13,7 +13,7 @@ from dreamer4_jax.config import (
   VectorComponent,
   require,
 )
-from dreamer4_jax.data import labels, planning, sources, transforms
+from dreamer4_jax.data import labels, novelty, planning, sources, transforms
 from dreamer4_jax.types import Batch
 
 _ENDLESS = 1 << 60
@@ -29,6 +29,7 @@ def make_loader(
   length: int,
   seed: int,
   relevant_share: float = 0.0,
+  novel_share: float = 0.0,
   separate_images: float = 0.0,
   switch_tasks: float = 0.5,
   process_index: int = 0,
@@ -63,6 +64,8 @@ def make_loader(
     relevant_share: share of rows placed on an event; exactly
       round(share * batch_size) rows, spread evenly over the batch. If no
       dataset has an event, they come from the episodes with actions.
+    novel_share: share of the other rows that hold a frame drawn by its weight;
+      the weights must have been measured, see `dreamer4_jax.data.novelty`.
     separate_images: share of clips whose frames are segments of their own,
       without actions.
     switch_tasks: share of clips whose task label advances at each event.
@@ -86,7 +89,7 @@ def make_loader(
     A Grain iterator of `Batch` with numpy arrays.
 
   Raises:
-    FileNotFoundError: there is no dataset at a path.
+    FileNotFoundError: there is no dataset at a path, or no weights of novelty.
     ValueError: a dataset or an argument is not as it must be; the message
       names the field.
   """
@@ -131,6 +134,10 @@ def make_loader(
     batch_size=batch_size * process_count,
     seed=seed,
     relevant_share=relevant_share,
+    novel_share=novel_share,
+    novelty=[
+      novelty.load_weights(source) for source, _ in pairs if novel_share
+    ],
     separate_images=separate_images,
     switch_tasks=1.0 if dreams else switch_tasks,
     dreams=dreams,

@@ -13,6 +13,9 @@ different places of a window.
 no dataset has any event, everything whose actions are known is relevant: these
 windows are then uniform ones of the labeled episodes, in epochs of their own.
 
+*Novel* windows hold a frame drawn by its weight, at any place of the window,
+within its episode where that is long enough; see `dreamer4_jax.data.novelty`.
+
 Windows of *dreams*, uniform or relevant, are contexts from which imagination
 goes on. Nothing follows a terminal frame, so they are cut from episodes without
 it, and they end in the episode on whose event they are placed, if it is as long
@@ -135,6 +138,9 @@ class Planner:
     relevant_share: share of rows placed on an event; see `is_relevant`. They
       come from the datasets that have events, by weight. If none has, they are
       uniform windows of labeled episodes.
+    novel_share: share of the other rows that are novel.
+    novelty: `[frames]` weights for each dataset, episodes in order; needed for
+      novel rows.
     separate_images: probability that a row is treated as separate images.
     switch_tasks: probability that a row's labels advance at each event.
     dreams: windows are contexts of dreams: none holds a terminal frame.
@@ -148,13 +154,16 @@ class Planner:
   batch_size: int
   seed: int = 0
   relevant_share: float = 0.0
+  novel_share: float = 0.0
+  novelty: Sequence[np.ndarray] = ()
   separate_images: float = 0.0
   switch_tasks: float = 0.5
   dreams: bool = False
   labeled: Sequence[np.ndarray] = ()
 
   def __post_init__(self):
-    for name in ('relevant_share', 'separate_images', 'switch_tasks'):
+    shares = ('relevant_share', 'novel_share', 'separate_images')
+    for name in (*shares, 'switch_tasks'):
       value = getattr(self, name)
       require(0 <= value <= 1, name, value, 'must lie in [0, 1]')
     require(self.batch_size >= 1, 'batch_size', self.batch_size, 'at least 1')
@@ -208,6 +217,11 @@ class Planner:
     return round(self.relevant_share * self.batch_size)
 
   @property
+  def novel_rows(self) -> int:
+    """How many rows of a batch are novel."""
+    return round(self.novel_share * (self.batch_size - self.relevant_rows))
+
+  @property
   def can_clone(self) -> bool:
     """Whether any episode of relevant windows has actions to clone."""
     if not self.labeled:
@@ -233,10 +247,18 @@ class Planner:
         segments = self._labeled_epochs[source][place]
         cloned = self.length
     else:
-      uniform_rows = self.batch_size - self.relevant_rows
-      rank = batch * uniform_rows + row - relevant_before
-      source, place = _apportion(rank, self.weights)
-      segments = self._epochs[source][place]
+      # Among those that are not relevant, novel ones are spread evenly too.
+      others = self.batch_size - self.relevant_rows
+      number = row - relevant_before
+      novel_before = _spread(number, self.novel_rows, others)
+      if _spread(number + 1, self.novel_rows, others) > novel_before:
+        rank = batch * self.novel_rows + novel_before
+        source, _ = _apportion(rank, self.weights)
+        segments = self._on_novelty(source, rng)
+      else:
+        rank = batch * (others - self.novel_rows) + number - novel_before
+        source, place = _apportion(rank, self.weights)
+        segments = self._epochs[source][place]
     return Window(
       source=source,
       segments=segments,
@@ -303,6 +325,32 @@ class Planner:
         start = arrival - self.length - position + 1
       # What is dreamed goes on in this episode.
       start = max(0, min(start, int(lengths[episode]) - self.length))
+    return self._from(source, episode, start, rng), task, position
+
+  def _on_novelty(
+    self, source: int, rng: np.random.Generator
+  ) -> tuple[Stretch, ...]:
+    """Draws a frame by its weight, then its position in the window."""
+    lengths, total = self._lengths[source], self._cumulative[source]
+    drawn = np.searchsorted(total, rng.random() * total[-1], side='right')
+    frame = min(int(drawn), len(total) - 1)
+    ends = self.indices[source].ends
+    episode = int(np.searchsorted(ends, frame, side='right'))
+    frame -= int(ends[episode] - self.indices[source].lengths[episode])
+    start = frame - int(rng.integers(self.length))
+    start = max(0, min(start, int(lengths[episode]) - self.length))
+    return self._from(source, episode, start, rng)
+
+  @functools.cached_property
+  def _cumulative(self) -> list[np.ndarray]:
+    """`[frames]` sums of the weights so far, for each dataset."""
+    return [np.cumsum(x, dtype=np.float64) for x in self.novelty]
+
+  def _from(
+    self, source: int, episode: int, start: int, rng: np.random.Generator
+  ) -> tuple[Stretch, ...]:
+    """Fills a window from a frame on."""
+    lengths = self._lengths[source]
     segments, left = [], self.length
     while left > 0:
       stop = min(int(lengths[episode]), start + left)
@@ -311,7 +359,7 @@ class Planner:
       left -= stop - start
       # Where an episode ends early, others follow from their first frames.
       episode, start = int(rng.integers(len(lengths))), 0
-    return tuple(segments), task, position
+    return tuple(segments)
 
 
 def _spread(rows: int, count: int, size: int) -> int:

@@ -9,6 +9,7 @@ from dreamer4_jax.objectives.multi_token import (
 from dreamer4_jax.objectives.normalize import RmsState, rms_init, rms_normalize
 from dreamer4_jax.objectives.pmpo import PmpoOutput, pmpo_loss, pmpo_means
 from dreamer4_jax.objectives.reconstruction import (
+  hard_mse,
   load_lpips,
   mse,
   vector_mse,
@@ -42,6 +43,7 @@ __all__ = [
   'draw_levels',
   'euler_step',
   'finest',
+  'hard_mse',
   'lambda_returns',
   'load_lpips',
   'mse',

@@ -75,9 +75,14 @@ def step_size(step_index: Array) -> Array:
   return 1.0 / steps.astype(jnp.float32)
 
 
-def ramp(signal: Array) -> Array:
-  """Returns the loss weight `0.9 tau + 0.1` (section 3.2 of the paper)."""
-  return 0.9 * signal + 0.1
+def ramp(signal: Array, low: float = 0.1) -> Array:
+  """Returns the loss weight `(1 - low) tau + low`.
+
+  Args:
+    signal: tau.
+    low: weight of pure noise; 0.1 in the paper (section 3.2).
+  """
+  return (1 - low) * signal + low
 
 
 def draw_levels(
@@ -86,6 +91,7 @@ def draw_levels(
   coarse: Array,
   max_steps: int,
   end_share: float = 0.0,
+  clear_share: float = 0.0,
 ) -> Levels:
   """Draws a step size and a signal level for each frame on its own.
 
@@ -99,12 +105,18 @@ def draw_levels(
   make: the lowest eighth follows the highest in 1 of 64 pairs, and in 1 of 7
   pairs with `end_share` = 0.7.
 
+  In a share of the clips every other frame is clear, from the highest eighth of
+  the grid, and each of those between is noisy, from the lowest quarter, in
+  three of four cases and clear otherwise. There a noisy frame always follows a
+  clear one, as when sampling; and noisy ones alone draw a coarse step.
+
   Args:
     key: PRNG key, used here only.
     shape: `(B, T)`.
     coarse: bool, `[B, 1]` or `[B, T]`.
     max_steps: K_max, a power of two.
     end_share: share of frames from the ends, in [0, 1]; the paper has 0.
+    clear_share: share of clips that alternate, in [0, 1]; likewise.
 
   Returns:
     Levels `[B, T]`.
@@ -121,11 +133,29 @@ def draw_levels(
     depth = jnp.minimum(fine, max_steps - 1 - fine) // 4
     end = jnp.where(fine < max_steps // 2, depth, max_steps - 1 - depth)
     fine = jnp.where(jax.random.bernoulli(end_key, end_share, shape), end, fine)
+  if clear_share:
+    chosen, noisy = _alternating(jax.random.fold_in(key, 3), shape, clear_share)
+    clear = chosen & ~noisy
+    fine = jnp.where(chosen & noisy, fine // 4, fine)
+    fine = jnp.where(clear, max_steps - 1 - fine // 8, fine)
+    # On a coarse grid there is hardly a clear level.
+    step = jnp.where(clear, last, step)
   drop = last - step
   return Levels(
     signal_index=jnp.left_shift(jnp.right_shift(fine, drop), drop),
     step_index=step,
   )
+
+
+def _alternating(
+  key: Array, shape: tuple[int, int], share: float
+) -> tuple[Array, Array]:
+  """Draws the clips `[B, 1]` that alternate, and noisy frames `[B, T]`."""
+  chosen_key, odd_key, noisy_key = jax.random.split(key, 3)
+  chosen = jax.random.bernoulli(chosen_key, share, (shape[0], 1))
+  begin = jax.random.randint(odd_key, (shape[0], 1), 0, 2)
+  odd = (jnp.arange(shape[1])[None] + begin) % 2 == 1
+  return chosen, odd & jax.random.bernoulli(noisy_key, 0.75, shape)
 
 
 def corrupt(
@@ -189,13 +219,14 @@ def shortcut_losses(
   levels: Levels,
   target_velocity: Array | None,
   max_steps: int,
+  low_weight: float = 0.1,
 ) -> ShortcutLosses:
   """Computes the shortcut forcing loss per frame (equation 7 of the paper).
 
   Frames of the finest step: `||z1_hat - z1||^2`. Others:
   `(1 - tau)^2 ||(z1_hat - z_tau) / (1 - tau) - target||^2`, computed as
   `||z1_hat - z_tau - (1 - tau) target||^2`, the same without a division. Both
-  are means over N and C and both carry the weight `ramp(tau)`.
+  are means over N and C and both carry the weight `ramp(tau, low_weight)`.
 
   Args:
     prediction: `[B, T, N, C]` predicted clean latents z1_hat.
@@ -205,6 +236,7 @@ def shortcut_losses(
     target_velocity: `[B, T, N, C]` from `bootstrap_velocity`, or None on a
       step that does not bootstrap: then `bootstrap` is 0 everywhere.
     max_steps: K_max.
+    low_weight: of a frame of pure noise, see `ramp`.
 
   Returns:
     The two losses and the frames they belong to.
@@ -218,7 +250,8 @@ def shortcut_losses(
     same_shape(prediction=prediction, target_velocity=target_velocity)
     ahead = z_tau + _per_frame(1 - tau, z1) * _f32(target_velocity)
     goal = jnp.where(_per_frame(is_flow, z1), z1, ahead)
-  error = ramp(tau) * jnp.mean(jnp.square(prediction - goal), axis=(-2, -1))
+  error = jnp.mean(jnp.square(prediction - goal), axis=(-2, -1))
+  error = ramp(tau, low_weight) * error
   bootstrap = jnp.zeros_like(error)
   if target_velocity is not None:
     bootstrap = jnp.where(is_flow, 0.0, error)

@@ -152,6 +152,7 @@ def corrupt_batch(
     chosen[:, None] & drawn & active,
     c.max_steps,
     phase.end_share,
+    phase.clear_share,
   )
   frame = trains[:, None]
   levels = Levels(
@@ -219,7 +220,7 @@ def denoise(
 
 
 def dynamics_loss(
-  world: World, prediction: Array, data: Corrupted
+  world: World, phase: DynamicsPhase, prediction: Array, data: Corrupted
 ) -> tuple[Mean, dict[str, Mean]]:
   """Mean of equation 7 over frames, each of which has one of the two terms.
 
@@ -230,6 +231,7 @@ def dynamics_loss(
 
   Args:
     world: modules.
+    phase: hyperparameters.
     prediction: `[B, T, N_z, C]`.
     data: what it was predicted from; rows that train the dynamics count.
 
@@ -238,7 +240,7 @@ def dynamics_loss(
   """
   losses = shortcut_losses(
     prediction, data.z1, data.z_tau, data.levels, data.velocity,
-    world.config.dynamics.max_steps,
+    world.config.dynamics.max_steps, phase.low_weight,
   )  # fmt: skip
   return frame_means(losses, data.trains)
 
@@ -273,7 +275,7 @@ def dynamics_objective(world: World, phase: DynamicsPhase) -> Objective:
   def terms(params: Params, state: TrainState, data: Corrupted):
     del state
     prediction = denoise(world, params, data).prediction
-    loss, parts = dynamics_loss(world, prediction, data)
+    loss, parts = dynamics_loss(world, phase, prediction, data)
     return {'dynamics': loss}, parts
 
   return Objective(

@@ -114,7 +114,8 @@ def make_phase_optimizer(
 
 def _upkeep(world: World, phase: ImaginationPhase) -> FinetunePhase:
   """The losses of finetuning, on the steps and clips of this phase."""
-  own = {f.name for f in dataclasses.fields(phase)} - {'relevant_share'}
+  kept = {'relevant_share', 'novel_share'}
+  own = {f.name for f in dataclasses.fields(phase)} - kept
   shared = {
     f.name: getattr(phase, f.name)
     for f in dataclasses.fields(FinetunePhase)

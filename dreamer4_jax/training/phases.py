@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import dataclasses
 import functools
 import logging
 import pathlib
@@ -240,9 +239,3 @@ def make(
     ),
     imagination_step.make_imagination_step(world, p.imagination),
   )
-
-
-def relevant_share(settings: PhaseConfig) -> float:
-  """Share of relevant clips a phase asks for; 0 in phase 1."""
-  fields = {f.name for f in dataclasses.fields(settings)}
-  return settings.relevant_share if 'relevant_share' in fields else 0.0

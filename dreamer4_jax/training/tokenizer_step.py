@@ -13,7 +13,13 @@ import numpy as np
 
 from dreamer4_jax.config import TokenizerPhase
 from dreamer4_jax.models import Params, World
-from dreamer4_jax.objectives import Mean, mse, patch_mask, vector_mse
+from dreamer4_jax.objectives import (
+  Mean,
+  hard_mse,
+  mse,
+  patch_mask,
+  vector_mse,
+)
 from dreamer4_jax.training.optimizer import make_optimizer
 from dreamer4_jax.training.state import TrainState, make_state
 from dreamer4_jax.training.update import Metrics, Objective, update
@@ -28,7 +34,8 @@ def init_tokenizer_state(
   """Returns the initial state (with logical-axis boxes)."""
   params = world.init(key, ('tokenizer',))
   optimizer = make_optimizer(phase.optimizer, phase.steps)
-  terms = ('mse', 'lpips', *(('vectors',) if world.config.vectors else ()))
+  images = 'hard_mse' if phase.hard_regions else 'mse'
+  terms = (images, 'lpips', *(('vectors',) if world.config.vectors else ()))
   return make_state(params, {}, optimizer, terms)
 
 
@@ -59,19 +66,24 @@ def tokenizer_objective(
     )
     images = decoded.images
     target = frames.astype(jnp.float32) / 255.0
-    losses = {'mse': Mean.of(mse(images, target))}
+    losses, others = {}, {'mse': Mean.of(mse(images, target))}
+    if phase.hard_regions:
+      error = hard_mse(images, target, phase.hard_regions)
+      losses['hard_mse'] = Mean.of(error)
+    else:
+      losses['mse'] = others.pop('mse')
     if lpips is not None:
       losses['lpips'] = Mean.of(lpips(images, target))
     if spread:
       error = vector_mse(decoded.vectors, vectors, spread)
       losses['vectors'] = Mean.of(error)
-    return losses, {}
+    return losses, others
 
   def report(means: dict[str, Array]) -> Metrics:
     metrics = {f'tokenizer/{k}': v for k, v in means.items()}
     return {**metrics, 'tokenizer/psnr': -10 * jnp.log10(means['mse'])}
 
-  weights = {'mse': 1.0}
+  weights = {'hard_mse' if phase.hard_regions else 'mse': 1.0}
   if lpips is not None:
     weights['lpips'] = phase.lpips_weight
   if spread:
