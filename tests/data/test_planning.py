@@ -331,3 +331,63 @@ def test_a_split_of_nothing_but_ends_is_refused():
   index = make_index(events=(), lengths=(1, 1, 1))
   with pytest.raises(ValueError, match='nothing but terminal frames'):
     make_planner(indices=[index], dreams=True)
+
+
+def test_novel_rows_hold_a_frame_drawn_by_its_weight():
+  weights = np.zeros(18)
+  weights[[2, 8, 17]] = 1, 2, 5  # Episodes 0 and 1 on frame 2, 2 on frame 8.
+  planner = make_planner(
+    length=4, batch_size=8, novel_share=0.5, novelty=[weights]
+  )
+  assert planner.novel_rows == 4
+  drawn, places = collections.Counter(), collections.Counter()
+  for batch in range(2_000):
+    for window in planner.plan(batch, [1, 3, 5, 7]):
+      found = [
+        (place, frame)
+        for place, frame in enumerate(frames(window.segments))
+        if frame in ((0, 2), (1, 2), (2, 8))
+      ]
+      place, frame = found[0]
+      drawn[frame] += 1
+      places[frame, place] += 1
+      assert not window.relevant and window.anchor_task == -1
+  # 8,000 rows: five standard deviations of each share.
+  for frame, share in (((0, 2), 1 / 8), ((1, 2), 2 / 8), ((2, 8), 5 / 8)):
+    assert abs(drawn[frame] / 8_000 - share) < 0.027
+  # Anywhere in the window, as far as the episode reaches.
+  assert {place for frame, place in places if frame == (0, 2)} == {0, 1, 2}
+  assert {place for frame, place in places if frame == (2, 8)} == {3}
+
+
+def test_the_other_rows_stay_an_epoch_beside_novel_ones():
+  planner = make_planner(
+    length=3,
+    batch_size=8,
+    relevant_share=0.25,
+    novel_share=0.5,
+    novelty=[np.ones(18)],
+  )
+  novel = [i for i in range(8) if not planner.is_relevant(i)]
+  assert len(novel) == 6 and planner.novel_rows == 3
+  windows = [w for b in range(2) for w in planner.plan(b, novel[::2])]
+  # 6 windows an epoch, 3 uniform rows a batch.
+  seen = collections.Counter(f for w in windows for f in frames(w.segments))
+  assert len(seen) == 18
+
+
+def test_without_novel_rows_nothing_changes():
+  plain, other = make_planner(), make_planner(novelty=[np.ones(18)])
+  for batch in range(5):
+    assert plain.plan(batch, range(4)) == other.plan(batch, range(4))
+
+
+def test_no_dream_begins_in_a_novel_terminal_frame():
+  weights = np.zeros(18)
+  weights[17] = 1  # Terminal, in episode 2.
+  planner = make_planner(
+    length=4, novel_share=1.0, novelty=[weights], dreams=True
+  )
+  for batch in range(20):
+    for window in planner.plan(batch, range(4)):
+      assert frames(window.segments) == [(2, t) for t in (4, 5, 6, 7)]

@@ -59,6 +59,9 @@ def test_ramp_by_hand():
   np.testing.assert_allclose(
     ramp(jnp.array([0, 0.5, 1])), [0.1, 0.55, 1], rtol=1e-6
   )
+  np.testing.assert_allclose(
+    ramp(jnp.array([0, 0.5, 1]), 0.5), [0.5, 0.75, 1], rtol=1e-6
+  )
 
 
 @functools.cache
@@ -84,6 +87,28 @@ def test_a_share_of_the_levels_comes_from_the_ends(share):
   assert np.all(
     abs(counts / 20_000 - expected) <= 5 * np.sqrt(expected / 20_000)
   )
+
+
+@pytest.mark.parametrize('coarse', [False, True])
+def test_in_clear_clips_noisy_frames_follow_clear_ones(coarse):
+  levels = jax.jit(draw_levels, static_argnums=(1, 3, 4, 5))(
+    jax.random.key(6), (400, 50), jnp.full((400, 1), coarse), 64, 0.0, 0.25
+  )
+  index, step = np.asarray(levels.signal_index), np.asarray(levels.step_index)
+  clear, noisy = (index >= 56) & (step == 6), index < 16
+  clips = (clear | noisy).all(axis=1)
+  # 400 clips: five standard deviations are 0.11.
+  assert abs(clips.mean() - 0.25) < 0.11
+  clear, noisy = clear[clips], noisy[clips]
+  assert not (noisy[:, 1:] & noisy[:, :-1]).any()
+  # Three of four between; each of their levels, where the step is fine.
+  assert abs(noisy.mean() - 0.375) < 0.05
+  if not coarse:
+    assert set(index[clips][noisy].tolist()) == set(range(16))
+    assert set(index[clips][clear].tolist()) == set(range(56, 64))
+  assert (step[clips][noisy] < 6).any() == coarse
+  # First frames are of both kinds.
+  assert 0.2 < noisy[:, 0].mean() < 0.55
 
 
 def test_coarse_levels_are_uniform_over_the_grid():
