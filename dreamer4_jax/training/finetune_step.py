@@ -159,9 +159,7 @@ def clip_losses(
   """
   token = world.agent_token(params, clips.noisy.batch.task)
   output = denoise(world, params, clips.noisy, token)
-  dynamics, parts = dynamics_loss(
-    world, phase, output.prediction, clips.noisy
-  )
+  dynamics, parts = dynamics_loss(world, phase, output.prediction, clips.noisy)
   terms, others = agent_losses(
     world, phase, params, output.agent, clips.noisy.batch,
     clips.judged, clips.expected, policy,

@@ -17,7 +17,7 @@ from dreamer4_jax.config import (
   DataConfig,
   VectorComponent,
 )
-from dreamer4_jax.data import Description, EpisodeSource
+from dreamer4_jax.data import Description, EpisodeSource, novelty
 from dreamer4_jax.models import World
 
 SIDE, LENGTHS = 16, (9, 1, 30, 4, 17, 5, 12)
@@ -108,6 +108,17 @@ def test_latents_equal_the_tokenizers(
       assert a['action'].keys() == b['action'].keys()
       np.testing.assert_equal(a, b)
   assert [p.name for p in tmp_path.iterdir()] == ['z']
+
+
+def test_weights_of_novelty_come_along(frames, tmp_path):
+  weights = novelty.measure_dataset(frames, 'train')
+  lib.pretokenise(settings(frames, tmp_path / 'z'), progress=False)
+  latents = EpisodeSource(tmp_path / 'z', 'train')
+  np.testing.assert_array_equal(novelty.load_weights(latents), weights)
+  assert not novelty.weights_path(tmp_path / 'z', 'test').exists()
+  novelty.weights_path(frames, 'train').unlink()
+  with pytest.raises(ValueError, match='holds latents'):
+    novelty.measure(latents)
 
 
 def test_vectors_are_in_the_latents(frames, tmp_path, monkeypatch, world):

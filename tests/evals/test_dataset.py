@@ -96,6 +96,16 @@ def test_info_prints_it(path, capsys):
   assert json.loads(capsys.readouterr().out)['splits']['test']['frames'] == 4
 
 
+def test_novelty_is_measured_and_says_so(path, capsys):
+  assert main(['data', 'novelty', str(path)]) == 0
+  weights = path / 'novelty-train.npy'
+  assert np.load(weights).shape == (36,)
+  assert f'{weights}: 36 frames; ' in capsys.readouterr().out
+  assert main(['data', 'novelty', str(path), '--split', 'valid']) == 2
+  assert 'split: found chunks' in capsys.readouterr().err
+  weights.unlink()
+
+
 def test_show_draws_episodes_with_their_actions(path, tmp_path, capsys):
   command = ['data', 'show', str(path), '--out', str(tmp_path / 'x')]
   assert main([*command, '--frames', '20']) == 0

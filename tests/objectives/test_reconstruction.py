@@ -8,7 +8,6 @@ from dreamer4_jax.objectives import hard_mse, load_lpips, mse
 from dreamer4_jax.objectives.reconstruction import _unit_length
 
 
-
 def slow_hard_mse(pred, target, power):
   """Loops over regions, in float64; weights are given, not differentiated."""
   total = np.zeros(pred.shape[:2])

@@ -187,3 +187,20 @@ def test_whitening_decorrelates_down_to_the_floor_and_can_be_undone():
     jnp.asarray(x[:128].reshape(8, 16, 2, 8), jnp.float32),
   )
   np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_hard_regions_are_what_trains_and_the_error_stays_what_it_is():
+  phase = dataclasses.replace(PHASE, hard_regions=0.5)
+  world = World.from_config(LOW)
+  state = jax.jit(
+    lambda key: nn.unbox(init_tokenizer_state(world, phase, key))
+  )(jax.random.key(0))
+  assert set(state.rms) == {'hard_mse', 'lpips'}
+  _, metrics = jax.jit(make_tokenizer_step(world, phase))(
+    state, BATCH, jax.random.key(0)
+  )
+  _, plain = trained()
+  for name in ('tokenizer/mse', 'tokenizer/psnr'):
+    np.testing.assert_allclose(metrics[name], plain[0][name], rtol=1e-5)
+  assert metrics['tokenizer/hard_mse'] != metrics['tokenizer/mse']
+  np.testing.assert_allclose(metrics['loss'], 1.0, rtol=1e-5)
