@@ -62,6 +62,7 @@ BAD = [
   (cfg.SourceConfig, 'labeled_share', -0.1),
   (cfg.SourceConfig, 'labeled_hours', -1.0),
   (cfg.DataConfig, 'switch_tasks', -0.2),
+  (cfg.EvalConfig, 'frames', 0),
   (cfg.EvalConfig, 'clips', 0),
   (cfg.EvalConfig, 'episodes', 0),
   (cfg.EvalConfig, 'context_frames', 0),

@@ -13,7 +13,7 @@ from data_pipelines.collect import CollectConfig, collect
 from data_pipelines.pretokenise import PretokeniseConfig, pretokenise
 from dreamer4_jax import sharding
 from dreamer4_jax.cli.loaders import training_loader
-from dreamer4_jax.cli.quickstart import quickstart
+from dreamer4_jax.cli.quickstart import _held_out, quickstart
 from dreamer4_jax.config import EvalConfig, MeshConfig
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.models import World
@@ -93,10 +93,20 @@ def test_results_have_what_the_report_needs(run):
   path, _, results = run
   saved = json.loads((path / 'run/results.json').read_text())
   assert saved == json.loads(json.dumps(results))
-  assert saved['tokenizer']['psnr'] > 0
-  for h in (2, 4):
+  figures, dynamics = saved['tokenizer'], saved['dynamics']
+  assert 0 < figures['psnr_worst_1pct'] < figures['psnr']
+  assert 0 < figures['psnr_worst_regions'] < figures['psnr']
+  assert figures['psnr_changed'] > 0
+  for name in ('exact', 'tiles', 'rare_tiles'):
+    assert 0 <= figures[name] <= 1
+  assert 'before the door' in figures['player']
+  for h in (1, 2, 4):
     for baseline in ('', '_repeat_last', '_shuffled_actions'):
-      assert saved['dynamics'][f'psnr_{h}{baseline}'] > 0
+      assert dynamics[f'psnr_{h}{baseline}'] > 0
+      assert 0 <= dynamics[f'exact_{h}{baseline}'] <= 1
+    assert 0 <= dynamics[f'changed_{h}'] <= 1
+    for part in ('worst_1pct', 'worst_regions', 'changed'):
+      assert dynamics[f'psnr_{part}_{h}'] > 0
   assert set(saved['agents']) == {'random', 'bc', 'rl'}
   for agent in saved['agents'].values():
     assert agent['episodes'] == 8 and 0 <= agent['success'] <= 1
@@ -117,9 +127,23 @@ def test_results_have_what_the_report_needs(run):
     assert name in saved
 
 
+def test_figures_of_the_tokenizer_are_of_all_frames_there_are(run):
+  path, config, results = run
+  lengths = EpisodeSource(path / 'data', 'test').index.lengths
+  whole = 16 * 4  # frames of a batch
+  count = -(-int(lengths.sum()) // whole)
+  player = results['tokenizer']['player'].values()
+  assert sum(place['frames'] for place in player) == whole * count
+  fewer = dataclasses.replace(config.eval, frames=whole + 1)
+  batches = _held_out(dataclasses.replace(config, eval=fewer))
+  assert [b.frames.shape[:2] for b in batches] == [(16, 4)] * 2 and count > 2
+
+
 def test_the_files_of_the_report_are_there(run):
   path, _, _ = run
-  for name in ('report.md', 'dreams.mp4', 'dreams.png', 'agent.mp4'):
+  for name in (
+    'report.md', 'worst.png', 'dreams.mp4', 'dreams.png', 'agent.mp4'
+  ):  # fmt: skip
     assert (path / 'run' / name).stat().st_size > 0
 
 

@@ -12,6 +12,7 @@ import dataclasses
 from importlib import metadata
 import json
 import logging
+import math
 import os
 import pathlib
 import platform
@@ -22,13 +23,19 @@ import numpy as np
 
 from dreamer4_jax import checkpoint, evals
 from dreamer4_jax.cli import checks, configs
-from dreamer4_jax.cli.loaders import evaluation_loader, training_loader
+from dreamer4_jax.cli.loaders import (
+  EVALUATION_BATCH,
+  evaluation_loader,
+  training_loader,
+)
 from dreamer4_jax.config import PHASES, Config
+from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.evals import report
 from dreamer4_jax.models import World
 from dreamer4_jax.training import phases
 from dreamer4_jax.training.clock import Clock, seconds
+from dreamer4_jax.types import Batch
 
 _LOG = logging.getLogger(__name__)
 _PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
@@ -151,13 +158,17 @@ def evaluate(
       # The clone is that of finetuning, not what became of it since.
       saved, _ = phases.load_rooms(run_dir, 'finetune')
       cloned |= jax.tree.map(jax.numpy.asarray, saved)
-    tokenizer = _tokenizer(config, world, rooms)
+    held_out = _held_out(config)
+    palette = _palette(env, held_out)
+    tokenizer, seen = _tokenizer(world, rooms, held_out, palette)
+    del held_out
     dreams = _dynamics(config, world, rooms)
     episodes = _closed_loop(config, world, rooms, cloned, env)
+  horizons = tuple(sorted({1, *config.eval.horizons}))
   rl, bc = episodes['rl'], episodes['bc']
   results: dict[str, Any] = {
     'tokenizer': tokenizer,
-    'dynamics': evals.open_loop_psnr(dreams, config.eval.horizons),
+    'dynamics': _dream_figures(dreams, horizons, palette),
     'agents': {name: e.summary() for name, e in episodes.items()},
     'rl_vs_bc': evals.compare_policies(
       rl.success, bc.success, rl.returns, bc.returns
@@ -180,12 +191,15 @@ def evaluate(
   results['config'] = json.loads(config.to_json())
   results['seconds'] = _seconds(run_dir)
   report.write_json(run_dir / 'results.json', results)
-  text = report.markdown(results, config.eval.horizons)
+  text = report.markdown(results, horizons)
   (run_dir / 'report.md').write_text(text)
   frames = np.asarray(rl.frames)
   for name, draw in {
     'training.png': lambda path: report.plot_training(run_dir, PHASES),
     'success.png': lambda path: report.plot_success(run_dir, results),
+    'worst.png': lambda path: report.write_image(
+      path, report.worst_sheet(seen)
+    ),
     'dreams.png': lambda path: report.write_image(
       path, report.dream_sheet(dreams)
     ),
@@ -239,16 +253,39 @@ def _seconds(run_dir: pathlib.Path) -> dict[str, float]:
   return {**parts, 'total': sum(parts.values())}
 
 
-def _tokenizer(config: Config, world: World, rooms: Any) -> dict[str, Any]:
-  loader = evaluation_loader(
-    config, 'tokenizer', config.dynamics.context_length
+def _held_out(config: Config) -> list[Batch]:
+  """Returns clips of `eval.frames` frames, none twice but to fill a batch."""
+  length = config.dynamics.context_length
+  index = EpisodeSource(
+    config.data.path, config.data.eval_split, cache_bytes=0
+  ).index
+  frames = min(config.eval.frames, int(index.lengths.sum()))
+  loader = evaluation_loader(config, 'tokenizer', length)
+  count = math.ceil(frames / (EVALUATION_BATCH * length))
+  return [next(loader) for _ in range(count)]
+
+
+def _palette(env: Environment, batches: list[Batch]) -> evals.Palette | None:
+  tiles = env.spec.tiles
+  return tiles and evals.find_palette(tiles, [b.frames for b in batches])
+
+
+def _tokenizer(
+  world: World, rooms: Any, batches: list[Batch], palette: evals.Palette | None
+) -> tuple[dict[str, Any], evals.Reconstructions]:
+  seen = evals.reconstructions(
+    world,
+    rooms,
+    batches,
+    **({'side': palette.tiles.side, 'name': palette.read} if palette else {}),
   )
-  batches = [next(loader) for _ in range(max(1, config.eval.clips // 16))]
+  figures: dict[str, Any] = evals.summary(seen.errors)
+  if palette:
+    figures |= evals.reconstruction_tiles(
+      palette.tiles, seen.names, seen.names_decoded
+    )
   errors = evals.vector_errors(world, rooms, batches)
-  return {
-    'psnr': evals.tokenizer_psnr(world, rooms, batches),
-    **({'vectors': errors} if errors else {}),
-  }
+  return figures | ({'vectors': errors} if errors else {}), seen
 
 
 def _dynamics(config: Config, world: World, rooms: Any) -> evals.OpenLoop:
@@ -264,6 +301,19 @@ def _dynamics(config: Config, world: World, rooms: Any) -> evals.OpenLoop:
     context_frames=e.context_frames,
     sampling_steps=config.phases.imagination.sampling_steps,
   )
+
+
+def _dream_figures(
+  dreams: evals.OpenLoop,
+  horizons: tuple[int, ...],
+  palette: evals.Palette | None,
+) -> dict[str, float | None]:
+  if palette is None:
+    return evals.open_loop_psnr(dreams, horizons)
+  return {
+    **evals.open_loop_psnr(dreams, horizons, side=palette.tiles.side),
+    **evals.dream_tiles(palette, dreams, horizons),
+  }
 
 
 def _closed_loop(

@@ -92,19 +92,22 @@ class DataConfig(SourceConfig):
 class EvalConfig:
   """Held-out video metrics and closed-loop evaluation."""
 
+  frames: int = 4096
+  """Held-out frames for the tokenizer's figures, rounded up to batches; no
+  more than there are."""
   clips: int = 64
-  """Held-out clips for PSNR."""
+  """Held-out clips for the figures of dreams."""
   context_frames: int = 8
   """Real frames before the open-loop prediction."""
-  horizons: tuple[int, ...] = (4, 8, 16)
-  """Predicted frames at which PSNR is reported."""
+  horizons: tuple[int, ...] = (1, 4, 8, 16)
+  """Predicted frames at which dreams are measured, beside the first."""
   episodes: int = 300
   """Closed-loop episodes per policy."""
   seed: int = 1_000_000
   """First seed of the evaluation episodes, shared by all policies."""
 
   def __post_init__(self):
-    at_least(1, self, 'clips', 'context_frames', 'episodes')
+    at_least(1, self, 'frames', 'clips', 'context_frames', 'episodes')
     at_least(0, self, 'seed')
     require(
       len(self.horizons) > 0 and min(self.horizons) >= 1,

@@ -7,9 +7,9 @@ import contextlib
 import io
 
 from dreamer4_jax.config import EnvConfig, require
-from dreamer4_jax.envs.protocol import Environment, EnvSpec
+from dreamer4_jax.envs.protocol import Environment, EnvSpec, Tiles
 
-__all__ = ['EnvSpec', 'Environment', 'make_env']
+__all__ = ['EnvSpec', 'Environment', 'Tiles', 'make_env']
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ import pathlib
 import pickle
 from typing import Any
 
+from craftax.craftax import constants
 from craftax.craftax.constants import Achievement, Action
 from craftax.craftax_classic import constants as classic_constants
 from craftax.craftax_classic.constants import Achievement as ClassicAchievement
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 
 from dreamer4_jax.config import ActionComponent, EnvConfig, require
 from dreamer4_jax.envs import craftax_view
-from dreamer4_jax.envs.protocol import EnvSpec
+from dreamer4_jax.envs.protocol import EnvSpec, Tiles
 from dreamer4_jax.types import Actions, Array, EnvStep, PyTree
 
 ACTION = 'action'
@@ -91,6 +92,7 @@ class Craftax:
     self.params = params.replace(max_timesteps=_NEVER)
     actions, achievements = LEVELS[level]
     height, width, channels = self._env.observation_space(params).shape
+    side = (classic_constants if classic else constants).BLOCK_PIXEL_SIZE_AGENT
     self._spec = EnvSpec(
       height=height,
       width=width,
@@ -101,6 +103,8 @@ class Craftax:
       tasks=tuple(a.name.lower() for a in achievements),
       max_steps=config.max_steps,
       labels={ACTION: [a.name.lower() for a in actions]},
+      # Darkness changes their pixels: there are too many to list.
+      tiles=Tiles(side=side),
     )
 
   @property

@@ -24,7 +24,7 @@ from navix.states import State
 import numpy as np
 
 from dreamer4_jax.config import ActionComponent, EnvConfig, require
-from dreamer4_jax.envs.protocol import EnvSpec
+from dreamer4_jax.envs.protocol import EnvSpec, Tiles
 from dreamer4_jax.types import Actions, Array, EnvStep
 
 ACTION = 'action'
@@ -37,7 +37,13 @@ _NAVIX_ACTION = (0, 1, 2, 3, 5)
 """navix's number of each of them."""
 TASKS = ('key', 'door', 'goal')
 _PREFIX = 'Navix-DoorKey-'
+SPRITES = (
+  'floor', 'wall', 'goal', 'key', 'closed', 'open',
+  'player_right', 'player_down', 'player_left', 'player_up',
+)  # fmt: skip
+"""Names of the tiles, in the order of the sprite table."""
 _FLOOR, _WALL, _GOAL, _KEY, _CLOSED, _OPEN, _PLAYER = range(7)
+PLACES = ('before the door', 'doorway', 'behind the door')
 
 
 @struct.dataclass
@@ -75,6 +81,29 @@ def achieved(state: State) -> Array:
   arrived = entities['player'].position == entities['goal'].position
   done = [taken, entities['door'].open, arrived.all(-1)]
   return jnp.stack(done, axis=-1)[..., 0, :]
+
+
+def places(tiles: np.ndarray) -> np.ndarray:
+  """Says where the player stands, from the tiles of DoorKey frames alone.
+
+  The wall with the door is the inner column of most walls; the player who
+  stands in it stands in the doorway. Behind the door is where the goal is, and
+  who covers the goal is there.
+
+  Args:
+    tiles: `[N, rows, columns]` int, numbers of `SPRITES`.
+
+  Returns:
+    `[N]` str, of `PLACES`, or '' if no player is to be seen.
+  """
+  divide = (tiles[:, 1:-1, 1:-1] == _WALL).sum(axis=1).argmax(axis=1) + 1
+  player = (tiles >= _PLAYER).any(axis=1)
+  goal = (tiles == _GOAL).any(axis=1)
+  column = player.argmax(axis=1)
+  same = (column > divide) == (goal.argmax(axis=1) > divide)
+  side = np.where(same | ~goal.any(axis=1), PLACES[2], PLACES[0])
+  place = np.where(column == divide, PLACES[1], side)
+  return np.where(player.any(axis=1), place, '')
 
 
 class NavixDoorKey:
@@ -118,6 +147,12 @@ class NavixDoorKey:
       tasks=TASKS,
       max_steps=config.max_steps,
       labels={ACTION: ACTIONS},
+      tiles=Tiles(
+        side=config.tile,
+        pictures=np.asarray(self._sprites),
+        names=SPRITES,
+        places=places,
+      ),
     )
 
   @property

@@ -9,12 +9,46 @@ frame stays, reward and events are 0, the flags keep their values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Protocol
 
+import numpy as np
+
 from dreamer4_jax.config import ActionComponent, VectorComponent, require
 from dreamer4_jax.types import Actions, Array, EnvStep, PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Tiles:
+  """The squares that frames are made of, where a world has such."""
+
+  side: int
+  """Side of a tile in pixels; it divides height and width of the frames."""
+  pictures: np.ndarray | None = None
+  """`[n, side, side, C]` uint8, all tiles there are; none if not known."""
+  names: tuple[str, ...] = ()
+  """Names of the pictures; those of the player begin with 'player'."""
+  places: Callable[[np.ndarray], np.ndarray] | None = None
+  """Says where the player stands in frames, from their tiles alone: of numbers
+  of pictures, `[N, rows, columns]` int, it makes `[N]` str, '' for unknown."""
+
+  def __post_init__(self):
+    require(self.side >= 1, 'Tiles.side', self.side, 'must be at least 1')
+    count = 0 if self.pictures is None else len(self.pictures)
+    require(
+      len(self.names) == count,
+      'Tiles.names',
+      self.names,
+      f'must name each of the {count} pictures',
+    )
+
+  @property
+  def player(self) -> tuple[int, ...]:
+    """Numbers of the pictures that show the player."""
+    return tuple(
+      i for i, name in enumerate(self.names) if name.startswith('player')
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +71,8 @@ class EnvSpec:
   """Names of the classes or bits of action components, for people."""
   vectors: tuple[VectorComponent, ...] = ()
   """What `EnvStep.vectors` shows beside frames; mean and std mean nothing."""
+  tiles: Tiles | None = dataclasses.field(default=None, compare=False)
+  """What frames are made of in a tile world, for measures of them."""
   on_host: bool = False
   """The state lives in a simulator on the host: `step` changes it in place and
   cannot be jitted, and there is one batch of episodes at a time."""
@@ -45,6 +81,13 @@ class EnvSpec:
     for name in ('height', 'width', 'channels', 'max_steps'):
       value = getattr(self, name)
       require(value >= 1, f'EnvSpec.{name}', value, 'must be at least 1')
+    side = self.tiles.side if self.tiles else 1
+    require(
+      self.height % side == 0 and self.width % side == 0,
+      'EnvSpec.tiles',
+      side,
+      f'the side must divide the frame, {self.height}x{self.width}',
+    )
 
   @property
   def frame_shape(self) -> tuple[int, int, int]:

@@ -12,20 +12,32 @@ from dreamer4_jax.evals.statistics import (
   paired_comparison,
   paired_difference,
 )
+from dreamer4_jax.evals.tiles import (
+  Palette,
+  dream_tiles,
+  find_palette,
+  reconstruction_tiles,
+)
 from dreamer4_jax.evals.video import (
   OpenLoop,
+  Reconstructions,
   one_episode_clips,
   open_loop,
   open_loop_psnr,
   psnr,
-  tokenizer_psnr,
+  reconstructions,
+  summary,
   vector_errors,
 )
 
 __all__ = [
   'Episodes',
   'OpenLoop',
+  'Palette',
+  'Reconstructions',
   'compare_policies',
+  'dream_tiles',
+  'find_palette',
   'has_events',
   'one_episode_clips',
   'open_loop',
@@ -34,8 +46,10 @@ __all__ = [
   'paired_difference',
   'psnr',
   'random_agent',
+  'reconstruction_tiles',
+  'reconstructions',
   'run_episodes',
   'streaming_agent',
-  'tokenizer_psnr',
+  'summary',
   'vector_errors',
 ]

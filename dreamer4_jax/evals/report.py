@@ -18,7 +18,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 
-from dreamer4_jax.evals.video import OpenLoop
+from dreamer4_jax.evals.video import OpenLoop, Reconstructions
 
 _POLICIES = ('random', 'bc', 'rl')
 
@@ -89,6 +89,16 @@ def dream_sheet(result: OpenLoop, clips: int = 4) -> np.ndarray:
   return _enlarge(np.concatenate(rows), 2)
 
 
+def worst_sheet(seen: Reconstructions, columns: int = 8) -> np.ndarray:
+  """Contact sheet of the worst frames, original above decoded."""
+  line = np.full_like(seen.worst[:, :1], 255)
+  pairs = np.concatenate([seen.worst, line, seen.worst_decoded], axis=1)
+  pairs = pairs[:, None]
+  factor = max(1, 96 // pairs.shape[3])
+  columns = min(columns, len(pairs))
+  return _enlarge(_mosaic(pairs, columns), factor)[0]
+
+
 def agent_video(frames: np.ndarray, columns: int = 4) -> np.ndarray:
   """Episodes side by side, `[N, T, H, W, C]` to `[T, ...]`."""
   return _enlarge(_mosaic(frames, columns), 3)
@@ -156,22 +166,15 @@ def markdown(results: Mapping[str, Any], horizons: tuple[int, ...]) -> str:
   lines = [
     f'# {results["config"]["name"]}, seed {results["seed"]}',
     '',
-    f'Tokenizer: {results["tokenizer"]["psnr"]:.1f} dB on held-out episodes.',
+    *_tokenizer_lines(results['tokenizer']),
     *(
       f'Vector {name}: off by {error:.2f} standard deviations.'
       for name, error in results['tokenizer'].get('vectors', {}).items()
     ),
     '',
-    '| frames ahead | dynamics | repeat last | shuffled actions |',
-    '|---|---|---|---|',
-  ]
-  for h in horizons:
-    own, still, other = (
-      dynamics[f'psnr_{h}{suffix}']
-      for suffix in ('', '_repeat_last', '_shuffled_actions')
-    )
-    lines.append(f'| {h} | {own:.1f} dB | {still:.1f} dB | {other:.1f} dB |')
-  lines += [
+    '![the worst frames, original above decoded](worst.png)',
+    '',
+    *_dream_lines(dynamics, horizons),
     '',
     '![real above dreamed](dreams.png)',
     '',
@@ -203,6 +206,66 @@ def markdown(results: Mapping[str, Any], horizons: tuple[int, ...]) -> str:
   lines += ['', f'{results["device"]}; {versions}', '']
   lines += ['Videos: `dreams.mp4` (real above dreamed), `agent.mp4`.', '']
   return '\n'.join(lines)
+
+
+def _tokenizer_lines(figures: Mapping[str, Any]) -> list[str]:
+  """What is known of held-out reconstructions."""
+  lines = [
+    f'Tokenizer: {_decibel(figures["psnr"])} on held-out episodes; '
+    f'{_decibel(figures["psnr_worst_1pct"])} on the worst hundredth of the '
+    f'frames, {_decibel(figures["psnr_changed"])} where pixels changed, '
+    f'{_decibel(figures["psnr_worst_regions"])} in the worst region of each '
+    'frame.'
+  ]
+  if 'exact' in figures:
+    lines.append(
+      f'Tile by tile: {_number(figures["exact"])} of the frames are exact, '
+      f'{_number(figures["tiles"])} of the tiles are right, of rare ones '
+      f'{_number(figures["rare_tiles"])}.'
+    )
+  if figures.get('player'):
+    lines += ['', '| player | its tile is right | frames |', '|---|---|---|']
+    lines += [
+      f'| {place} | {_number(found["right"])} | {found["frames"]} |'
+      for place, found in figures['player'].items()
+    ]
+    lines.append('')
+  return lines
+
+
+def _dream_lines(
+  figures: Mapping[str, Any], horizons: tuple[int, ...]
+) -> list[str]:
+  """Tables of dreams beside their baselines, by frames ahead."""
+  baselines = '| dynamics | repeat last | shuffled actions |'
+  ends = ('', '_repeat_last', '_shuffled_actions')
+  lines = [
+    f'| frames ahead {baselines} worst 1 % | changed pixels |',
+    '|---|---|---|---|---|---|',
+  ]
+  for h in horizons:
+    names = [f'psnr_{h}{end}' for end in ends]
+    names += [f'psnr_worst_1pct_{h}', f'psnr_changed_{h}']
+    cells = ' | '.join(_decibel(figures[name]) for name in names)
+    lines.append(f'| {h} | {cells} |')
+  if f'exact_{horizons[0]}' not in figures:
+    return lines
+  lines += [
+    '',
+    'Frames that are exact, and tiles that changed and are right:',
+    '',
+    f'| frames ahead {baselines} changed tiles |',
+    '|---|---|---|---|---|',
+  ]
+  for h in horizons:
+    names = [*(f'exact_{h}{end}' for end in ends), f'changed_{h}']
+    cells = ' | '.join(_number(figures[name]) for name in names)
+    lines.append(f'| {h} | {cells} |')
+  return lines
+
+
+def _decibel(value: float | None) -> str:
+  return '-' if value is None else f'{value:.1f} dB'
 
 
 def _number(value: float | None) -> str:

@@ -217,8 +217,8 @@ def test_the_listing_has_every_field_with_type_value_and_meaning(
       'Update rule.',
     ),
     (
-      'eval.horizons=4,8,16  (int, with commas between several)',
-      'Predicted frames at which PSNR is reported.',
+      'eval.horizons=1,4,8,16  (int, with commas between several)',
+      'Predicted frames at which dreams are measured, beside the first.',
     ),
   ):
     assert lines[lines.index(line) + 1].strip() == meaning

@@ -118,6 +118,7 @@ def test_returns_are_compared_where_there_are_no_events(home, evaluated):
   versions = results['versions']
   assert {'gymnasium', 'ale-py'} <= set(versions) and 'navix' not in versions
   text = (home / 'runs/x/report.md').read_text()
+  assert 'Tile by tile' not in text and 'worst.png' in text
   assert '| rl | - | 3 |' in text
   assert 'rl - bc, return = ' in text and 'nan' not in text.lower()
 

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip('craftax')
 
+from dreamer4_jax import evals
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.envs import craftax_env as lib
 from dreamer4_jax.envs import make_env
@@ -37,6 +38,20 @@ def test_the_spec_names_achievements_and_actions():
   assert len(env.spec.tasks) == 22 and env.spec.tasks[19] == 'collect_diamond'
   assert env.spec.actions[0].size == 17
   assert env.spec.labels['action'][DO] == 'do'
+  tiles = env.spec.tiles
+  assert tiles.side == 7 and tiles.pictures is None and tiles.places is None
+
+
+def test_the_tiles_of_craftax_come_again():
+  _, reset, _ = build()
+  frames = np.asarray(reset(keys(2))[1].frame)
+  palette = evals.find_palette(build()[0].spec.tiles, [frames])
+  # By day few kinds of blocks are in sight; cut elsewhere, they would differ.
+  assert len(palette.pictures) < 40
+  read = palette.read(frames)
+  assert read.shape == (2, 9, 9)
+  tiles = palette.pictures[read].swapaxes(2, 3).reshape(2, 63, 63, 3)
+  np.testing.assert_array_equal(tiles, frames)
 
 
 def test_frames_and_rewards_are_the_packages():

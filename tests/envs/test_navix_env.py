@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax import envs
+from dreamer4_jax import envs, evals
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.envs import make_env
 
 navix = pytest.importorskip('navix')
 
+PLACES = ('before the door', 'doorway', 'behind the door')
 LEVEL = 'navix:Navix-DoorKey-Random-5x5-v0'
 LEFT, RIGHT, FORWARD, PICKUP, TOGGLE = range(5)
 TILES = '0eb23ffbc54b017f561d49dd05999d7edf427dd8b7556071ed64c30041bad8d0'
@@ -47,6 +48,65 @@ def test_spec(env):
     ('action', 'categorical', 5)
   ]
   assert spec.max_steps == 40
+
+
+def test_the_tiles_are_named(env):
+  tiles = env.spec.tiles
+  assert tiles.side == 8 and tiles.pictures.shape == (10, 8, 8, 3)
+  assert [tiles.names[i] for i in tiles.player] == [
+    f'player_{direction}' for direction in ('right', 'down', 'left', 'up')
+  ]
+  distance = abs(tiles.pictures.astype(int) - np.load(SPRITES).astype(int))
+  assert distance.max() <= 1
+  # Specs stay what they were to compare.
+  other = make_env(EnvConfig(name=LEVEL, max_steps=40)).spec
+  assert other == env.spec and other.tiles is not tiles
+
+
+@pytest.mark.parametrize('level', ['Random-5x5', '6x6', '8x8', 'Random-16x16'])
+def test_places_are_where_the_game_has_the_player(level):
+  name = f'navix:Navix-DoorKey-{level}-v0'
+  env = make_env(EnvConfig(name=name, max_steps=100))
+  state, _ = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 64))
+  game = state.timestep.state
+  at = {k: np.array(v.position) for k, v in game.entities.items()}
+  at['player'], door = at['player'][:, 0], at['door'][:, 0]
+  rng = np.random.default_rng(0)
+  for i in range(64):
+    # Anywhere but in a wall; one in four in the doorway, some on the goal.
+    free = np.argwhere(np.asarray(game.grid[i]) == 0)
+    taken = np.concatenate([at['wall'][i], at['key'][i]])
+    free = free[~(free[:, None] == taken).all(-1).any(1)]
+    at['player'][i] = rng.choice(free)
+    if i % 4 == 0:
+      at['player'][i] = door[i]
+    if i % 4 == 1:
+      at['player'][i] = at['goal'][i, 0]
+    if i % 2:  # the key is in the pocket
+      at['key'][i] = -1
+  entities = dict(game.entities)
+  for name, position in (('player', at['player'][:, None]), ('key', at['key'])):
+    entities[name] = entities[name].replace(position=jnp.asarray(position))
+  entities['door'] = entities['door'].replace(
+    open=jnp.ones_like(entities['door'].open)
+  )
+  timestep = state.timestep.replace(state=game.replace(entities=entities))
+  _, shown = jax.jit(env.step)(
+    state.replace(timestep=timestep), {'action': jnp.full(64, LEFT)}
+  )
+  tiles = evals.find_palette(env.spec.tiles, []).read(np.asarray(shown.frame))
+  expected = []
+  for player, door, goal in zip(
+    at['player'], at['door'][:, 0], at['goal'][:, 0], strict=True
+  ):
+    side = (player[1] > door[1]) == (goal[1] > door[1])
+    place = 'behind the door' if side else 'before the door'
+    expected.append('doorway' if (player == door).all() else place)
+  assert env.spec.tiles.places(tiles).tolist() == expected
+  assert set(expected) == set(PLACES)
+  # Where nobody is to be seen, nobody stands.
+  tiles[tiles >= 6] = 0
+  assert set(env.spec.tiles.places(tiles)) == {''}
 
 
 @pytest.mark.parametrize('tile', [8, 4])

@@ -58,7 +58,13 @@ def test_open_loop_psnr_of_known_errors():
     'psnr_1_shuffled_actions': db((10 / 255) ** 2 / 2),
     'psnr_4_shuffled_actions': db((40 / 255) ** 2 / 2),
   }
-  assert set(got) == set(expected)
+  # The worst of two clips is one. In the second one all pixels changed.
+  expected |= {'psnr_worst_1pct_1': expected['psnr_1']}
+  expected |= {'psnr_changed_4': expected['psnr_4']}
+  parts = ('worst_1pct', 'worst_regions', 'changed')
+  assert set(got) == {
+    *expected, *(f'psnr_{part}_{h}' for part in parts for h in (1, 4))
+  }  # fmt: skip
   for name, value in expected.items():
     np.testing.assert_allclose(got[name], value, rtol=1e-4)
 
@@ -84,18 +90,103 @@ def test_too_few_clips_are_reported_with_numbers():
     video.one_episode_clips(iter(batches), 3, limit=2)
 
 
-def test_tokenizer_psnr_is_of_the_mean_error_over_batches():
-  world, params = world_and_params()
-  batches = [make_batch(2, 2, seed=i) for i in range(2)]
-  reconstruct = jax.jit(
-    lambda x: world.tokenizer.apply({'params': params['tokenizer']}, x)[1]
+def errors_by_hand(image, frame, before, side):
+  """Mean, worst region, sum and number of changed pixels of one frame."""
+  off = ((np.clip(image, 0, 1) - frame / 255) ** 2).mean(-1)
+  height, width = off.shape
+  worst = max(
+    off[y : y + side, x : x + side].mean()
+    for y in range(0, height, side)
+    for x in range(0, width, side)
   )
-  errors = []
+  moved = (frame != before).any(-1)
+  return off.mean(), worst, off[moved].sum(), moved.sum()
+
+
+def test_errors_of_frames_in_parts():
+  rng = np.random.default_rng(0)
+  frames = rng.integers(0, 256, (2, 3, 10, 7, 3)).astype(np.uint8)
+  before = frames.copy()
+  before[0, 0, 3, 4:, 1] += 1  # one channel of three pixels
+  before[1, 2] = 255 - before[1, 2]
+  predicted = frames / 255 + rng.normal(size=frames.shape) * 0.2
+  got = video.frame_errors(
+    jnp.asarray(predicted, jnp.float32),
+    jnp.asarray(frames),
+    (frames != before).any(-1),
+    side=4,
+  )
+  for place in np.ndindex(2, 3):
+    expected = errors_by_hand(predicted[place], frames[place], before[place], 4)
+    found = [x[place] for x in jax.tree.leaves(got)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+  assert got.changes[0, 0] == 3 and got.changes[1, 2] == 70
+
+
+def test_errors_summed_up():
+  whole = np.full(250, 1e-4, np.float32)
+  whole[[7, 100, 249]] = 0.01, 0.02, 0.03
+  changed, changes = np.zeros((2, 250), np.float32)
+  changed[:2], changes[:2] = (0.1, 0.2), (1, 2)
+  errors = video.FrameErrors(whole, 2 * whole, changed, changes)
+  db = lambda mse: pytest.approx(-10 * np.log10(mse), rel=1e-4)
+  mean = (247 * 1e-4 + 0.06) / 250
+  assert video.summary(errors) == {
+    'psnr': db(mean),
+    'psnr_worst_1pct': db(0.025),  # of two frames
+    'psnr_changed': db(0.1),
+    'psnr_worst_regions': db(2 * mean),
+  }
+  # One frame is the worst of a few, and nothing need change.
+  few = jax.tree.map(lambda x: x[5:8], errors)
+  got = video.summary(few)
+  assert got['psnr_worst_1pct'] == db(0.01) and got['psnr_changed'] is None
+
+
+def test_reconstructions_of_several_batches():
+  world, params = world_and_params()
+  batches = [make_batch(5, 4, seed=i, starts=[(0, 2)]) for i in range(2)]
+  batches[1].frames[2, 1] = batches[1].frames[2, 0]
+  reconstruct = jax.jit(
+    lambda batch: world.tokenizer.apply(
+      {'params': params['tokenizer']},
+      batch.frames,
+      segment_ids=batch.segment_ids,
+    )[1]
+  )
+  expected, frames, decoded = [], [], []
   for batch in batches:
-    images = np.clip(reconstruct(jnp.asarray(batch.frames)), 0, 1)
-    errors.append(np.mean((images - batch.frames / 255) ** 2))
-  got = video.tokenizer_psnr(world, params, batches)
-  np.testing.assert_allclose(got, -10 * np.log10(np.mean(errors)), rtol=1e-4)
+    images = np.clip(reconstruct(batch), 0, 1)
+    for b, t in np.ndindex(5, 4):
+      first = t == 0 or (b, t) == (0, 2)
+      before = batch.frames[b, t if first else t - 1]
+      frames.append(batch.frames[b, t])
+      decoded.append(images[b, t])
+      expected.append(errors_by_hand(decoded[-1], frames[-1], before, 8))
+  expected = np.array(expected).T
+  assert (expected[3] == 0).sum() == 2 * 6 + 1
+
+  seen = video.reconstructions(world, params, batches)
+  found = np.stack(jax.tree.leaves(seen.errors))
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+  worst = np.argsort(-expected[0])[:16]
+  np.testing.assert_array_equal(seen.worst, np.stack(frames)[worst])
+  np.testing.assert_allclose(
+    seen.worst_decoded, np.stack(decoded)[worst] * 255, atol=0.51
+  )
+  assert seen.names is None and seen.names_decoded is None
+
+  name = lambda x: x[:, ::20, ::12, 0].astype(int)
+  seen = video.reconstructions(world, params, batches[:1], name=name)
+  assert np.array_equal(seen.names, name(np.stack(frames[:20])))
+  level = name(np.stack(decoded[:20]) * 255 + 0.5)
+  np.testing.assert_allclose(seen.names_decoded, level, atol=1)
+
+
+def test_few_frames_are_all_worst():
+  world, params = world_and_params()
+  seen = video.reconstructions(world, params, [make_batch(1, 2)])
+  assert seen.worst.shape == seen.worst_decoded.shape == (2, 20, 12, 3)
 
 
 def test_errors_of_vectors_are_in_standard_deviations():

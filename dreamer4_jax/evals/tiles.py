@@ -1,0 +1,182 @@
+"""What reconstructions and dreams of tile worlds say, read tile by tile.
+
+A frame of such a world is a grid of pictures. Each tile of a frame is taken for
+the picture nearest to it by squared error; a tile is right if the true and the
+predicted frame are read alike there, and a frame is exact if all its tiles are.
+What a mean over pixels hides, such as a player who fades, is counted here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any
+
+from einops import rearrange
+import numpy as np
+
+from dreamer4_jax.envs import Tiles
+from dreamer4_jax.evals.video import OpenLoop
+
+MOST = 1024
+"""Pictures of a palette that is found in frames."""
+RARE = 0.02
+"""A tile is rare if it is a smaller share of all tiles."""
+_CHUNK = 8192
+"""Tiles that are compared at a time."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Palette:
+  """The pictures that tiles are taken for.
+
+  Attributes:
+    tiles: the world's.
+    pictures: `[n, side, side, C]` uint8.
+  """
+
+  tiles: Tiles
+  pictures: np.ndarray
+
+  @functools.cached_property
+  def _scores(self) -> tuple[np.ndarray, np.ndarray]:
+    """Factor `[values, n]` and bias `[n]`: of distance, all but a constant."""
+    flat = _centred(self.pictures.reshape(len(self.pictures), -1))
+    return -2 * flat.T, np.square(flat).sum(axis=1)
+
+  def read(self, frames: np.ndarray) -> np.ndarray:
+    """Takes each tile for the nearest picture.
+
+    Args:
+      frames: `[..., H, W, C]` uint8.
+
+    Returns:
+      `[..., H / side, W / side]` int32, numbers of `pictures`; the first of
+      those that are equally near.
+    """
+    cut = cut_tiles(frames, self.tiles.side)
+    flat = cut.reshape(-1, cut.shape[-1])
+    factor, bias = self._scores
+    numbers = np.empty(len(flat), np.int32)
+    for i in range(0, len(flat), _CHUNK):
+      at = slice(i, i + _CHUNK)
+      numbers[at] = (_centred(flat[at]) @ factor + bias).argmin(axis=1)
+    return numbers.reshape(cut.shape[:-1])
+
+
+def cut_tiles(frames: np.ndarray, side: int) -> np.ndarray:
+  """Cuts `[..., H, W, C]` into `[..., H / side, W / side, side * side * C]`."""
+  return rearrange(
+    frames, '... (r y) (c x) k -> ... r c (y x k)', y=side, x=side
+  )
+
+
+def find_palette(
+  tiles: Tiles, frames: Sequence[np.ndarray], most: int = MOST
+) -> Palette:
+  """Returns a world's palette, or finds one in its frames.
+
+  Args:
+    tiles: the world's. Without pictures, the most common distinct tiles of the
+      frames serve.
+    frames: true ones, each `[..., H, W, C]` uint8.
+    most: pictures at most that are found.
+  """
+  if tiles.pictures is not None:
+    return Palette(tiles, tiles.pictures)
+  counts: Counter[bytes] = Counter()
+  for part in frames:
+    cut = np.ascontiguousarray(cut_tiles(part, tiles.side))
+    counts.update(cut.view(f'V{cut.shape[-1]}').ravel().tolist())
+  common = b''.join(picture for picture, _ in counts.most_common(most))
+  shape = -1, tiles.side, tiles.side, frames[0].shape[-1]
+  return Palette(tiles, np.frombuffer(common, np.uint8).reshape(shape))
+
+
+def reconstruction_tiles(
+  tiles: Tiles, true: np.ndarray, decoded: np.ndarray
+) -> dict[str, Any]:
+  """Compares decoded frames with true ones.
+
+  Args:
+    tiles: the world's.
+    true: `[N, rows, columns]` int, true frames, as `Palette.read` has them.
+    decoded: same shape, decoded ones.
+
+  Returns:
+    Shares from 0 to 1: `exact` of the frames; `tiles` of all tiles that are
+    right; `rare_tiles` of those that are rare in the true frames, None if none
+    is. Where the world says where its player stands, also `player`: by place
+    the share `right` of the player's tiles, direction included, and the number
+    of `frames`.
+  """
+  right = true == decoded
+  rare = np.bincount(true.ravel()) < RARE * true.size
+  figures: dict[str, Any] = {
+    'exact': float(right.all(axis=(1, 2)).mean()),
+    'tiles': float(right.mean()),
+    'rare_tiles': _share(right, rare[true]),
+  }
+  if tiles.places is not None:
+    figures['player'] = _player(tiles, true, right)
+  return figures
+
+
+def _player(
+  tiles: Tiles, true: np.ndarray, right: np.ndarray
+) -> dict[str, dict[str, float | int]]:
+  places = tiles.places(true)
+  shown = np.isin(true, tiles.player)
+  seen = (right | ~shown).all(axis=(1, 2))
+  return {
+    str(place): {
+      'right': float(seen[places == place].mean()),
+      'frames': int((places == place).sum()),
+    }
+    for place in np.unique(places[places != ''])
+  }
+
+
+def dream_tiles(
+  palette: Palette, result: OpenLoop, horizons: Sequence[int]
+) -> dict[str, float | None]:
+  """Compares frame h after the context with the true one, for every h.
+
+  Args:
+    palette: of the world.
+    result: dreams beside the truth.
+    horizons: frames after the context, from 1.
+
+  Returns:
+    Shares from 0 to 1: `exact_h` of the dreamed frames, and the baselines
+    `exact_h_repeat_last`, `exact_h_shuffled_actions`; `changed_h` of the tiles
+    that differ from the last context frame and are dreamed right, None if none
+    differs.
+  """
+  last = palette.read(result.last)
+  figures: dict[str, float | None] = {}
+  for h in horizons:
+    true, dreamed, shuffled = (
+      palette.read(frames[:, h - 1])
+      for frames in (result.frames, result.dreamed, result.shuffled)
+    )
+    for baseline, tiles in {
+      '': dreamed,
+      '_repeat_last': last,
+      '_shuffled_actions': shuffled,
+    }.items():
+      exact = (tiles == true).all(axis=(1, 2)).mean()
+      figures[f'exact_{h}{baseline}'] = float(exact)
+    figures[f'changed_{h}'] = _share(dreamed == true, true != last)
+  return figures
+
+
+def _share(right: np.ndarray, among: np.ndarray) -> float | None:
+  return float(right[among].mean()) if among.any() else None
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+  """Small whole numbers, whose products float32 sums exactly."""
+  return values.astype(np.float32) - 128
