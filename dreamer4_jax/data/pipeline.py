@@ -29,6 +29,7 @@ def make_loader(
   length: int,
   seed: int,
   relevant_share: float = 0.0,
+  baseline_share: float = 0.0,
   separate_images: float = 0.0,
   switch_tasks: float = 0.5,
   process_index: int = 0,
@@ -63,6 +64,9 @@ def make_loader(
     relevant_share: share of rows placed on an event; exactly
       round(share * batch_size) rows, spread evenly over the batch. If no
       dataset has an event, they come from the episodes with actions.
+    baseline_share: share of rows that are cloned under prompts which are no
+      tasks, likewise: in turn of all episodes with actions, under `len(tasks)`,
+      and of the better half of them, under `len(tasks) + 1`; see `Planner`.
     separate_images: share of clips whose frames are segments of their own,
       without actions.
     switch_tasks: share of clips whose task label advances at each event.
@@ -131,6 +135,7 @@ def make_loader(
     batch_size=batch_size * process_count,
     seed=seed,
     relevant_share=relevant_share,
+    baseline_share=baseline_share,
     separate_images=separate_images,
     switch_tasks=1.0 if dreams else switch_tasks,
     dreams=dreams,
