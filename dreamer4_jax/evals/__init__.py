@@ -2,13 +2,17 @@
 
 from dreamer4_jax.evals.closed_loop import (
   Episodes,
+  Evaluator,
+  best_policy,
   has_events,
   random_agent,
   run_episodes,
   streaming_agent,
+  streaming_memory,
 )
 from dreamer4_jax.evals.statistics import (
   compare_policies,
+  compare_steps,
   paired_comparison,
   paired_difference,
 )
@@ -24,8 +28,11 @@ from dreamer4_jax.evals.video import (
 
 __all__ = [
   'Episodes',
+  'Evaluator',
   'OpenLoop',
+  'best_policy',
   'compare_policies',
+  'compare_steps',
   'has_events',
   'one_episode_clips',
   'open_loop',
@@ -36,6 +43,7 @@ __all__ = [
   'random_agent',
   'run_episodes',
   'streaming_agent',
+  'streaming_memory',
   'tokenizer_psnr',
   'vector_errors',
 ]
