@@ -27,6 +27,14 @@ def check_config(
   old, new = (json.loads(c.to_json()) for c in (saved, current))
   for field in fields:
     _compare(field, old[field], new[field], where)
+  if 'agent' in fields and saved.baselines != current.baselines:
+    # Their prompts are rows of the task embedding.
+    share = current.phases.finetune.baseline_share
+    raise ValueError(
+      f'phases.finetune.baseline_share = {share!r}: the checkpoint in {where} '
+      f'was made with {saved.phases.finetune.baseline_share!r}; both must be 0 '
+      'or both positive; set it back, or choose another run directory'
+    )
 
 
 def _compare(field: str, old: Any, new: Any, where: str) -> None:

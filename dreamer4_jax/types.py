@@ -44,13 +44,15 @@ class Batch:
       video, and on frames treated as separate images.
     cloned: `[B, T]` bool, whether behaviour is cloned from `action[t]`: it is
       known, and chosen in a relevant clip no later than the action that
-      achieves the task.
+      achieves the task, or in a clip of a baseline.
     reward: `[B, T, num_tasks]` float32, reward on arriving at t, for each task.
     cont: `[B, T]` float32, 0 iff frame t is terminal (a time-out is not).
-    task: `[B, T]` int32 task id that the agent token is given at frame t.
+    task: `[B, T]` int32 task id that the agent token is given at frame t; in
+      clips of a baseline the id of its prompt, `num_tasks` or above.
     segment_ids: `[B, T]` int32; frames see only their own segment.
     relevant: `[B]` bool, the clip was chosen because a task is achieved in it
-      or, where no task ever is, because its actions are known.
+      or, where no task ever is or for a baseline, because its actions are
+      known.
     vectors: what is seen beside frame t, components `[B, T, n]`; empty where
       frames are latents, which hold it already.
   """

@@ -110,7 +110,7 @@ config = Config(
   # An event is rewarded under the label of its own task; labels that advance
   # have left it by then.
   data=DataConfig(path='runs/doorkey-planner', switch_tasks=0.25),
-  eval=EvalConfig(clips=192),
+  eval=EvalConfig(clips=192, horizons=(1, 4, 8, 16)),
 )
 
 

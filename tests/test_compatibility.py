@@ -8,7 +8,12 @@ from dreamer4_jax.compatibility import (
   check_config,
   model_fields,
 )
-from dreamer4_jax.config import Config, VectorComponent
+from dreamer4_jax.config import (
+  Config,
+  FinetunePhase,
+  Phases,
+  VectorComponent,
+)
 
 
 def test_every_model_field_is_compared():
@@ -54,3 +59,19 @@ def test_a_phase_is_bound_by_the_models_it_holds():
   assert model_fields('dynamics') == (*tokenizer, 'actions', 'dynamics')
   assert model_fields('finetune') == MODEL_FIELDS
   assert model_fields('imagination') == MODEL_FIELDS
+
+
+def test_prompts_of_baselines_make_another_model():
+  def config(share):
+    finetune = FinetunePhase(baseline_share=share)
+    return Config(phases=Phases(finetune=finetune))
+
+  check_config(config(0.1), config(0.2), 'x', model_fields('finetune'))
+  for saved, current in ((0.0, 0.1), (0.1, 0.0)):
+    pair = config(saved), config(current)
+    check_config(*pair, 'x', model_fields('dynamics'))
+    with pytest.raises(
+      ValueError,
+      match=f'baseline_share = {current}: .* in x was made with {saved}',
+    ):
+      check_config(*pair, 'x', model_fields('finetune'))

@@ -53,6 +53,9 @@ BAD = [
   (cfg.FinetunePhase, 'distance_decay', 0.0),
   (cfg.FinetunePhase, 'dynamics_rate', 1.5),
   (cfg.FinetunePhase, 'relevant_share', 1.5),
+  (cfg.FinetunePhase, 'baseline_share', -0.1),
+  # With the half of relevant clips it is more than all.
+  (cfg.FinetunePhase, 'baseline_share', 0.6),
   (cfg.ImaginationPhase, 'relevant_share', -1),
   (cfg.OptimizerConfig, 'final_scale', 1.5),
   (cfg.DataConfig, 'labeled_share', 1.2),
@@ -69,6 +72,9 @@ BAD = [
   (cfg.EvalConfig, 'horizons', ()),
   (cfg.EvalConfig, 'horizons', (4, 0)),
   (cfg.EvalConfig, 'seed', -1),
+  (cfg.EvalConfig, 'temperatures', (0.5, 0.0)),
+  (cfg.EvalConfig, 'temperatures', (1.0, -0.5)),
+  (cfg.EvalConfig, 'temperatures', (1.0, 0.5, 0.5)),
   (cfg.ImaginationPhase, 'horizon', 0),
   (cfg.ImaginationPhase, 'sampling_steps', 3),
   (cfg.ImaginationPhase, 'gamma', 1.1),
@@ -175,3 +181,24 @@ def test_a_context_longer_than_the_clips_of_a_phase_is_named(phase):
       ValueError, match=r'dynamics.context_length = 20: .* 8 '
     ):
       config(world_rate=0.5).check_context(cfg.PHASES)
+
+
+def with_baselines(share, **agent):
+  base = cfg.Config()
+  finetune = dataclasses.replace(base.phases.finetune, baseline_share=share)
+  return dataclasses.replace(
+    base,
+    phases=dataclasses.replace(base.phases, finetune=finetune),
+    agent=dataclasses.replace(base.agent, **agent),
+    data=cfg.DataConfig(task_vectors='x.npy' if agent else ''),
+  )
+
+
+def test_baselines_have_names_where_they_have_clips():
+  assert with_baselines(0.0).baselines == ()
+  assert with_baselines(0.1).baselines == ('all', 'best')
+  with_baselines(0.0, task_vector_size=3)
+  with pytest.raises(
+    ValueError, match=r'phases.finetune.baseline_share = 0.1: needs tasks by id'
+  ):
+    with_baselines(0.1, task_vector_size=3)

@@ -14,8 +14,10 @@ from data_pipelines.pretokenise import PretokeniseConfig, pretokenise
 from dreamer4_jax import sharding
 from dreamer4_jax.cli.loaders import training_loader
 from dreamer4_jax.cli.quickstart import _held_out, quickstart
+from dreamer4_jax.cli.report import load_results
 from dreamer4_jax.config import EvalConfig, MeshConfig
 from dreamer4_jax.data import EpisodeSource
+from dreamer4_jax.evals import seeds
 from dreamer4_jax.models import World
 from dreamer4_jax.training.phases import load_rooms
 
@@ -47,7 +49,7 @@ def toy(path):
       phases,
       tokenizer=short(phases.tokenizer),
       dynamics=short(phases.dynamics),
-      finetune=short(phases.finetune),
+      finetune=replace(short(phases.finetune), baseline_share=0.25),
       imagination=replace(
         short(phases.imagination), horizon=3, sampling_steps=2
       ),
@@ -107,17 +109,28 @@ def test_results_have_what_the_report_needs(run):
     assert 0 <= dynamics[f'changed_{h}'] <= 1
     for part in ('worst_1pct', 'worst_regions', 'changed'):
       assert dynamics[f'psnr_{part}_{h}'] > 0
-  assert set(saved['agents']) == {'random', 'bc', 'rl'}
+  kinds = ('bc', 'bc_all', 'bc_best', 'rl')
+  ends = ('', '_0.5', '_0.25', '_greedy')
+  names = ['random', *(kind + end for kind in kinds for end in ends)]
+  assert list(saved['agents']) == names
   for agent in saved['agents'].values():
     assert agent['episodes'] == 8 and 0 <= agent['success'] <= 1
     assert 1 <= agent['mean_length'] <= 12
-  assert set(saved['rl_vs_bc']) == {
-    'measure',
-    'test',
-    'difference',
-    'ci95',
-    'p_value',
-  }
+    assert set(agent['events']) == {'key', 'door', 'goal'}
+  clones = {k: a for k, a in saved['agents'].items() if k.startswith('bc')}
+  quality = lambda a: (a['success'], a['mean_return'])
+  best = clones[saved['best_clone']]
+  assert quality(best) == max(map(quality, clones.values()))
+  for compared in ('rl_vs_bc', 'rl_vs_best_clone'):
+    assert set(saved[compared]) == {
+      'measure',
+      'test',
+      'difference',
+      'ci95',
+      'p_value',
+    }
+  steps = saved['rl_vs_best_clone_steps']
+  assert steps is None or steps['episodes'] >= 2
   assert 'navix' in saved['versions'] and 'gymnasium' not in saved['versions']
   parts = ('data', 'tokenizer', 'dynamics', 'finetune', 'imagination')
   seconds = saved['seconds']
@@ -145,6 +158,25 @@ def test_the_files_of_the_report_are_there(run):
     'report.md', 'worst.png', 'dreams.mp4', 'dreams.png', 'agent.mp4'
   ):  # fmt: skip
     assert (path / 'run' / name).stat().st_size > 0
+  assert (path / 'run/success.png').stat().st_size > 0
+
+
+def test_the_report_has_all_policies_and_both_comparisons(run):
+  path, _, results = run
+  text = (path / 'run/report.md').read_text()
+  assert '| policy | success | steps | return | key | door | goal |' in text
+  for name in results['agents']:
+    assert f'\n| {name} | ' in text
+  best = results['best_clone']
+  assert f'Best clone on these episodes: {best}.' in text
+  assert '\nrl - bc, ' in text and f'\nrl - {best} (best clone), ' in text
+
+
+def test_runs_are_reported_side_by_side(run):
+  path, _, _ = run
+  found = seeds.summarise(load_results([path / 'run']))
+  assert found['policies']['bc_all_greedy']['score']['n'] == 1
+  assert f'| {path / "run"} | ' in seeds.markdown(found)
 
 
 def test_a_finished_run_trains_and_records_nothing_again(run, monkeypatch):

@@ -68,7 +68,9 @@ def training_loader(
   loader = _loader(config, phase, settings, length, tokenizer)
   if phase != 'imagination' or not p.imagination.world_rate:
     return loader
-  clips = dataclasses.replace(p.finetune, batch_size=settings.batch_size)
+  clips = dataclasses.replace(
+    p.finetune, batch_size=settings.batch_size, baseline_share=0.0
+  )
   _check_losses(clips)
   clips = _loader(config, 'finetune', clips, length, tokenizer, stream=1)
   return DreamBatches(loader, clips)
@@ -84,6 +86,7 @@ def _loader(
 ) -> ClipIterator:
   """Makes the clips of a phase; streams of one phase are independent."""
   processes = jax.process_count()
+  finetunes = isinstance(settings, FinetunePhase)
   datasets = config.data.datasets
   if tokenizer:
     datasets = [
@@ -103,6 +106,7 @@ def _loader(
       + length
     ),
     relevant_share=settings.relevant_share,
+    baseline_share=settings.baseline_share if finetunes else 0.0,
     novel_share=settings.novel_share,
     separate_images=settings.separate_images,
     switch_tasks=config.data.switch_tasks,
@@ -112,7 +116,7 @@ def _loader(
     vectors=config.vectors,
     tokenizer=tokenizer,
     only_with_tasks=phase in ('finetune', 'imagination'),
-    cloning=isinstance(settings, FinetunePhase) and settings.policy_weight > 0,
+    cloning=finetunes and settings.policy_weight > 0,
     dreams=phase == 'imagination',
     threads=config.data.threads,
     ahead=config.data.ahead,
@@ -122,6 +126,15 @@ def _loader(
 def _check_losses(phase: FinetunePhase) -> None:
   """Raises `ValueError` if a loss has a weight and could have no data."""
   rows = round(phase.relevant_share * phase.batch_size)
+  baselines = round(phase.baseline_share * phase.batch_size)
+  require(
+    phase.baseline_share == 0 or (baselines > 0 and phase.policy_weight > 0),
+    'phases.finetune.baseline_share',
+    phase.baseline_share,
+    f'baselines would learn nothing, of {baselines} clips in a batch of '
+    f'{phase.batch_size} and with policy_weight = {phase.policy_weight}; raise '
+    'it or the weight, or set it to 0',
+  )
   require(
     rows > 0 or phase.policy_weight == 0,
     'phases.finetune.relevant_share',
@@ -140,11 +153,13 @@ def _check_losses(phase: FinetunePhase) -> None:
     'phases.finetune.reward_weight and cont_weight to 0',
   )
   require(
-    rows < phase.batch_size or phase.dynamics_weight == 0,
+    rows + baselines < phase.batch_size or phase.dynamics_weight == 0,
     'phases.finetune.relevant_share',
     phase.relevant_share,
     f'leaves no uniform clip of a batch of {phase.batch_size} for the '
-    'dynamics loss; lower it, or set phases.finetune.dynamics_weight to 0',
+    'dynamics loss; lower it'
+    + f' or baseline_share = {phase.baseline_share}' * (baselines > 0)
+    + ', or set phases.finetune.dynamics_weight to 0',
   )
   require(
     phase.separate_images < 1 or phase.policy_weight == 0,

@@ -21,6 +21,7 @@ from dreamer4_jax.cli import (
   experiments,
   export,
   info,
+  report,
 )
 from dreamer4_jax.config import PHASES, Config
 from dreamer4_jax.distributed import JoinError, join, joined, leave
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   _add_train(commands)
   _add_quickstart(commands)
   _add_evaluate(commands)
+  report.add_command(commands)
   data.add_commands(commands)
   export.add_command(commands)
   compile.add_command(commands)

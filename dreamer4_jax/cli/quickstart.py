@@ -6,7 +6,7 @@ leaves a file when it is done, so an interrupted run goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
 from importlib import metadata
@@ -165,22 +165,12 @@ def evaluate(
     dreams = _dynamics(config, world, rooms)
     episodes = _closed_loop(config, world, rooms, cloned, env)
   horizons = tuple(sorted({1, *config.eval.horizons}))
-  rl, bc = episodes['rl'], episodes['bc']
   results: dict[str, Any] = {
     'tokenizer': tokenizer,
     'dynamics': _dream_figures(dreams, horizons, palette),
-    'agents': {name: e.summary() for name, e in episodes.items()},
-    'rl_vs_bc': evals.compare_policies(
-      rl.success, bc.success, rl.returns, bc.returns
-    ),
+    'agents': _agents(config, env, episodes),
+    **_comparisons(episodes),
   }
-  for name, e in episodes.items():
-    rates = {}
-    if evals.has_events(env):
-      rates = dict(
-        zip(config.tasks, e.achieved.mean(axis=0).tolist(), strict=True)
-      )
-    results['agents'][name]['events'] = rates
   results['parameters'] = {
     name: sum(x.size for x in jax.tree.leaves(room))
     for name, room in rooms.items()
@@ -193,7 +183,7 @@ def evaluate(
   report.write_json(run_dir / 'results.json', results)
   text = report.markdown(results, horizons)
   (run_dir / 'report.md').write_text(text)
-  frames = np.asarray(rl.frames)
+  frames = np.asarray(episodes['rl'].frames)
   for name, draw in {
     'training.png': lambda path: report.plot_training(run_dir, PHASES),
     'success.png': lambda path: report.plot_success(run_dir, results),
@@ -319,27 +309,72 @@ def _dream_figures(
 def _closed_loop(
   config: Config, world: World, rooms: Any, cloned: Any, env: Environment
 ) -> dict[str, evals.Episodes]:
-  # Both have rooms of the same names, so that the compiled step serves both.
+  """Plays all policies on the same episodes, clones before `rl`."""
   e = config.eval
-  agent, memory = evals.streaming_agent(world, e.episodes)
-  players: dict[str, tuple[Callable, Any, Any]] = {
-    'random': (evals.random_agent(world), {}, ()),
-    'bc': (agent, cloned, memory),
-    'rl': (agent, rooms, memory),
+  settings: dict[str, Any] = {
+    'seeds': range(e.seed, e.seed + e.episodes),
+    'key': jax.random.fold_in(jax.random.key(e.seed), config.seed),
+    'keep_frames': 8,
   }
-  episodes = {}
-  for name, (player, params, start) in players.items():
-    episodes[name] = evals.run_episodes(
-      env,
-      player,
-      params,
-      start,
-      seeds=range(e.seed, e.seed + e.episodes),
-      key=jax.random.fold_in(jax.random.key(e.seed), config.seed),
-      keep_frames=8,
-      label=name,
-    )
+  random = evals.Evaluator(env, evals.random_agent(world))
+  episodes = {'random': random.play({}, (), label='random', **settings)}
+  agent, _ = evals.streaming_agent(world, e.episodes)
+  trained = evals.Evaluator(env, agent)
+  kinds: dict[str, tuple[Any, int | None]] = {'bc': (cloned, None)}
+  for prompt, name in enumerate(config.baselines, config.agent.num_tasks):
+    kinds[f'bc_{name}'] = cloned, prompt
+  kinds['rl'] = rooms, None
+  # All have rooms of the same names, so that one compiled turn serves them.
+  for kind, (params, prompt) in kinds.items():
+    for temperature in e.temperatures:
+      name = _tempered(kind, temperature)
+      memory = evals.streaming_memory(world, e.episodes, prompt, temperature)
+      episodes[name] = trained.play(params, memory, label=name, **settings)
   return episodes
+
+
+def _tempered(kind: str, temperature: float) -> str:
+  """Names a policy: `rl` at temperature 1, `rl_0.5`, `rl_greedy` at 0."""
+  if temperature == 1:
+    return kind
+  return f'{kind}_{temperature:g}' if temperature else f'{kind}_greedy'
+
+
+def _agents(
+  config: Config, env: Environment, episodes: Mapping[str, evals.Episodes]
+) -> dict[str, Any]:
+  """Summaries of all policies, with the share of episodes with each event."""
+  agents: dict[str, Any] = {}
+  for name, e in episodes.items():
+    rates = {}
+    if evals.has_events(env):
+      rates = dict(
+        zip(config.tasks, e.achieved.mean(axis=0).tolist(), strict=True)
+      )
+    agents[name] = {**e.summary(), 'events': rates}
+  return agents
+
+
+def _comparisons(episodes: Mapping[str, evals.Episodes]) -> dict[str, Any]:
+  """Compares `rl` at temperature 1 with its clone and with the best clone.
+
+  The best clone is chosen on these very episodes, which favours it.
+  """
+  clones = {k: e for k, e in episodes.items() if k.startswith('bc')}
+  name = evals.best_policy(clones)
+  rl, bc, best = episodes['rl'], episodes['bc'], episodes[name]
+  return {
+    'best_clone': name,
+    'rl_vs_bc': evals.compare_policies(
+      rl.success, bc.success, rl.returns, bc.returns
+    ),
+    'rl_vs_best_clone': evals.compare_policies(
+      rl.success, best.success, rl.returns, best.returns
+    ),
+    'rl_vs_best_clone_steps': evals.compare_steps(
+      rl.success, best.success, rl.length, best.length
+    ),
+  }
 
 
 def _device() -> str:

@@ -29,6 +29,7 @@ from dreamer4_jax.config.phases import (
   TokenizerPhase,
 )
 from dreamer4_jax.config.run import (
+  BASELINES,
   Config,
   DataConfig,
   EnvConfig,
@@ -38,6 +39,7 @@ from dreamer4_jax.config.run import (
 )
 
 __all__ = [
+  'BASELINES',
   'FREE_FIELDS',
   'PHASES',
   'ActionComponent',

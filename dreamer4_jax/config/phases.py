@@ -226,6 +226,11 @@ class FinetunePhase(DynamicsPhase):
   """Share of the other clips that is noised to the context level, as relevant
   ones are, and trains reward and continuation for all of them, not the
   dynamics. At 0 relevant clips alone train reward and continuation."""
+  baseline_share: float = 0.0
+  """Share of the clips that train baselines of cloning: half of them clone all
+  actions of anyone, half those of the better half of the recordings by return,
+  each under a prompt of its own, which is no task. They train the policy
+  only."""
   dynamics_weight: float = 1.0
   """Weight of the dynamics loss, on uniform clips."""
   policy_weight: float = 1.0
@@ -244,7 +249,13 @@ class FinetunePhase(DynamicsPhase):
 
   def __post_init__(self):
     super().__post_init__()
-    shares(self, 'dynamics_rate')
+    shares(self, 'baseline_share', 'dynamics_rate')
+    require(
+      self.relevant_share + self.baseline_share <= 1,
+      'FinetunePhase.baseline_share',
+      self.baseline_share,
+      f'and relevant_share = {self.relevant_share} must be 1 at most together',
+    )
     require(
       0 <= self.context_share < 1,
       'FinetunePhase.context_share',

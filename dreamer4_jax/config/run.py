@@ -19,6 +19,9 @@ from dreamer4_jax.config.models import (
 )
 from dreamer4_jax.config.phases import Phases
 
+BASELINES = ('all', 'best')
+"""Clones of all recordings, and of the better half of them."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
@@ -105,6 +108,8 @@ class EvalConfig:
   """Closed-loop episodes per policy."""
   seed: int = 1_000_000
   """First seed of the evaluation episodes, shared by all policies."""
+  temperatures: tuple[float, ...] = (1.0, 0.5, 0.25, 0.0)
+  """Temperatures of cloned and imagined policies; 0 is greedy, 1 is needed."""
 
   def __post_init__(self):
     at_least(1, self, 'frames', 'clips', 'context_frames', 'episodes')
@@ -114,6 +119,14 @@ class EvalConfig:
       'EvalConfig.horizons',
       self.horizons,
       'needs at least one, each at least 1',
+    )
+    t = self.temperatures
+    require(
+      1.0 in t and all(0 <= x < math.inf for x in t) and len(set(t)) == len(t),
+      'EvalConfig.temperatures',
+      t,
+      'must have 1, at which agents train and are compared, and no other twice '
+      'or below 0',
     )
 
 
@@ -224,6 +237,13 @@ class Config:
       f'goes with data.task_vectors = {self.data.task_vectors!r}; set both, or '
       'neither for tasks by id',
     )
+    require(
+      not (self.baselines and self.agent.task_vector_size),
+      'phases.finetune.baseline_share',
+      self.phases.finetune.baseline_share,
+      'needs tasks by id, since baselines have prompts of their own; set it to '
+      '0, or agent.task_vector_size to 0',
+    )
     k = self.phases.imagination.sampling_steps
     require(
       k <= self.dynamics.max_steps,
@@ -231,6 +251,14 @@ class Config:
       k,
       f'must not exceed dynamics.max_steps = {self.dynamics.max_steps}',
     )
+
+  @property
+  def baselines(self) -> tuple[str, ...]:
+    """Names of the clones that have prompts of their own, often none.
+
+    The id of a prompt is `agent.num_tasks` plus the number of the name here.
+    """
+    return BASELINES if self.phases.finetune.baseline_share > 0 else ()
 
   def check_context(self, phases: Sequence[str]) -> None:
     """Checks that no part is to see more frames than it trains on.

@@ -30,6 +30,7 @@ def make_loader(
   seed: int,
   relevant_share: float = 0.0,
   novel_share: float = 0.0,
+  baseline_share: float = 0.0,
   separate_images: float = 0.0,
   switch_tasks: float = 0.5,
   process_index: int = 0,
@@ -66,6 +67,9 @@ def make_loader(
       dataset has an event, they come from the episodes with actions.
     novel_share: share of the other rows that hold a frame drawn by its weight;
       the weights must have been measured, see `dreamer4_jax.data.novelty`.
+    baseline_share: share of rows that are cloned under prompts which are no
+      tasks, likewise: in turn of all episodes with actions, under `len(tasks)`,
+      and of the better half of them, under `len(tasks) + 1`; see `Planner`.
     separate_images: share of clips whose frames are segments of their own,
       without actions.
     switch_tasks: share of clips whose task label advances at each event.
@@ -138,6 +142,7 @@ def make_loader(
     novelty=[
       novelty.load_weights(source) for source, _ in pairs if novel_share
     ],
+    baseline_share=baseline_share,
     separate_images=separate_images,
     switch_tasks=1.0 if dreams else switch_tasks,
     dreams=dreams,

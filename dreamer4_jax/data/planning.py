@@ -16,6 +16,11 @@ windows are then uniform ones of the labeled episodes, in epochs of their own.
 *Novel* windows hold a frame drawn by its weight, at any place of the window,
 within its episode where that is long enough; see `dreamer4_jax.data.novelty`.
 
+
+Windows of *baselines* are what clones without a task learn from: uniform ones
+of the labeled episodes, in epochs of their own; in turn of all these episodes
+and of the better half of them.
+
 Windows of *dreams*, uniform or relevant, are contexts from which imagination
 goes on. Nothing follows a terminal frame, so they are cut from episodes without
 it, and they end in the episode on whose event they are placed, if it is as long
@@ -36,6 +41,8 @@ from dreamer4_jax.data.sources import Stretch
 
 _LABELED = 1 << 31
 """Seed of relevant windows without events, no number of an epoch."""
+_BASELINES = _LABELED + 1, _LABELED + 2
+"""Seeds of the windows of each baseline, those of `config.BASELINES`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,9 +57,11 @@ class Window:
       event is on a terminal frame ends up to `length` - 1 frames before it.
     cloned: frames, from the first one on, whose actions behaviour is cloned
       from: up to the action that achieves the anchor's event; the whole window
-      if it is a relevant one of a split without events; none if it is uniform.
+      if it is a relevant one of a split without events or a baseline's; none if
+      it is uniform.
     switch_tasks: labels advance at each event, as prompts do.
     separate_images: each frame is a segment of its own, without actions.
+    prompt: number of the baseline that learns from the window, else -1.
   """
 
   source: int = 0
@@ -61,6 +70,7 @@ class Window:
   switch_tasks: bool
   separate_images: bool
   cloned: int = 0
+  prompt: int = -1
 
   @property
   def relevant(self) -> bool:
@@ -138,10 +148,15 @@ class Planner:
     relevant_share: share of rows placed on an event; see `is_relevant`. They
       come from the datasets that have events, by weight. If none has, they are
       uniform windows of labeled episodes.
-    novel_share: share of the other rows that are novel.
+    baseline_share: share of rows from which baselines are cloned, of the rows
+      that are not relevant. Their episodes are the labeled ones, of datasets by
+      weight, and the better half of all of them: by return, then by number of
+      events, then the earlier ones.
+    novel_share: share of the rows that are neither which are novel.
     novelty: `[frames]` weights for each dataset, episodes in order; needed for
       novel rows.
-    separate_images: probability that a row is treated as separate images.
+    separate_images: probability that a row is treated as separate images;
+      those of baselines never are.
     switch_tasks: probability that a row's labels advance at each event.
     dreams: windows are contexts of dreams: none holds a terminal frame.
     labeled: `[episodes]` bool for each dataset, whose actions are known and
@@ -154,6 +169,7 @@ class Planner:
   batch_size: int
   seed: int = 0
   relevant_share: float = 0.0
+  baseline_share: float = 0.0
   novel_share: float = 0.0
   novelty: Sequence[np.ndarray] = ()
   separate_images: float = 0.0
@@ -162,11 +178,20 @@ class Planner:
   labeled: Sequence[np.ndarray] = ()
 
   def __post_init__(self):
-    shares = ('relevant_share', 'novel_share', 'separate_images')
-    for name in (*shares, 'switch_tasks'):
+    for name in (
+      'relevant_share', 'baseline_share', 'novel_share', 'separate_images',
+      'switch_tasks',
+    ):  # fmt: skip
       value = getattr(self, name)
       require(0 <= value <= 1, name, value, 'must lie in [0, 1]')
     require(self.batch_size >= 1, 'batch_size', self.batch_size, 'at least 1')
+    require(
+      self.relevant_rows + self.baseline_rows <= self.batch_size,
+      'baseline_share',
+      self.baseline_share,
+      f'leaves too few of {self.batch_size} rows for relevant_share = '
+      f'{self.relevant_share}; lower one of the two',
+    )
     require(self.length >= 1, 'length', self.length, 'must be at least 1')
     require(
       len(self.weights) == len(self.indices) and min(self.weights) > 0,
@@ -197,6 +222,17 @@ class Planner:
     count, size = self.relevant_rows, self.batch_size
     return _spread(row + 1, count, size) > _spread(row, count, size)
 
+  def is_baseline(self, row: int) -> bool:
+    """Whether a baseline is cloned from this row of a batch.
+
+    Of the rows that are not relevant, round(share * batch_size) are, spread
+    evenly.
+    """
+    before = self._baselines_before(row)
+    return not self.is_relevant(row) and (
+      self._baselines_before(row + 1) > before
+    )
+
   def plan(self, batch: int, rows: Sequence[int]) -> list[Window]:
     """Draws the windows of rows of the global batch number `batch`."""
     # Counter-based: the state is the seed and the row's number. Setting it is
@@ -217,9 +253,19 @@ class Planner:
     return round(self.relevant_share * self.batch_size)
 
   @property
+  def baseline_rows(self) -> int:
+    """How many rows of a batch are baselines'."""
+    return round(self.baseline_share * self.batch_size)
+
+  @property
   def novel_rows(self) -> int:
     """How many rows of a batch are novel."""
-    return round(self.novel_share * (self.batch_size - self.relevant_rows))
+    return round(self.novel_share * self._other_rows)
+
+  @property
+  def _other_rows(self) -> int:
+    """How many rows are neither relevant nor baselines'."""
+    return self.batch_size - self.relevant_rows - self.baseline_rows
 
   @property
   def can_clone(self) -> bool:
@@ -235,7 +281,8 @@ class Planner:
 
   def _plan(self, batch: int, row: int, rng: np.random.Generator) -> Window:
     relevant_before = _spread(row, self.relevant_rows, self.batch_size)
-    relevant, task, cloned = self.is_relevant(row), -1, 0
+    baselines_before = self._baselines_before(row)
+    relevant, task, cloned, prompt = self.is_relevant(row), -1, 0, -1
     if relevant:
       rank = batch * self.relevant_rows + relevant_before
       sources = self._eventful or list(self._labeled_epochs)
@@ -246,10 +293,16 @@ class Planner:
       else:
         segments = self._labeled_epochs[source][place]
         cloned = self.length
+    elif self.is_baseline(row):
+      rank = batch * self.baseline_rows + baselines_before
+      rank, prompt = divmod(rank, len(_BASELINES))
+      source, segments = self._of_baseline(prompt, rank)
+      cloned = self.length
     else:
-      # Among those that are not relevant, novel ones are spread evenly too.
-      others = self.batch_size - self.relevant_rows
-      number = row - relevant_before
+      others, number = (
+        self._other_rows,
+        row - relevant_before - baselines_before,
+      )
       novel_before = _spread(number, self.novel_rows, others)
       if _spread(number + 1, self.novel_rows, others) > novel_before:
         rank = batch * self.novel_rows + novel_before
@@ -259,14 +312,34 @@ class Planner:
         rank = batch * (others - self.novel_rows) + number - novel_before
         source, place = _apportion(rank, self.weights)
         segments = self._epochs[source][place]
+    switch, images = rng.random() < self.switch_tasks, rng.random()
     return Window(
       source=source,
       segments=segments,
       anchor_task=task,
-      switch_tasks=bool(rng.random() < self.switch_tasks),
-      separate_images=bool(rng.random() < self.separate_images),
+      switch_tasks=bool(switch),
+      # Without actions there would be nothing to clone.
+      separate_images=bool(images < self.separate_images) and prompt < 0,
       cloned=cloned,
+      prompt=prompt,
     )
+
+  def _baselines_before(self, row: int) -> int:
+    """How many of the first `row` rows of a batch are baselines'."""
+    others = self.batch_size - self.relevant_rows
+    if not others:
+      return 0
+    before = row - _spread(row, self.relevant_rows, self.batch_size)
+    return _spread(before, self.baseline_rows, others)
+
+  def _of_baseline(
+    self, prompt: int, rank: int
+  ) -> tuple[int, tuple[Stretch, ...]]:
+    """Returns dataset and segments of a baseline's window number `rank`."""
+    epochs = self._baseline_epochs[prompt]
+    sources = list(epochs)
+    choice, place = _apportion(rank, [self.weights[i] for i in sources])
+    return sources[choice], epochs[sources[choice]][place]
 
   @functools.cached_property
   def _lengths(self) -> list[np.ndarray]:
@@ -286,21 +359,39 @@ class Planner:
     ]
 
   @functools.cached_property
+  def _labeled(self) -> list[np.ndarray]:
+    """`[episodes]` bool for each dataset: labeled, with frames to show."""
+    usable = [lengths > 0 for lengths in self._lengths]
+    labeled = [x & y for x, y in zip(self.labeled, usable, strict=False)]
+    return labeled if any(mask.any() for mask in labeled) else usable
+
+  @functools.cached_property
   def _labeled_epochs(self) -> dict[int, Epochs]:
     """Relevant windows of splits without events, by number of the dataset."""
-    usable = [lengths > 0 for lengths in self._lengths]
-    labeled = {i: x & usable[i] for i, x in enumerate(self.labeled)}
-    if not any(mask.any() for mask in labeled.values()):
-      labeled = dict(enumerate(usable))
+    return self._epochs_of(self._labeled, _LABELED)
+
+  @functools.cached_property
+  def _baseline_epochs(self) -> list[dict[int, Epochs]]:
+    """Windows of each baseline, by number of the dataset."""
+    chosen = self._labeled, _better_half(self.indices, self._labeled)
+    return [
+      self._epochs_of(masks, stream)
+      for masks, stream in zip(chosen, _BASELINES, strict=True)
+    ]
+
+  def _epochs_of(
+    self, masks: Sequence[np.ndarray], stream: int
+  ) -> dict[int, Epochs]:
+    """Uniform windows of some episodes of the datasets that have any."""
     return {
       i: Epochs(
         self._lengths[i],
         self.length,
         self.seed + i,
-        stream=[_LABELED],
+        stream=[stream],
         only=mask,
       )
-      for i, mask in labeled.items()
+      for i, mask in enumerate(masks)
       if mask.any()
     }
 
@@ -360,6 +451,37 @@ class Planner:
       # Where an episode ends early, others follow from their first frames.
       episode, start = int(rng.integers(len(lengths))), 0
     return tuple(segments)
+
+
+def _better_half(
+  indices: Sequence[SplitIndex], among: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+  """Chooses the better half of some episodes of all datasets together.
+
+  Args:
+    indices: of the datasets.
+    among: `[episodes]` bool for each, the episodes to choose from.
+
+  Returns:
+    `[episodes]` bool for each: the half, rounded up, of highest return; of
+    equal ones those with more events, and of these the earlier ones. Returns
+    count where all datasets have them.
+  """
+  returns = [x.returns for x in indices]
+  if any(x is None for x in returns):
+    returns = [np.zeros(len(x.lengths)) for x in indices]
+  events = [
+    np.bincount(x.event_episode, minlength=len(x.lengths)) for x in indices
+  ]
+  mask = np.concatenate(list(among))
+  number = np.flatnonzero(mask)
+  # The last key counts first; what is equal stays in order.
+  order = np.lexsort(
+    (-np.concatenate(events)[number], -np.concatenate(returns)[number])
+  )
+  best = np.zeros(len(mask), bool)
+  best[number[order[: (len(number) + 1) // 2]]] = True
+  return np.split(best, np.cumsum([len(x) for x in among])[:-1])
 
 
 def _spread(rows: int, count: int, size: int) -> int:

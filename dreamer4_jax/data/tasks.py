@@ -88,14 +88,15 @@ class Tasks:
     the episode never achieves or, if it achieves all, stay with the last
     event's. Constant labels hold the anchor's task in the first segment of a
     relevant window, and elsewhere the advancing label of the segment's first
-    frame.
+    frame. A baseline's window has its prompt everywhere, an id behind those of
+    tasks.
 
     Args:
       windows: the plan.
       layout: of these windows.
 
     Returns:
-      `[B, T]` int32 task ids.
+      `[B, T]` int32 ids of tasks or prompts.
     """
     after = np.searchsorted(
       self._named, self._key(layout.episode, layout.step), side='right'
@@ -109,7 +110,10 @@ class Tasks:
     anchored = (layout.segment == 0) & (anchor >= 0)
     held = np.where(anchored, anchor, label.ravel()[layout.begin])
     switch = np.array([[w.switch_tasks] for w in windows])
-    return np.where(switch, label, held).astype(np.int32)
+    prompt = np.array([[w.prompt] for w in windows])
+    label = np.where(switch, label, held)
+    label = np.where(prompt >= 0, self._num_tasks + prompt, label)
+    return label.astype(np.int32)
 
   def rewards(self, layout: Layout) -> np.ndarray:
     """Returns `[B, T, num_tasks]` float32: 1 where an event is seen."""

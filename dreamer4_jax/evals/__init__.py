@@ -2,13 +2,17 @@
 
 from dreamer4_jax.evals.closed_loop import (
   Episodes,
+  Evaluator,
+  best_policy,
   has_events,
   random_agent,
   run_episodes,
   streaming_agent,
+  streaming_memory,
 )
 from dreamer4_jax.evals.statistics import (
   compare_policies,
+  compare_steps,
   paired_comparison,
   paired_difference,
 )
@@ -32,10 +36,13 @@ from dreamer4_jax.evals.video import (
 
 __all__ = [
   'Episodes',
+  'Evaluator',
   'OpenLoop',
   'Palette',
   'Reconstructions',
+  'best_policy',
   'compare_policies',
+  'compare_steps',
   'dream_tiles',
   'find_palette',
   'has_events',
@@ -50,6 +57,7 @@ __all__ = [
   'reconstructions',
   'run_episodes',
   'streaming_agent',
+  'streaming_memory',
   'summary',
   'vector_errors',
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flax import struct
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
+from dreamer4_jax.config import require
 from dreamer4_jax.data.format import REWARD_ONLY
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.models import Params, World, distributions
@@ -55,65 +56,103 @@ class Episodes:
     }
 
 
+class Evaluator:
+  """Plays whole episodes; compiled once for all policies of one agent.
+
+  What tells the policies apart, parameters and memory, must be of the same
+  structure, shapes and types.
+  """
+
+  def __init__(self, env: Environment, agent: Agent):
+    """Takes an environment, and what acts on a batch in it."""
+
+    def decide(params, step, memory, key, t):
+      first = jnp.full(step.reward.shape, t == 0)
+      return agent(params, memory, step, first, jax.random.fold_in(key, t))
+
+    def turn(params, env_state, step, memory, key, t):
+      actions, memory = decide(params, step, memory, key, t)
+      return *env.step(env_state, actions), memory
+
+    self._env = env
+    if env.spec.on_host:
+      decide = jax.jit(decide)
+      self._reset, self._turn = env.reset, turn
+    else:
+      self._reset, self._turn = jax.jit(env.reset), jax.jit(turn)
+
+  def play(
+    self,
+    params: Params,
+    memory: PyTree,
+    *,
+    seeds: Sequence[int],
+    key: Array,
+    keep_frames: int = 0,
+    label: str = '',
+  ) -> Episodes:
+    """Plays one episode per seed, all at once.
+
+    Args:
+      params: handed to the agent.
+      memory: the agent's state before the first frame.
+      seeds: one per episode; the same seed is the same level.
+      key: the agent's randomness.
+      keep_frames: number of episodes whose frames are kept.
+      label: for the progress bar.
+    """
+    env = self._env
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    env_state, step = self._reset(keys)
+    history = [jax.device_get(step.replace(frame=step.frame[:keep_frames]))]
+    limit = env.spec.max_steps
+    for t in tqdm.tqdm(range(limit), desc=f'evaluate {label}', unit='step'):
+      env_state, step, memory = self._turn(
+        params, env_state, step, memory, key, np.uint32(t)
+      )
+      small = step.replace(frame=step.frame[:keep_frames])
+      history.append(jax.device_get(small))
+      if (history[-1].terminal | history[-1].timeout).all():
+        break
+    whole = jax.tree.map(lambda *x: np.stack(x, axis=1), *history)
+    ended = whole.terminal | whole.timeout
+    # A finished episode stays as it is, with no further reward or event.
+    return Episodes(
+      success=whole.events[..., -1].any(axis=1) if has_events(env) else None,
+      returns=whole.reward.sum(axis=1),
+      length=np.where(ended.any(1), ended.argmax(axis=1), limit),
+      achieved=whole.events.any(axis=1),
+      frames=whole.frame,
+    )
+
+
 def run_episodes(
   env: Environment,
   agent: Agent,
   params: Params,
   memory: PyTree,
-  *,
-  seeds: Sequence[int],
-  key: Array,
-  keep_frames: int = 0,
-  label: str = '',
+  **settings: Any,
 ) -> Episodes:
-  """Plays one episode per seed, all at once.
+  """Plays one policy; arguments as in `Evaluator` and `Evaluator.play`."""
+  return Evaluator(env, agent).play(params, memory, **settings)
+
+
+def best_policy(episodes: Mapping[str, Episodes]) -> str:
+  """Names the policy of highest success and, of equal ones, mean return.
+
+  Where success is not defined the mean return decides; of equals the first is
+  named.
 
   Args:
-    env: the environment.
-    agent: acts on a batch.
-    params: handed to the agent.
-    memory: the agent's state before the first frame.
-    seeds: one per episode; the same seed is the same level.
-    key: the agent's randomness.
-    keep_frames: number of episodes whose frames are kept.
-    label: for the progress bar.
+    episodes: of each policy, at least one, all on the same episodes.
   """
-  keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
-  def decide(params, step, memory, t):
-    first = jnp.full((len(seeds),), t == 0)
-    return agent(params, memory, step, first, jax.random.fold_in(key, t))
+  def quality(name: str) -> tuple[float, float]:
+    e = episodes[name]
+    success = 0.0 if e.success is None else float(e.success.mean())
+    return success, float(e.returns.mean())
 
-  def turn(params, env_state, step, memory, t):
-    actions, memory = decide(params, step, memory, t)
-    return *env.step(env_state, actions), memory
-
-  if env.spec.on_host:
-    reset, decide = env.reset, jax.jit(decide)
-  else:
-    reset, turn = jax.jit(env.reset), jax.jit(turn)
-  env_state, step = reset(keys)
-
-  history = [jax.device_get(step.replace(frame=step.frame[:keep_frames]))]
-  limit = env.spec.max_steps
-  for t in tqdm.tqdm(range(limit), desc=f'evaluate {label}', unit='step'):
-    env_state, step, memory = turn(
-      params, env_state, step, memory, np.uint32(t)
-    )
-    small = step.replace(frame=step.frame[:keep_frames])
-    history.append(jax.device_get(small))
-    if (history[-1].terminal | history[-1].timeout).all():
-      break
-  whole = jax.tree.map(lambda *x: np.stack(x, axis=1), *history)
-  ended = whole.terminal | whole.timeout
-  # A finished episode stays as it is, with no further reward or event.
-  return Episodes(
-    success=whole.events[..., -1].any(axis=1) if has_events(env) else None,
-    returns=whole.reward.sum(axis=1),
-    length=np.where(ended.any(1), ended.argmax(axis=1), limit),
-    achieved=whole.events.any(axis=1),
-    frames=whole.frame,
-  )
+  return max(episodes, key=quality)
 
 
 def has_events(env: Environment) -> bool:
@@ -136,17 +175,21 @@ def random_agent(world: World) -> Agent:
   return agent
 
 
-def streaming_agent(world: World, episodes: int) -> tuple[Agent, Any]:
-  """The trained agent, prompted with every task once, in order.
+def streaming_agent(
+  world: World,
+  episodes: int,
+  prompt: int | None = None,
+  temperature: float = 1.0,
+) -> tuple[Agent, Any]:
+  """The trained agent, and its memory; arguments as in `streaming_memory`.
 
-  Returns:
-    The agent, and its memory for `episodes` streams. The prompt goes to the
-    next task on the very frame on which an event is seen.
+  The agent is the same whatever is in the memory: one compiled `Evaluator`
+  serves all prompts and temperatures. The prompt goes to the next task on the
+  very frame on which an event is seen.
   """
-  stages = [(task, 1) for task in range(world.config.agent.num_tasks)]
 
   def agent(params, memory, step, is_first, key):
-    actor, prompt = memory
+    actor, prompt, temperature = memory
     prompt = advance(prompt, step.events)
     actions, _, actor = act(
       world,
@@ -157,7 +200,47 @@ def streaming_agent(world: World, episodes: int) -> tuple[Agent, Any]:
       prompt.task(),
       key,
       step.vectors,
+      temperature,
     )
-    return actions, (actor, prompt)
+    return actions, (actor, prompt, temperature)
 
-  return agent, (init_actor(world, episodes), init_prompt(stages, episodes))
+  return agent, streaming_memory(world, episodes, prompt, temperature)
+
+
+def streaming_memory(
+  world: World,
+  episodes: int,
+  prompt: int | None = None,
+  temperature: float = 1.0,
+) -> Any:
+  """What the agent of `streaming_agent` knows before the first frame.
+
+  Args:
+    world: modules.
+    episodes: streams.
+    prompt: id of the task, or of the baseline's prompt, that is pursued from
+      the first frame to the last; by default every task once, in order.
+    temperature: of the policy; 0 is greedy.
+
+  Returns:
+    Actor, prompt and temperature.
+
+  Raises:
+    ValueError: there is no such prompt.
+  """
+  tasks = range(world.config.agent.num_tasks)
+  known = len(tasks) + len(world.config.baselines)
+  require(
+    prompt is None or 0 <= prompt < known,
+    'prompt',
+    prompt,
+    f'must lie in [0, {known}): tasks, then baselines, of which there are some '
+    'with phases.finetune.baseline_share above 0',
+  )
+  # As many stages as there are tasks: of one shape, whatever is pursued.
+  stages = [(task if prompt is None else prompt, 1) for task in tasks]
+  return (
+    init_actor(world, episodes),
+    init_prompt(stages, episodes),
+    jnp.float32(temperature),
+  )

@@ -20,8 +20,6 @@ import numpy as np
 
 from dreamer4_jax.evals.video import OpenLoop, Reconstructions
 
-_POLICIES = ('random', 'bc', 'rl')
-
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes JSON whole or not at all."""
@@ -136,9 +134,10 @@ def plot_success(run_dir: pathlib.Path, results: Mapping[str, Any]) -> None:
   """Plots what the policies were compared by to `success.png`.
 
   It is success or, where that says nothing, the mean return; with 95 %
-  intervals.
+  intervals. Of the clones there are the best and the plain one.
   """
-  agents = [results['agents'][p] for p in _POLICIES]
+  names = [*dict.fromkeys(['random', 'bc', results['best_clone'], 'rl'])]
+  agents = [results['agents'][name] for name in names]
   n = np.array([a['episodes'] for a in agents])
   figure, axis = plt.subplots(figsize=(4, 3))
   if results['rl_vs_bc']['measure'] == 'success':
@@ -149,7 +148,7 @@ def plot_success(run_dir: pathlib.Path, results: Mapping[str, Any]) -> None:
     mean = np.array([a['mean_return'] for a in agents])
     spread = np.array([a['std_return'] for a in agents])
     axis.set(ylabel='mean return')
-  axis.bar(_POLICIES, mean, yerr=1.96 * spread / np.sqrt(n), capsize=5)
+  axis.bar(names, mean, yerr=1.96 * spread / np.sqrt(n), capsize=5)
   axis.set(title='real environment')
   figure.tight_layout()
   figure.savefig(run_dir / 'success.png', dpi=100)
@@ -158,11 +157,7 @@ def plot_success(run_dir: pathlib.Path, results: Mapping[str, Any]) -> None:
 
 def markdown(results: Mapping[str, Any], horizons: tuple[int, ...]) -> str:
   """Returns the report as Markdown."""
-  dynamics, compare = results['dynamics'], results['rl_vs_bc']
-  interval = 'no interval'
-  if compare['ci95'] is not None:
-    low, high = compare['ci95']
-    interval = f'95 % interval [{low:+.3f}, {high:+.3f}]'
+  dynamics = results['dynamics']
   lines = [
     f'# {results["config"]["name"]}, seed {results["seed"]}',
     '',
@@ -178,20 +173,9 @@ def markdown(results: Mapping[str, Any], horizons: tuple[int, ...]) -> str:
     '',
     '![real above dreamed](dreams.png)',
     '',
-    '| policy | success | episodes | return | length |',
-    '|---|---|---|---|---|',
-  ]
-  for name in _POLICIES:
-    a = results['agents'][name]
-    lines.append(
-      f'| {name} | {_number(a["success"])} | {a["episodes"]} '
-      f'| {a["mean_return"]:.3f} | {a["mean_length"]:.1f} |'
-    )
-  lines += [
+    *_policies(results),
     '',
-    f'rl - bc, {compare["measure"]} = {compare["difference"]:+.3f}, '
-    f'{interval}, p = {compare["p_value"]:.2g} '
-    f'({compare["test"]}, same episodes).',
+    *_comparisons(results),
     '',
     '![success](success.png)',
     '',
@@ -266,6 +250,70 @@ def _dream_lines(
 
 def _decibel(value: float | None) -> str:
   return '-' if value is None else f'{value:.1f} dB'
+
+
+def _policies(results: Mapping[str, Any]) -> list[str]:
+  """The table of all policies, and what their names mean."""
+  agents = results['agents']
+  events = tuple(agents['rl']['events'])
+  head = ('policy', 'success', 'steps', 'return', *events)
+  lines = [
+    f'| {" | ".join(head)} |',
+    '|' + '---|' * len(head),
+  ]
+  for name, a in agents.items():
+    cells = [
+      name,
+      _number(a['success']),
+      f'{a["mean_length"]:.1f}',
+      f'{a["mean_return"]:.3f}',
+      *(f'{a["events"][event]:.3f}' for event in events),
+    ]
+    lines.append(f'| {" | ".join(cells)} |')
+  meaning = 'bc is cloned behaviour'
+  if 'bc_all' in agents:
+    meaning += (
+      ', bc_all that of all recordings without a task, bc_best that of the '
+      'better half of them'
+    )
+  return [
+    *lines,
+    '',
+    f'The same {agents["rl"]["episodes"]} episodes for all. A number is the '
+    f'temperature, which is 1 without; {meaning}. '
+    f'Best clone on these episodes: {results["best_clone"]}.',
+  ]
+
+
+def _comparisons(results: Mapping[str, Any]) -> list[str]:
+  """A sentence for each comparison of `rl`."""
+  best = f'{results["best_clone"]} (best clone)'
+  lines = []
+  for other, key in (('bc', 'rl_vs_bc'), (best, 'rl_vs_best_clone')):
+    compare = results[key]
+    lines += [
+      f'rl - {other}, {compare["measure"]} = {_difference(compare)} '
+      f'({compare["test"]}, same episodes).',
+      '',
+    ]
+  steps = results['rl_vs_best_clone_steps']
+  if steps is None:
+    return lines[:-1]
+  return [
+    *lines,
+    f'rl - {best}, steps = {_difference(steps)} (paired sign-flip permutation '
+    f'test, the {steps["episodes"]} episodes in which both succeed).',
+  ]
+
+
+def _difference(compare: Mapping[str, Any]) -> str:
+  interval = 'no interval'
+  if compare['ci95'] is not None:
+    low, high = compare['ci95']
+    interval = f'95 % interval [{low:+.3f}, {high:+.3f}]'
+  return (
+    f'{compare["difference"]:+.3f}, {interval}, p = {compare["p_value"]:.2g}'
+  )
 
 
 def _number(value: float | None) -> str:

@@ -45,6 +45,35 @@ def compare_policies(
   }
 
 
+def compare_steps(
+  success_a: np.ndarray | None,
+  success_b: np.ndarray | None,
+  steps_a: np.ndarray,
+  steps_b: np.ndarray,
+) -> dict[str, Any] | None:
+  """Compares the steps that two policies need where both succeed.
+
+  Args:
+    success_a: `[n]` bool, or None where success is not defined.
+    success_b: likewise, the same episodes.
+    steps_a: `[n]` int, length of each episode.
+    steps_b: `[n]` int.
+
+  Returns:
+    `episodes` in which both succeed, and what `paired_difference` returns, a
+    negative difference if a is faster; None for fewer than two episodes.
+  """
+  if success_a is None or success_b is None:
+    return None
+  both = success_a & success_b
+  if both.sum() < 2:
+    return None
+  return {
+    'episodes': int(both.sum()),
+    **paired_difference(steps_a[both], steps_b[both]),
+  }
+
+
 def paired_comparison(a: np.ndarray, b: np.ndarray) -> dict[str, float | list]:
   """Compares success on the same episodes.
 

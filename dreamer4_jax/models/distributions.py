@@ -45,13 +45,31 @@ def _classes(action: Array, part: ActionComponent) -> Array:
   return jnp.clip(index, 0, part.bins - 1)
 
 
-def sample(key: Array, logits: Logits, space: ActionSpace) -> Actions:
-  """Draws actions; a continuous component gets the centre of a bin."""
+def sample(
+  key: Array,
+  logits: Logits,
+  space: ActionSpace,
+  temperature: Array | float = 1.0,
+) -> Actions:
+  """Draws actions; a continuous component gets the centre of a bin.
+
+  Args:
+    key: all randomness.
+    logits: of each component.
+    space: the action space.
+    temperature: `[]`, at least 0. Logits are divided by it; at 0 each component
+      gets its most likely value, of equal ones the first.
+  """
+  warm = jnp.asarray(temperature, jnp.float32)
+  greedy = warm <= 0
+  warm = jnp.where(greedy, 1.0, warm)
   actions = {}
   keys = jax.random.split(key, len(space))
   for part, k in zip(space, keys, strict=True):
-    log_probs = _log_probs(logits[part.name], part)
-    index = jax.random.categorical(k, log_probs, axis=-1).astype(jnp.int32)
+    log_probs = _log_probs(logits[part.name].astype(jnp.float32) / warm, part)
+    drawn = jax.random.categorical(k, log_probs, axis=-1)
+    index = jnp.where(greedy, jnp.argmax(log_probs, axis=-1), drawn)
+    index = index.astype(jnp.int32)
     if part.kind == 'continuous':
       index = bin_centers(part)[index]
     actions[part.name] = index

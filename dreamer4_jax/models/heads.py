@@ -20,7 +20,7 @@ class TaskEmbedding(nn.Module):
   """Input of the agent token, `[B, T, D]`, of ids or of vectors.
 
   Attributes:
-    num_tasks: number of ids.
+    num_tasks: number of ids, those of baselines included.
     width: D.
     vector_size: entries E of the vectors, 0 for ids. Vectors may have any
       scale; what they point to is what counts.

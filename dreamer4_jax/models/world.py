@@ -72,7 +72,9 @@ class World:
       tokenizer=Tokenizer(tokenizer, config.vectors),
       dynamics=dynamics_lib.Dynamics(dynamics, config.actions, channels),
       task=heads.TaskEmbedding(
-        agent.num_tasks, config.dynamics.width, agent.task_vector_size
+        agent.num_tasks + len(config.baselines),
+        config.dynamics.width,
+        agent.task_vector_size,
       ),
       policy=heads.PolicyHead(agent, config.actions),
       reward=heads.TwoHotHead(agent, agent.distances),

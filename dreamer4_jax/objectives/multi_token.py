@@ -57,7 +57,8 @@ def multi_token_rewards(
 
   Args:
     reward: `[B, T, num_tasks]` reward on arriving at a frame, for each task.
-    task: `[B, T]` int task of the agent token.
+    task: `[B, T]` int task of the agent token; ids from `num_tasks` on are no
+      tasks and have no reward.
     segment_ids: `[B, T]` int.
     distances: number of distances, at least 1.
 
@@ -68,4 +69,5 @@ def multi_token_rewards(
   everywhere = jnp.ones(task.shape, bool)
   ahead, seen = multi_token_targets(reward, everywhere, segment_ids, distances)
   own = task[:, :, None, None]
-  return jnp.take_along_axis(ahead, own, axis=-1)[..., 0], seen
+  rewards = jnp.take_along_axis(ahead, own, axis=-1, mode='fill', fill_value=0)
+  return rewards[..., 0], seen

@@ -59,6 +59,7 @@ def act(
   task: Array,
   key: Array,
   vectors: Vectors | None = None,
+  temperature: Array | float = 1.0,
 ) -> tuple[Actions, Array, ActorState]:
   """Sees one frame and samples the action to execute on it.
 
@@ -72,6 +73,7 @@ def act(
     task: `[B]` int32; or vectors `[B, E]`, see `World.agent_token`.
     key: all randomness.
     vectors: what is seen beside the frame, components `[B, n]`.
+    temperature: `[]`, of the policy, as in `distributions.sample`; 0 is greedy.
 
   Returns:
     Actions (components `[B, ...]`), agent states `[B, D]`, new memory.
@@ -94,7 +96,7 @@ def act(
   h, cache = append_frame(world, params, cache, inputs, z, noise)
   logits = world.head(params, 'policy', h)
   logits = jax.tree.map(lambda x: x[:, 0], logits)
-  action = distributions.sample(action_key, logits, world.space)
+  action = distributions.sample(action_key, logits, world.space, temperature)
   return (
     action,
     h,
@@ -140,10 +142,13 @@ def advance(prompt: Prompt, events: Array) -> Prompt:
   """Counts `events [B, num_tasks]`, moving on where a stage is complete.
 
   An event counts for the stage in force when it happened; several events of
-  one step never skip a stage.
+  one step never skip a stage. A stage whose id is no task, as the prompts of
+  baselines are, has no events and lasts.
   """
-  own = jnp.take_along_axis(events, prompt.task()[:, None], axis=1)[:, 0]
-  done = prompt.done + own.astype(jnp.int32)
+  own = jnp.take_along_axis(
+    events, prompt.task()[:, None], axis=1, mode='fill', fill_value=0
+  )
+  done = prompt.done + own[:, 0].astype(jnp.int32)
   last = prompt.tasks.shape[0] - 1
   forward = (done >= prompt.counts[prompt.stage]) & (prompt.stage < last)
   return prompt.replace(

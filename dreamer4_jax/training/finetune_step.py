@@ -5,7 +5,8 @@ half clips in which a task is achieved. Uniform clips are corrupted as in
 phase 1 and train the dynamics, but for a share of them. That share and the
 relevant clips are corrupted to the context level, which is what the agent token
 sees when imagining and when acting: relevant ones train the policy, and both
-train reward and continuation.
+train reward and continuation. Clips of baselines, whose prompt is no task,
+train the policy only.
 """
 
 from __future__ import annotations
@@ -126,12 +127,15 @@ def prepare_clips(
   noisy = corrupt_batch(
     world, params, batch, phase, step, key,
     trains=~(batch.relevant | moved),
-    share=1 - phase.relevant_share,
+    share=1 - phase.relevant_share - phase.baseline_share,
   )  # fmt: skip
   # Those that were moved stand for all uniform clips.
   weight = 1 / share if share else 0.0
   judged = jnp.where(batch.relevant, 1.0, jnp.where(moved, weight, 0.0))
-  expected = batch.relevant | (share > 0)
+  # A prompt that is no task has neither reward nor continuation.
+  tasks = (batch.task < world.config.agent.num_tasks).all(axis=1)
+  judged = jnp.where(tasks, judged, 0.0)
+  expected = tasks & (batch.relevant | (share > 0))
   return Clips(
     noisy=noisy, judged=judged, expected=expected.astype(jnp.float32)
   )

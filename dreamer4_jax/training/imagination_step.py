@@ -122,7 +122,10 @@ def _upkeep(world: World, phase: ImaginationPhase) -> FinetunePhase:
     if f.name in own
   }
   finetune = world.config.phases.finetune
-  return dataclasses.replace(finetune, **shared, bootstrap_start=0)
+  # The baselines are those of finetuning; no clip here is one of theirs.
+  return dataclasses.replace(
+    finetune, **shared, bootstrap_start=0, baseline_share=0.0
+  )
 
 
 def _upkeep_weights(world: World) -> dict[str, float]:

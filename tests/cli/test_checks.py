@@ -83,6 +83,16 @@ MISTAKES = [
     'phases.finetune.relevant_share = 1.0: leaves no uniform clip',
   ),
   (
+    {'phases__finetune__baseline_share': 0.1},
+    'phases.finetune.baseline_share = 0.1: baselines would learn nothing, of 0 '
+    'clips in a batch of 4',
+  ),
+  (
+    {'phases__finetune__baseline_share': 0.5},
+    'phases.finetune.relevant_share = 0.5: leaves no uniform clip .* or '
+    'baseline_share = 0.5',
+  ),
+  (
     {'phases__finetune__separate_images': 1.0},
     'phases.finetune.separate_images = 1.0: leaves no actions',
   ),

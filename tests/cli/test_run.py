@@ -33,7 +33,7 @@ EXPERIMENT = """
 from tests.cli import small_run
 config = small_run.with_options(small_run.make_config('noise'), 'tasks.npy')
 """
-BAR = re.compile(r'^[\w ]*:\s+\d+%\|.*?\]\s*')
+BAR = re.compile(r'^[\w. ]*:\s+\d+%\|.*?\]\s*')
 
 
 def dreamer4(home, *arguments):
@@ -110,6 +110,16 @@ def test_cloning_learned_from_a_dataset_without_events(home, trained):
 
 def test_returns_are_compared_where_there_are_no_events(home, evaluated):
   results = json.loads((home / 'runs/x/results.json').read_text())
+  # Finetuned without baselines.
+  assert {name.partition('_')[0] for name in results['agents']} == {
+    'random', 'bc', 'rl'
+  }  # fmt: skip
+  assert len(results['agents']) == 1 + 4 + 4
+  clones = {k: a for k, a in results['agents'].items() if k.startswith('bc')}
+  best = max(clones, key=lambda k: clones[k]['mean_return'])
+  assert results['best_clone'] == best
+  assert results['rl_vs_best_clone']['measure'] == 'return'
+  assert results['rl_vs_best_clone_steps'] is None
   assert results['rl_vs_bc']['measure'] == 'return'
   assert 'sign-flip' in results['rl_vs_bc']['test']
   for agent in results['agents'].values():
@@ -119,7 +129,7 @@ def test_returns_are_compared_where_there_are_no_events(home, evaluated):
   assert {'gymnasium', 'ale-py'} <= set(versions) and 'navix' not in versions
   text = (home / 'runs/x/report.md').read_text()
   assert 'Tile by tile' not in text and 'worst.png' in text
-  assert '| rl | - | 3 |' in text
+  assert '\n| rl | - | ' in text and 'The same 3 episodes for all' in text
   assert 'rl - bc, return = ' in text and 'nan' not in text.lower()
 
 

@@ -79,6 +79,22 @@ def test_relevant_rows_hold_an_event(make):
   assert seen == {0, 1, 2}
 
 
+def test_rows_of_baselines_clone_all_that_is_known(make):
+  loader = make(relevant_share=0.25, baseline_share=0.25)
+  prompts, past_events = [], 0
+  for _ in range(20):
+    batch = next(loader)
+    assert batch.relevant.tolist() == [False, False, True, True]
+    assert (batch.task[[0, 1, 3]] < 3).all()
+    prompts.append(int(batch.task[2, 0]))
+    assert (batch.task[2] == prompts[-1]).all()
+    assert np.array_equal(batch.cloned[2], batch.action_mask[2])
+    past_events += int(
+      (batch.reward[2, :-1].any(-1) & batch.cloned[2, 1:]).sum()
+    )
+  assert prompts == [3, 4] * 10 and past_events > 5
+
+
 def test_terminal_frames_are_kept_and_end_their_segment(make):
   loader = make(length=40)
   ends = 0
@@ -156,6 +172,7 @@ def test_processes_draw_their_own_rows(make):
 
 def test_resume_on_another_number_of_processes_goes_on(make):
   settings = {'relevant_share': 0.5, 'separate_images': 0.3}
+  settings['baseline_share'] = 0.25
   one = make(batch_size=8, **settings)
   for _ in range(3):
     next(one)

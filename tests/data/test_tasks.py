@@ -1,5 +1,7 @@
 """Task labels and event rewards, by hand and against a loop over frames."""
 
+import dataclasses
+
 import numpy as np
 
 from dreamer4_jax.data import planning
@@ -156,3 +158,10 @@ def test_without_events_the_first_task_is_the_label():
   w = window((0, 0, 6), switch=True)
   assert tasks.labels([w], lay_out([w])).tolist() == [[0] * 6]
   assert not tasks.rewards(lay_out([w])).any()
+
+
+def test_a_baseline_has_its_prompt_everywhere():
+  for switch in (False, True):
+    w = window((0, 0, 6), (1, 0, 3), switch=switch)
+    w = dataclasses.replace(w, prompt=1, cloned=9)
+    assert labels(w, 3).tolist() == [4] * 9

@@ -1,17 +1,24 @@
+import dataclasses
+
 from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamer4_jax.config import FinetunePhase, Phases
 from dreamer4_jax.envs import EnvSpec
 from dreamer4_jax.evals.closed_loop import (
+  Episodes,
+  Evaluator,
+  best_policy,
   random_agent,
   run_episodes,
   streaming_agent,
+  streaming_memory,
 )
 from dreamer4_jax.types import EnvStep
-from tests.models.tiny_world import ACTIONS, world_and_params
+from tests.models.tiny_world import ACTIONS, CONFIG, world_and_params
 
 LIMIT = 6
 GOALS = np.array([2, 3, 6, 9], np.int32)  # the seed is the goal
@@ -177,7 +184,8 @@ def test_the_random_agent_draws_every_action():
 def test_the_trained_agent_plays_and_follows_its_prompt():
   world, params = world_and_params()
   agent, memory = streaming_agent(world, 4)
-  _, prompt = memory
+  _, prompt, temperature = memory
+  assert temperature == 1
   assert prompt.tasks.tolist() == [0, 1] and prompt.counts.tolist() == [1, 1]
   stages = []
 
@@ -202,3 +210,76 @@ def test_the_trained_agent_plays_and_follows_its_prompt():
   # The first task's event is seen on frame 1, and the task changes there.
   assert [s.tolist() for _, s in stages] == [[0] * 4] + [[1] * 4] * 5
   assert [e.tolist() for e, _ in stages][1] == [1] * 4
+
+
+def test_one_program_serves_all_policies():
+  # Two tasks and two baselines: prompts 2 and 3 are no tasks.
+  phases = Phases(finetune=FinetunePhase(baseline_share=0.1))
+  world, params = world_and_params(dataclasses.replace(CONFIG, phases=phases))
+  agent, _ = streaming_agent(world, 4)
+  traces, tasks = [], []
+
+  def watched(params, memory, step, is_first, key):
+    traces.append(1)  # When it is traced, not when it runs.
+    actions, memory = agent(params, memory, step, is_first, key)
+    jax.debug.callback(lambda x: tasks.append(x.tolist()), memory[1].task())
+    return actions, memory
+
+  evaluator, found = Evaluator(Line(), watched), {}
+  other = {**params, 'policy': jax.tree.map(lambda x: -x, params['policy'])}
+  for name, rooms, prompt, temperature in (
+    ('bc', params, None, 1.0),
+    ('bc_greedy', params, None, 0.0),
+    ('bc_all', params, 2, 1.0),
+    ('bc_best', params, 3, 0.5),
+    ('rl', other, None, 1.0),
+  ):
+    memory = streaming_memory(world, 4, prompt, temperature)
+    tasks.clear()
+    found[name] = evaluator.play(
+      rooms, memory, seeds=GOALS.tolist(), key=jax.random.key(0)
+    )
+    jax.effects_barrier()
+    if prompt is not None:
+      assert tasks == [[prompt] * 4] * len(tasks)
+  assert len(traces) == 1
+  # The same policy again, from a program of its own.
+  _, memory = streaming_agent(world, 4, 3, 0.5)
+  again = run_episodes(
+    Line(), agent, params, memory, seeds=GOALS.tolist(), key=jax.random.key(0)
+  )
+  assert np.array_equal(again.returns, found['bc_best'].returns)
+  assert len({e.returns.tobytes() for e in found.values()}) > 2
+
+
+def test_a_prompt_that_the_world_does_not_know_is_refused():
+  world, _ = world_and_params()
+  for prompt in (-1, 2):
+    with pytest.raises(
+      ValueError, match=f'prompt = {prompt}: must lie in .0, 2'
+    ):
+      streaming_memory(world, 4, prompt)
+
+
+def outcomes(success, returns):
+  n = len(returns)
+  return Episodes(
+    success=None if success is None else np.array(success, bool),
+    returns=np.array(returns, np.float32),
+    length=np.ones(n, int),
+    achieved=np.zeros((n, 1), bool),
+    frames=np.zeros((0, 1, 1, 1, 1), np.uint8),
+  )
+
+
+def test_the_best_policy_succeeds_most_and_then_earns_most():
+  found = {
+    'a': outcomes([1, 0], [9, 9]),
+    'b': outcomes([1, 1], [1, 2]),
+    'c': outcomes([1, 1], [2, 2]),
+    'd': outcomes([1, 1], [2, 2]),
+  }
+  assert best_policy(found) == 'c'
+  assert best_policy({k: found[k] for k in 'ab'}) == 'b'
+  found = {k: e.replace(success=None) for k, e in found.items()}
+  assert best_policy(found) == 'a'

@@ -4,6 +4,7 @@ from scipy import stats
 
 from dreamer4_jax.evals.statistics import (
   compare_policies,
+  compare_steps,
   paired_comparison,
   paired_difference,
 )
@@ -115,3 +116,14 @@ def test_returns_are_compared_where_success_says_nothing():
   got = compare_policies(a, b, *returns)
   assert got['measure'] == 'success' and got['test'] == 'exact McNemar test'
   np.testing.assert_allclose(got['difference'], 1 / 3)
+
+
+def test_steps_are_compared_where_both_succeed():
+  a, b = np.array([1, 1, 1, 1, 0], bool), np.array([1, 1, 1, 0, 1], bool)
+  steps_a, steps_b = np.array([5, 6, 7, 99, 1]), np.array([7, 7, 10, 1, 99])
+  got = compare_steps(a, b, steps_a, steps_b)
+  expected = paired_difference(np.array([5, 6, 7]), np.array([7, 7, 10]))
+  assert got == {'episodes': 3, **expected} and got['difference'] == -2
+  one = np.array([1, 0, 0, 0, 0], bool)
+  assert compare_steps(one, b, steps_a, steps_b) is None
+  assert compare_steps(None, b, steps_a, steps_b) is None

@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import jax
@@ -109,3 +110,64 @@ def test_a_continuous_action_counts_for_the_nearest_bin():
   )
   for value, center in ((-7.0, -1.0), (-0.1, -1.0), (0.1, 1.0), (9.0, 3.0)):
     assert np.array_equal(near(value), near(center))
+
+
+@functools.cache
+def tempered():
+  """Draws 4,000 actions of one distribution at a temperature."""
+  logits = as_jax({k: v[0] for k, v in draw_logits(5).items()})
+
+  @jax.jit
+  def draw(temperature):
+    keys = jax.random.split(jax.random.key(2), 4_000)
+    one = lambda key: distributions.sample(key, logits, ACTIONS, temperature)
+    return jax.vmap(one)(keys)
+
+  return jax.device_get(logits), lambda t: jax.device_get(draw(jnp.float32(t)))
+
+
+def test_at_temperature_0_each_component_has_its_mode():
+  logits, draw = tempered()
+  actions = draw(0)
+  assert (actions['move'] == logits['move'].argmax()).all()
+  assert (actions['keys'] == (logits['keys'] > 0)).all()
+  modes = np.array(CENTERS)[logits['look'].argmax(-1)]
+  assert (actions['look'] == modes).all()
+
+
+def test_at_temperature_1_actions_are_those_without_one():
+  logits, draw = tempered()
+  keys = jax.random.split(jax.random.key(2), 4_000)
+  x = as_jax(logits)
+  bits = [jax.nn.log_sigmoid(-x['keys']), jax.nn.log_sigmoid(x['keys'])]
+
+  def plain(key):
+    move, press, look = jax.random.split(key, 3)
+    bins = jax.random.categorical(look, jax.nn.log_softmax(x['look']))
+    return {
+      'move': jax.random.categorical(move, jax.nn.log_softmax(x['move'])),
+      'keys': jax.random.categorical(press, jnp.stack(bits, axis=-1)),
+      'look': jnp.array(CENTERS)[bins],
+    }
+
+  default = lambda key: distributions.sample(key, x, ACTIONS)
+  for function in (plain, default):
+    expected = jax.jit(jax.vmap(function))(keys)
+    jax.tree.map(np.testing.assert_array_equal, draw(1), expected)
+
+
+@pytest.mark.parametrize('temperature', [0.25, 2.0])
+def test_a_temperature_divides_the_logits(temperature):
+  logits, draw = tempered()
+  actions = draw(temperature)
+  softmax = lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+  p = softmax(logits['move'].astype(float) / temperature)
+  share = np.bincount(actions['move'], minlength=3) / 4_000
+  # The standard error of a share is 0.008 at most.
+  np.testing.assert_allclose(share, p, atol=0.04)
+  p = 1 / (1 + np.exp(-logits['keys'].astype(float) / temperature))
+  np.testing.assert_allclose(actions['keys'].mean(0), p, atol=0.04)
+  p = softmax(logits['look'].astype(float) / temperature)
+  for i, center in enumerate(CENTERS):
+    share = (actions['look'] == np.float32(center)).mean(0)
+    np.testing.assert_allclose(share, p[:, i], atol=0.04)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.objectives import multi_token_targets
+from dreamer4_jax.objectives import multi_token_rewards, multi_token_targets
 
 targets_of = jax.jit(multi_token_targets, static_argnums=3)
 SEGMENTS = jnp.array([[0, 0, 0, 1, 1], [3, 3, 3, 3, 3]])
@@ -68,3 +68,11 @@ def test_errors_name_the_fault():
     multi_token_targets(VALID, VALID, SEGMENTS, 0)
   with pytest.raises(ValueError, match=r'\(2, 4, 3\)'):
     multi_token_targets(jnp.zeros((2, 4, 3)), VALID, SEGMENTS, 2)
+
+
+def test_an_id_that_is_no_task_has_no_reward():
+  reward = jnp.ones((1, 2, 2))
+  found, seen = multi_token_rewards(
+    reward, jnp.array([[1, 3]]), jnp.zeros((1, 2), int), 1
+  )
+  assert found[..., 0].tolist() == [[1, 0]] and seen.all()

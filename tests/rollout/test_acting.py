@@ -87,6 +87,34 @@ def test_an_action_is_sampled_from_the_policy_at_its_own_state(one):
   assert state.encoder.frame == state.dynamics.frame == 1
 
 
+def test_the_temperature_is_that_of_the_actions(one):
+  args = (
+    init_actor(WORLD, 2),
+    jnp.asarray(BATCH.frames[:, 0]),
+    jnp.ones(2, bool),
+    jnp.array([0, 1]),
+    jax.random.key(3),
+  )
+  plain, h, _ = one(*args)
+  for temperature, equal in ((1.0, True), (0.0, False)):
+    action, state, actor = one(*args, {}, jnp.float32(temperature))
+    assert np.array_equal(state, h)
+    same = [np.array_equal(plain[k], action[k]) for k in plain]
+    assert all(same) == equal
+    assert np.array_equal(actor.prev_action['move'], action['move'])
+  logits = WORLD.head(PARAMS, 'policy', h)
+  mode = jnp.argmax(logits['move'][:, 0], axis=-1)
+  assert np.array_equal(action['move'], mode)
+
+
+def test_a_prompt_that_is_no_task_never_moves_on():
+  prompt = init_prompt([(2, 1), (2, 1)], 3)
+  for _ in range(3):
+    prompt = advance(prompt, jnp.ones((3, 2)))
+  assert prompt.stage.tolist() == prompt.done.tolist() == [0] * 3
+  assert prompt.task().tolist() == [2] * 3
+
+
 def test_a_prompt_moves_on_when_its_event_has_happened_often_enough():
   # Task 1 twice, then task 0 once, then task 1 to the end.
   prompt = init_prompt([(1, 2), (0, 1), (1, 1)], 2)

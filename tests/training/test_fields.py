@@ -41,7 +41,10 @@ def loader_of(phase, settings, monkeypatch):
   )
   config = dataclasses.replace(CONFIG, phases=Phases(**{phase: settings}))
   loaders.training_loader(config, phase, settings.clip_length, '')
-  names = ('batch_size', 'length', 'separate_images', 'relevant_share')
+  names = (
+    'batch_size', 'length', 'separate_images', 'relevant_share',
+    'baseline_share',
+  )  # fmt: skip
   return [tuple(kwargs[name] for name in names) for kwargs in asked]
 
 
@@ -202,20 +205,20 @@ BOOTSTRAP = {
   'share that bootstraps': Drawn(0.25 * 3 / 4),
   'levels at the ends': Drawn(2 / 8),
 }
-# Batch, length, separate images, relevant share.
+# Batch, length, shares of separate images, relevant clips and baselines.
 SEEN = {
   'tokenizer': {
-    'data': [(8, 5, 0.0, 0.0)],
+    'data': [(8, 5, 0.0, 0.0, 0.0)],
     'weights': {'mse': 1.0, 'vectors': 1.0},
     'mask ratio': 0.9,
   },
   'dynamics': {
-    'data': [(8, 5, 0.0, 0.0)],
+    'data': [(8, 5, 0.0, 0.0, 0.0)],
     'weights': {'dynamics': 1.0},
     **BOOTSTRAP,
   },
   'finetune': {
-    'data': [(8, 5, 0.0, 0.5)],
+    'data': [(8, 5, 0.0, 0.5, 0.0)],
     'weights': {
       'dynamics': 1.0, 'policy': 1.0, 'reward': 1.0, 'continuation': 1.0
     },
@@ -228,7 +231,7 @@ SEEN = {
     'weight of the distances': 5 + 4 + 3,
   },
   'imagination': {
-    'data': [(8, 5, 0.0, 0.5)],
+    'data': [(8, 5, 0.0, 0.5, 0.0)],
     'weights': {'positive': -0.5, 'negative': 0.5, 'kl': 0.3, 'value': 1.0},
     'horizon': 15,
     'sampling_steps': 4,
@@ -260,8 +263,9 @@ FIELDS = {
       'rows of extra passes': {2},
       'share that bootstraps': Drawn(0.5 * 3 / 4),
     }),
+    'baseline_share': (0.25, {'data': [(8, 5, 0.0, 0.5, 0.25)]}),
     'relevant_share': (0.25, {
-      'data': [(8, 5, 0.0, 0.25)],
+      'data': [(8, 5, 0.0, 0.25, 0.0)],
       # Of more rows that train the dynamics, more bootstrap.
       'rows of extra passes': {2},
     }),
@@ -290,10 +294,10 @@ FIELDS = {
       positive=-0.5, negative=0.5, kl=0.7, value=1.0)}),
     'value_weight': (2.0, {'weights': dict(
       positive=-0.5, negative=0.5, kl=0.3, value=2.0)}),
-    'relevant_share': (0.25, {'data': [(8, 5, 0.0, 0.25)]}),
+    'relevant_share': (0.25, {'data': [(8, 5, 0.0, 0.25, 0.0)]}),
     'world_rate': (0.5, {
       # As many clips of finetuning, with its share of relevant ones.
-      'data': [(8, 5, 0.0, 0.5), (8, 5, 0.0, 0.5)],
+      'data': [(8, 5, 0.0, 0.5, 0.0)] * 2,
       'weights': dict(
         positive=-0.5, negative=0.5, kl=0.3, value=1.0,
         dynamics=1.0, prior=1.0, reward=1.0, continuation=1.0),
@@ -305,7 +309,7 @@ FIELDS = {
 SHARED = {
   'batch_size': (4, lambda data: (4, *data[1:])),
   'clip_length': (3, lambda data: (data[0], 3, *data[2:])),
-  'separate_images': (0.5, lambda data: (*data[:2], 0.5, data[3])),
+  'separate_images': (0.5, lambda data: (*data[:2], 0.5, *data[3:])),
 }
 CASES = [
   *((p, None) for p in PHASES),
@@ -340,6 +344,21 @@ def test_lpips_has_a_weight_where_there_are_weights():
     assert objective.weights == {'mse': 1.0, 'lpips': weight}
     objective = tokenizer_step.tokenizer_objective(world, settings)
     assert objective.weights == {'mse': 1.0}
+
+
+def test_imagination_has_no_clips_of_baselines(monkeypatch):
+  asked = []
+  monkeypatch.setattr(
+    loaders, 'make_loader', lambda *_, **kwargs: asked.append(kwargs)
+  )
+  p = Phases(
+    finetune=dataclasses.replace(BASE['finetune'], baseline_share=0.25),
+    imagination=dataclasses.replace(BASE['imagination'], world_rate=0.5),
+  )
+  config = dataclasses.replace(CONFIG, phases=p)
+  for phase in ('finetune', 'imagination'):
+    loaders.training_loader(config, phase, 5, '')
+  assert [kwargs['baseline_share'] for kwargs in asked] == [0.25, 0, 0]
 
 
 def test_no_field_is_forgotten():

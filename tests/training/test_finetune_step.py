@@ -12,6 +12,7 @@ from dreamer4_jax.models import distributions
 from dreamer4_jax.objectives import Mean, TwoHot
 from dreamer4_jax.training.finetune_step import (
   agent_losses,
+  clip_losses,
   finetune_objective,
   init_finetune_state,
   loss_weights,
@@ -338,3 +339,65 @@ def test_a_batch_of_one_kind_leaves_the_other_terms_alone(relevant):
     'reward': True,
     'continuation': True,
   }
+
+
+@functools.cache
+def with_baseline():
+  """Clips, terms and their slopes by prompt, for a world with baselines."""
+  phase = dataclasses.replace(PHASE, baseline_share=0.125)
+  phases = dataclasses.replace(CONFIG.phases, finetune=phase)
+  world, params = world_and_params(dataclasses.replace(CONFIG, phases=phases))
+
+  @jax.jit
+  def run(batch):
+    step = jnp.int32(0)
+    clips = prepare_clips(world, params, batch, phase, step, jax.random.key(0))
+
+    def terms(task):
+      rooms = {**params, 'task': task}
+      found, others = clip_losses(world, phase, rooms, clips)
+      return {k: v.value() for k, v in {**found, **others}.items()}
+
+    slopes = jax.jacrev(terms)(params['task'])
+    prompts = {name: x['task']['table'] for name, x in slopes.items()}
+    return clips, terms(params['task']), prompts
+
+  return lambda batch: jax.device_get(run(batch))
+
+
+# Row 7 is a baseline's, whose prompt is the first behind those of two tasks.
+BASELINE = BATCH.replace(
+  task=np.where(np.arange(8)[:, None] == 7, 2, BATCH.task)
+)
+
+
+def test_a_baseline_is_not_judged_and_trains_no_dynamics():
+  clips, terms, _ = with_baseline()(BASELINE)
+  assert not clips.noisy.trains[7] and clips.judged[7] == clips.expected[7] == 0
+  assert clips.judged[5] == clips.expected[5] == 1
+  assert (clips.noisy.levels.signal_index[7] == 7).all()
+  assert np.isfinite([*terms.values()]).all()
+  # With a task for a prompt it would be a relevant row like the others.
+  clips, _, _ = with_baseline()(BATCH)
+  assert clips.judged[7] == clips.expected[7] == 1
+
+
+def test_a_baseline_trains_the_policy_alone():
+  _, terms, prompts = with_baseline()(BASELINE)
+  assert set(terms) >= {'dynamics', 'policy', 'reward', 'continuation'}
+  changed = BASELINE
+  for name in ('frames', 'action', 'reward', 'cont'):
+    other = getattr(change_rows(name, [7]), name)
+    changed = changed.replace(**{name: other})
+  _, others, _ = with_baseline()(changed)
+  moved = {'policy', 'policy_nll_now', 'policy_entropy'}
+  for name, value in terms.items():
+    if name in moved:
+      assert abs(others[name] - value) > 1e-4, name
+    else:
+      np.testing.assert_allclose(others[name], value, rtol=1e-5, err_msg=name)
+  # What its prompt learns, it learns of the policy.
+  for name in ('dynamics', 'reward', 'continuation'):
+    assert not prompts[name][2].any() and not prompts[name][3].any()
+  assert np.abs(prompts['policy'][2]).max() > 1e-6
+  assert not prompts['policy'][3].any()

@@ -108,9 +108,12 @@ def test_the_world_model_has_a_rate_of_its_own():
 def test_what_is_kept_up_is_finetuning_on_the_steps_of_imagination():
   world = world_and_params()[0]
   phases, replace = world.config.phases, dataclasses.replace
-  finetune = replace(phases.finetune, relevant_share=0.3, distance_decay=0.7)
+  finetune = replace(
+    phases.finetune, relevant_share=0.3, distance_decay=0.7, baseline_share=0.1
+  )
   config = replace(world.config, phases=replace(phases, finetune=finetune))
   phase = ImaginationPhase(relevant_share=0.9, steps=7, accumulate=2)
   kept = imagination_step._upkeep(World.from_config(config), phase)
   assert (kept.relevant_share, kept.distance_decay) == (0.3, 0.7)
   assert (kept.steps, kept.accumulate) == (7, 2)
+  assert kept.baseline_share == 0
