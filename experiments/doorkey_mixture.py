@@ -88,6 +88,7 @@ config = Config(
       clip_length=16,
       # What the dynamics learned in its last steps is not to be unlearned.
       dynamics_rate=0.3,
+      baseline_share=0.25,
       # Imagining uses the reward that is read at a frame, distance 0.
       distance_decay=0.5,
       end_share=0.7,

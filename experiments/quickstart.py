@@ -94,6 +94,8 @@ config = Config(
       clip_length=12,
       # What the dynamics learned in its last steps is not to be unlearned.
       dynamics_rate=0.3,
+      # A clip in sixteen for each of the two clones without a task.
+      baseline_share=0.125,
       novel_share=0.5,
       # Imagining uses the reward that is read at a frame, distance 0.
       distance_decay=0.5,

@@ -16,7 +16,6 @@ windows are then uniform ones of the labeled episodes, in epochs of their own.
 *Novel* windows hold a frame drawn by its weight, at any place of the window,
 within its episode where that is long enough; see `dreamer4_jax.data.novelty`.
 
-
 Windows of *baselines* are what clones without a task learn from: uniform ones
 of the labeled episodes, in epochs of their own; in turn of all these episodes
 and of the better half of them.
@@ -299,10 +298,8 @@ class Planner:
       source, segments = self._of_baseline(prompt, rank)
       cloned = self.length
     else:
-      others, number = (
-        self._other_rows,
-        row - relevant_before - baselines_before,
-      )
+      others = self._other_rows
+      number = row - relevant_before - baselines_before
       novel_before = _spread(number, self.novel_rows, others)
       if _spread(number + 1, self.novel_rows, others) > novel_before:
         rank = batch * self.novel_rows + novel_before

@@ -56,18 +56,23 @@ def make_results(tiles):
     'episodes': 8,
     'mean_return': 0.5,
     'mean_length': 9.0,
+    'events': {'goal': 0.5},
+  }
+  compared = {
+    'measure': 'success',
+    'test': 'McNemar',
+    'difference': 0.0,
+    'ci95': None,
+    'p_value': 1.0,
   }
   return {
     'tokenizer': figures | {'psnr_worst_regions': 21.0},
     'dynamics': dynamics,
     'agents': {name: agent for name in ('random', 'bc', 'rl')},
-    'rl_vs_bc': {
-      'measure': 'success',
-      'test': 'McNemar',
-      'difference': 0.0,
-      'ci95': None,
-      'p_value': 1.0,
-    },
+    'best_clone': 'bc',
+    'rl_vs_bc': compared,
+    'rl_vs_best_clone': compared,
+    'rl_vs_best_clone_steps': None,
     'seconds': {'total': 1.0},
     'versions': {},
     'device': 'one',
