@@ -66,7 +66,6 @@ config = Config(
       # A patch is a tile: a masked one hides what nothing else tells.
       max_mask_ratio=0.0,
       novel_share=0.5,
-      hard_regions=0.5,
       log_every=100,
       checkpoint_every=800,
       optimizer=OptimizerConfig(learning_rate=2e-3, decay_share=0.4),
