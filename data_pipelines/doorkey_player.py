@@ -1,10 +1,10 @@
 """Players for DoorKey: a scripted one, from perfect to random; an aimless one.
 
-The scripted player's plan is made once per episode: the steps that are left from every (row,
-column, direction), by value iteration over two layers. With the key in hand
-the way to the goal may lead through the door, which costs one step more (to
-open it). Without the key every step leads to the pose from which picking the
-key up makes the *whole* way shortest. Without noise the player therefore
+The scripted player's plan is made once per episode: the steps that are left
+from every (row, column, direction), by value iteration over two layers. With
+the key in hand the way to the goal may lead through the door, which costs one
+step more (to open it). Without the key every step leads to the pose from which
+picking the key up makes the *whole* way shortest. Without noise it therefore
 needs the fewest steps possible.
 
 The aimless player has no plan and heads for nothing: it walks on or turns, and
