@@ -154,6 +154,7 @@ def evaluate(
     tokenizer = _tokenizer(config, world, rooms)
     dreams = _dynamics(config, world, rooms)
     episodes = _closed_loop(config, world, rooms, cloned, env)
+    reality = _reality(config, world, rooms, cloned, env)
   rl, bc = episodes['rl'], episodes['bc']
   results: dict[str, Any] = {
     'tokenizer': tokenizer,
@@ -170,6 +171,9 @@ def evaluate(
         zip(config.tasks, e.achieved.mean(axis=0).tolist(), strict=True)
       )
     results['agents'][name]['events'] = rates
+  results['reality'] = reality and {
+    name: agent.summary(config.tasks) for name, agent in reality.items()
+  }
   results['parameters'] = {
     name: sum(x.size for x in jax.tree.leaves(room))
     for name, room in rooms.items()
@@ -195,6 +199,7 @@ def evaluate(
     'agent.mp4': lambda path: report.write_video(
       path, report.agent_video(frames)
     ),
+    'phantoms.png': lambda path: _draw_phantoms(path, reality or {}),
   }.items():
     with _optional(run_dir / name):
       draw(run_dir / name)
@@ -290,6 +295,39 @@ def _closed_loop(
       label=name,
     )
   return episodes
+
+
+def _reality(
+  config: Config, world: World, rooms: Any, cloned: Any, env: Environment
+) -> dict[str, evals.Reality] | None:
+  """Dreams as imagination does; None if it is off, or on the host."""
+  e, phase = config.eval, config.phases.imagination
+  if not e.reality_episodes:
+    return None
+  # Short episodes have no late frames.
+  last = env.spec.max_steps - 1
+  return evals.dream_and_play(
+    world,
+    {'bc': cloned, 'rl': rooms},
+    env,
+    jax.random.fold_in(jax.random.key(e.seed), config.seed),
+    seeds=range(e.seed, e.seed + e.reality_episodes),
+    starts=sorted({min(start, last) for start in e.reality_starts}),
+    context=e.context_frames,
+    horizon=phase.horizon,
+    sampling_steps=phase.sampling_steps,
+    stop_at_event=phase.stop_at_event,
+  )
+
+
+def _draw_phantoms(
+  path: pathlib.Path, reality: dict[str, evals.Reality]
+) -> None:
+  """Draws them if there are any; else those of an earlier time go."""
+  if any(len(agent.phantoms.task) for agent in reality.values()):
+    report.write_image(path, report.phantom_sheet(reality))
+  else:
+    path.unlink(missing_ok=True)
 
 
 def _device() -> str:

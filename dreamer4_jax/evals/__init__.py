@@ -7,6 +7,7 @@ from dreamer4_jax.evals.closed_loop import (
   run_episodes,
   streaming_agent,
 )
+from dreamer4_jax.evals.reality import Phantoms, Reality, dream_and_play
 from dreamer4_jax.evals.statistics import (
   compare_policies,
   paired_comparison,
@@ -25,7 +26,10 @@ from dreamer4_jax.evals.video import (
 __all__ = [
   'Episodes',
   'OpenLoop',
+  'Phantoms',
+  'Reality',
   'compare_policies',
+  'dream_and_play',
   'has_events',
   'one_episode_clips',
   'open_loop',

@@ -120,6 +120,8 @@ def test_returns_are_compared_where_there_are_no_events(home, evaluated):
   text = (home / 'runs/x/report.md').read_text()
   assert '| rl | - | 3 |' in text
   assert 'rl - bc, return = ' in text and 'nan' not in text.lower()
+  # The game runs on the host.
+  assert results['reality'] is None and 'reality: not measured' in text
 
 
 def test_a_finished_phase_takes_no_more_time(home, trained, evaluated):
