@@ -3,7 +3,7 @@
 python -m data_pipelines.collect --env navix:Navix-DoorKey-Random-6x6-v0 \
   --episodes 4000 --test-episodes 200 --out DIR --noise 0.1 0.3 0.6 1.0
 
-An episode of a scripted or random player depends on the seed and its number
+An episode of any player but a trained one depends on the seed and its number
 alone. When the command is interrupted, shards that are finished are kept, and
 the dataset is the same in the end. The report is printed as JSON.
 

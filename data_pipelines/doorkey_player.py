@@ -1,16 +1,21 @@
-"""A scripted player for DoorKey, from perfect to random.
+"""Players for DoorKey: a scripted one, from perfect to random; an aimless one.
 
-The plan is made once per episode: the steps that are left from every (row,
-column, direction), by value iteration over two layers. With the key in hand
-the way to the goal may lead through the door, which costs one step more (to
-open it). Without the key every step leads to the pose from which picking the
-key up makes the *whole* way shortest. Without noise the player therefore
+The scripted player's plan is made once per episode: the steps that are left
+from every (row, column, direction), by value iteration over two layers. With
+the key in hand the way to the goal may lead through the door, which costs one
+step more (to open it). Without the key every step leads to the pose from which
+picking the key up makes the *whole* way shortest. Without noise it therefore
 needs the fewest steps possible.
+
+The aimless player has no plan and heads for nothing: it walks on or turns, and
+uses the key and the door when it faces them.
 
 Noise is human-like: a random action tends to be repeated for a few steps.
 """
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 from flax import struct
 import jax
@@ -26,23 +31,39 @@ _MOVES = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
 """Row and column step of the directions east, south, west, north."""
 _NEVER = 1_000
 """Steps to go from where the aim cannot be reached."""
+_WALK = 0.6
+"""Chance that the aimless player walks on where nothing is in its way."""
 
 
 @struct.dataclass
-class Player:
-  """State of the player in one episode (add `B` in front for a batch).
+class Noise:
+  """Random actions in one episode (add `B` in front for a batch).
+
+  It is all that the aimless player remembers.
 
   Attributes:
-    steps: `[2, rows, cols, 4]` int16 steps to go, without and with the key.
     noise: `[]` float32, share of random actions.
     restless: `[]` bool, the last action was random.
     whim: `[]` int32, the last action drawn; -1 before the first step.
   """
 
-  steps: Array
   noise: Array
   restless: Array
   whim: Array
+
+
+@struct.dataclass
+class Player(Noise):
+  """State of the scripted player in one episode (`B` in front for a batch).
+
+  Attributes:
+    steps: `[2, rows, cols, 4]` int16 steps to go, without and with the key.
+  """
+
+  steps: Array
+
+
+_P = TypeVar('_P', bound=Noise)
 
 
 def start(state: State, noise: Array) -> Player:
@@ -76,8 +97,22 @@ def start(state: State, noise: Array) -> Player:
   aim = jnp.where(in_front & ~walls[..., None], 1 + with_key, _NEVER)
   enter = jnp.where(walls | door | key, _NEVER, 1)
   without_key = _steps_to_go(aim, enter)
+  calm = start_aimless(noise)
   return Player(
     steps=jnp.stack([without_key, with_key]).astype(jnp.int16),
+    noise=calm.noise,
+    restless=calm.restless,
+    whim=calm.whim,
+  )
+
+
+def start_aimless(noise: Array) -> Noise:
+  """Returns the aimless player at the start of an episode.
+
+  Args:
+    noise: `[]` share of random actions, in [0, 1].
+  """
+  return Noise(
     noise=jnp.asarray(noise, dtype=jnp.float32),
     restless=jnp.asarray(False),
     whim=jnp.asarray(-1, dtype=jnp.int32),
@@ -87,11 +122,7 @@ def start(state: State, noise: Array) -> Player:
 def act(
   player: Player, state: State, key: Array, *, repeat: float = 0.25
 ) -> tuple[Player, Array]:
-  """Chooses an action.
-
-  A random action is followed by the same one with probability `repeat`; how
-  often a new one starts makes up for it, so that the expected share of random
-  actions is `player.noise` at every step.
+  """Chooses an action by the plan, or a random one.
 
   Args:
     player: the player of this episode.
@@ -101,6 +132,59 @@ def act(
 
   Returns:
     The player after its choice, and the action `[]` int32.
+  """
+  return _disturb(player, best_action(player, state), key, repeat)
+
+
+def aimless(
+  player: Noise, state: State, key: Array, *, repeat: float = 0.25
+) -> tuple[Noise, Array]:
+  """Chooses an action without a plan, or a random one.
+
+  Facing the key it picks it up; facing the closed door, with the key, it opens
+  it. Where nothing is in its way it mostly walks on; otherwise it turns to
+  either side.
+
+  Args:
+    player: the player of this episode.
+    state: navix state now.
+    key: typed key, used up.
+    repeat: probability in [0, 1) that a random action is repeated.
+
+  Returns:
+    The player after its choice, and the action `[]` int32.
+  """
+  noise, walk, side = jax.random.split(key, 3)
+  has_key, is_open, _ = achieved(state)
+  front, faces_key, faces_door = _in_front(state, is_open)
+  wall = (state.entities['wall'].position == front[None]).all(-1).any()
+  wall |= state.grid[front[0], front[1]] != 0
+  on = ~(wall | faces_key | faces_door) & (jax.random.uniform(walk) < _WALK)
+  turn = jnp.where(jax.random.bernoulli(side), LEFT, RIGHT)
+  action = jnp.where(on, FORWARD, turn)
+  action = jnp.where(faces_key, PICKUP, action)
+  action = jnp.where(faces_door & has_key, TOGGLE, action)
+  return _disturb(player, action, noise, repeat)
+
+
+def _in_front(state: State, is_open: Array) -> tuple[Array, Array, Array]:
+  """Returns the cell ahead `[2]`, and whether key or closed door is there."""
+  avatar = state.get_player()
+  front = avatar.position + jnp.asarray(_MOVES)[avatar.direction]
+  # A key that was taken lies outside the grid.
+  faces_key = (front == state.entities['key'].position[0]).all()
+  faces_door = (front == state.entities['door'].position[0]).all() & ~is_open
+  return front, faces_key, faces_door
+
+
+def _disturb(
+  player: _P, action: Array, key: Array, repeat: float
+) -> tuple[_P, Array]:
+  """Puts a random action in the place of the intended one, now and then.
+
+  A random action is followed by the same one with probability `repeat`; how
+  often a new one starts makes up for it, so that the expected share of random
+  actions is `player.noise` at every step.
   """
   first, again, draw = jax.random.split(key, 3)
   p = player.noise
@@ -112,23 +196,19 @@ def act(
   whim = jax.random.randint(draw, (), 0, len(ACTIONS))
   whim = jnp.where(repeated, player.whim, whim)
   restless = repeated | started
-  action = jnp.where(restless, whim, best_action(player, state))
+  action = jnp.where(restless, whim, action)
   player = player.replace(restless=restless, whim=whim)
   return player, action.astype(jnp.int32)
 
 
 def best_action(player: Player, state: State) -> Array:
   """Returns the action `[]` int32 that leaves the fewest steps to go."""
-  entities = state.entities
   avatar = state.get_player()
   row, col = avatar.position
   direction = avatar.direction
   has_key, is_open, _ = achieved(state)
   steps = player.steps[has_key.astype(jnp.int32)]
-  moves = jnp.asarray(_MOVES)
-  front = avatar.position + moves[direction]
-  faces_key = (front == entities['key'].position[0]).all()
-  faces_door = (front == entities['door'].position[0]).all() & ~is_open
+  front, faces_key, faces_door = _in_front(state, is_open)
 
   turns = (direction + jnp.array([3, 1])) % 4
   left, right = steps[row, col, turns[0]], steps[row, col, turns[1]]

@@ -1,4 +1,7 @@
-"""Who plays while a dataset is recorded: random, scripted, trained players."""
+"""Who plays while a dataset is recorded.
+
+Players are scripted, aimless, random or trained.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,13 @@ from dreamer4_jax.training.phases import load_rooms
 from dreamer4_jax.types import Actions, Array, PyTree
 
 _DOORKEY, _CRAFTAX = 'navix:Navix-DoorKey', 'craftax:Craftax-Classic'
-"""How names of environments begin for which there is a script."""
+_KNOWN = {'scripted': (_DOORKEY, _CRAFTAX), 'aimless': (_DOORKEY,)}
+"""How names of environments begin that players are written for."""
 
 
 @struct.dataclass
 class Dials:
-  """How a scripted player plays in each of B episodes.
+  """How a scripted or aimless player plays in each of B episodes.
 
   Attributes:
     noise: `[B]` share of random actions.
@@ -58,10 +62,9 @@ def check_player(kind: str, env: Environment, name: str, run: str) -> None:
   """Raises what `make_player` would raise, before anything is played."""
   if kind == 'checkpoint':
     _check_space(env, load_rooms(run, 'imagination')[1], run)
-  scripts = (_DOORKEY, _CRAFTAX)
-  if kind == 'scripted' and not name.startswith(scripts):
+  if kind in _KNOWN and not name.startswith(_KNOWN[kind]):
     raise ValueError(
-      f'CollectConfig.policy = {kind!r}: there is no scripted player for '
+      f'CollectConfig.policy = {kind!r}: there is no {kind} player for '
       f'{name!r}; use random or checkpoint'
     )
 
@@ -72,7 +75,7 @@ def make_player(
   """Makes a player.
 
   Args:
-    kind: 'random', 'scripted' or 'checkpoint'.
+    kind: 'random', 'scripted', 'aimless' or 'checkpoint'.
     env: the environment.
     name: its name, `adapter:level`.
     repeat: probability that a random action is repeated.
@@ -80,8 +83,8 @@ def make_player(
     batch: episodes at once.
 
   Raises:
-    ValueError: there is no scripted player for this environment, or the
-      checkpoint was trained for another one.
+    ValueError: there is no such player for this environment, or the checkpoint
+      was trained for another one.
     FileNotFoundError: the run has not been trained.
   """
   if kind == 'random':
@@ -92,6 +95,12 @@ def make_player(
   if name.startswith(_DOORKEY):
     from data_pipelines import doorkey_player as script
 
+    if kind == 'aimless':
+      return Player(
+        start=lambda _, dials: jax.vmap(script.start_aimless)(dials.noise),
+        act=_scripted(script.aimless, lambda s: s.timestep.state, repeat),
+        restart=where_batch,
+      )
     return Player(
       start=lambda state, dials: jax.vmap(script.start)(
         state.timestep.state, dials.noise

@@ -17,7 +17,10 @@ from dreamer4_jax.config import require
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.types import Actions, Array, EnvStep, PyTree
 
-DEFAULT_NOISE = (0.1, 0.3, 0.6, 1.0)
+DEFAULT_NOISE = {
+  'scripted': (0.1, 0.3, 0.6, 1.0),
+  'aimless': (0.2, 0.4, 0.6, 0.8),
+}
 DEFAULT_REPEAT = 0.25
 
 
@@ -29,8 +32,8 @@ class CollectConfig:
   """Directory of the dataset to be."""
   env: str = 'navix:Navix-DoorKey-Random-6x6-v0'
   """Adapter and level."""
-  policy: Literal['scripted', 'random', 'checkpoint'] = 'scripted'
-  """Who plays."""
+  policy: Literal['scripted', 'aimless', 'random', 'checkpoint'] = 'scripted'
+  """Who plays; the aimless player is for DoorKey."""
   run: str = ''
   """Run directory of a trained agent, for the policy checkpoint."""
   episodes: int = 4000
@@ -38,11 +41,12 @@ class CollectConfig:
   test_episodes: int = 200
   """Episodes of the split 'test'."""
   noise: tuple[float, ...] | None = None
-  """Shares of random actions of a scripted player; each episode draws one.
-  None stands for 0.1, 0.3, 0.6 and 1.0. Other players take none."""
+  """Shares of random actions of a scripted or aimless player; each episode
+  draws one. None stands for 0.1, 0.3, 0.6 and 1.0 of the scripted, 0.2, 0.4,
+  0.6 and 0.8 of the aimless player. Other players take none."""
   repeat: float | None = None
-  """Probability that a random action of a scripted or random player is
-  repeated; none stands for 0.25. A trained player takes none."""
+  """Probability that a random action is repeated; none stands for 0.25. A
+  trained player takes none."""
   restless: float = 0.0
   """Chance per step that a scripted player of Craftax begins to wander; others
   do not."""
@@ -105,7 +109,7 @@ class CollectConfig:
     craftax = self.policy == 'scripted' and self.env.startswith('craftax:')
     for name, given, used in (
       ('run', bool(self.run), self.policy == 'checkpoint'),
-      ('noise', self.noise is not None, self.policy == 'scripted'),
+      ('noise', self.noise is not None, self.policy in DEFAULT_NOISE),
       ('repeat', self.repeat is not None, self.policy != 'checkpoint'),
       ('restless', self.restless > 0, craftax),
       ('idle', self.idle > 0, craftax),
@@ -124,9 +128,8 @@ class CollectConfig:
 
     Empty for players that draw none.
     """
-    if self.policy != 'scripted':
-      return ()
-    return DEFAULT_NOISE if self.noise is None else self.noise
+    default = DEFAULT_NOISE.get(self.policy, ())
+    return default if self.noise is None else self.noise
 
   @property
   def repeats(self) -> float:

@@ -56,7 +56,13 @@ def toy(path):
     ),
     data=replace(config.data, path=str(path)),
     env=replace(config.env, max_steps=12),
-    eval=EvalConfig(clips=4, context_frames=3, horizons=(2, 4), episodes=8),
+    eval=EvalConfig(
+      clips=4,
+      context_frames=3,
+      horizons=(2, 4),
+      episodes=8,
+      reality_episodes=6,
+    ),
   )
 
 
@@ -131,6 +137,12 @@ def test_results_have_what_the_report_needs(run):
     }
   steps = saved['rl_vs_best_clone_steps']
   assert steps is None or steps['episodes'] >= 2
+  assert set(saved['reality']) == {'bc', 'rl'}
+  for agent in saved['reality'].values():
+    assert set(agent['tasks']) == {'key', 'door', 'goal'}
+    assert 6 <= agent['states'] <= 3 * 6 and 0 <= agent['dreamed'] <= 1
+  text = (path / 'run/report.md').read_text()
+  assert f'| rl | all | {saved["reality"]["rl"]["states"]} | ' in text
   assert 'navix' in saved['versions'] and 'gymnasium' not in saved['versions']
   parts = ('data', 'tokenizer', 'dynamics', 'finetune', 'imagination')
   seconds = saved['seconds']
@@ -190,6 +202,7 @@ def test_a_finished_run_trains_and_records_nothing_again(run, monkeypatch):
   assert (path / 'run/tokenizer/metrics.jsonl').read_text() == before
   assert again['tokenizer'] == results['tokenizer']
   assert again['agents'] == results['agents']
+  assert again['reality'] == results['reality']
   # The evaluation takes what the last one took, the rest what it took.
   before, after = results['seconds'], again['seconds']
   for part in ('data', 'tokenizer', 'dynamics', 'finetune', 'imagination'):

@@ -164,12 +164,16 @@ def evaluate(
     del held_out
     dreams = _dynamics(config, world, rooms)
     episodes = _closed_loop(config, world, rooms, cloned, env)
+    reality = _reality(config, world, rooms, cloned, env)
   horizons = tuple(sorted({1, *config.eval.horizons}))
   results: dict[str, Any] = {
     'tokenizer': tokenizer,
     'dynamics': _dream_figures(dreams, horizons, palette),
     'agents': _agents(config, env, episodes),
     **_comparisons(episodes),
+  }
+  results['reality'] = reality and {
+    name: agent.summary(config.tasks) for name, agent in reality.items()
   }
   results['parameters'] = {
     name: sum(x.size for x in jax.tree.leaves(room))
@@ -199,6 +203,7 @@ def evaluate(
     'agent.mp4': lambda path: report.write_video(
       path, report.agent_video(frames)
     ),
+    'phantoms.png': lambda path: _draw_phantoms(path, reality or {}),
   }.items():
     with _optional(run_dir / name):
       draw(run_dir / name)
@@ -375,6 +380,39 @@ def _comparisons(episodes: Mapping[str, evals.Episodes]) -> dict[str, Any]:
       rl.success, best.success, rl.length, best.length
     ),
   }
+
+
+def _reality(
+  config: Config, world: World, rooms: Any, cloned: Any, env: Environment
+) -> dict[str, evals.Reality] | None:
+  """Dreams as imagination does; None if it is off, or on the host."""
+  e, phase = config.eval, config.phases.imagination
+  if not e.reality_episodes:
+    return None
+  # Short episodes have no late frames.
+  last = env.spec.max_steps - 1
+  return evals.dream_and_play(
+    world,
+    {'bc': cloned, 'rl': rooms},
+    env,
+    jax.random.fold_in(jax.random.key(e.seed), config.seed),
+    seeds=range(e.seed, e.seed + e.reality_episodes),
+    starts=sorted({min(start, last) for start in e.reality_starts}),
+    context=e.context_frames,
+    horizon=phase.horizon,
+    sampling_steps=phase.sampling_steps,
+    stop_at_event=phase.stop_at_event,
+  )
+
+
+def _draw_phantoms(
+  path: pathlib.Path, reality: dict[str, evals.Reality]
+) -> None:
+  """Draws them if there are any; else those of an earlier time go."""
+  if any(len(agent.phantoms.task) for agent in reality.values()):
+    report.write_image(path, report.phantom_sheet(reality))
+  else:
+    path.unlink(missing_ok=True)
 
 
 def _device() -> str:

@@ -110,10 +110,23 @@ class EvalConfig:
   """First seed of the evaluation episodes, shared by all policies."""
   temperatures: tuple[float, ...] = (1.0, 0.5, 0.25, 0.0)
   """Temperatures of cloned and imagined policies; 0 is greedy, 1 is needed."""
+  reality_episodes: int = 128
+  """Episodes per policy in which it dreams, and its dreams are played in the
+  real environment; 0 leaves that out."""
+  reality_starts: tuple[int, ...] = (4, 8, 12)
+  """Frames of these episodes at which dreams begin, 0 being the first; those
+  beyond the time limit stand for the last frame before it."""
 
   def __post_init__(self):
     at_least(1, self, 'frames', 'clips', 'context_frames', 'episodes')
-    at_least(0, self, 'seed')
+    at_least(0, self, 'seed', 'reality_episodes')
+    require(
+      len(self.reality_starts) > 0 and min(self.reality_starts) >= 0,
+      'EvalConfig.reality_starts',
+      self.reality_starts,
+      'needs at least one, each at least 0; to leave the dreams out, set '
+      'reality_episodes = 0',
+    )
     require(
       len(self.horizons) > 0 and min(self.horizons) >= 1,
       'EvalConfig.horizons',

@@ -10,6 +10,7 @@ from dreamer4_jax.evals.closed_loop import (
   streaming_agent,
   streaming_memory,
 )
+from dreamer4_jax.evals.reality import Phantoms, Reality, dream_and_play
 from dreamer4_jax.evals.statistics import (
   compare_policies,
   compare_steps,
@@ -39,10 +40,13 @@ __all__ = [
   'Evaluator',
   'OpenLoop',
   'Palette',
+  'Phantoms',
+  'Reality',
   'Reconstructions',
   'best_policy',
   'compare_policies',
   'compare_steps',
+  'dream_and_play',
   'dream_tiles',
   'find_palette',
   'has_events',

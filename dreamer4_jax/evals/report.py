@@ -12,12 +12,14 @@ from typing import Any
 from einops import rearrange
 import imageio.v3 as imageio
 import imageio_ffmpeg
+import jax
 import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 
+from dreamer4_jax.evals.reality import Phantoms, Reality
 from dreamer4_jax.evals.video import OpenLoop, Reconstructions
 
 
@@ -74,7 +76,7 @@ def dream_video(result: OpenLoop, clips: int = 8) -> np.ndarray:
   return _enlarge(_mosaic(pairs, columns=clips), 3)
 
 
-def dream_sheet(result: OpenLoop, clips: int = 4) -> np.ndarray:
+def dream_sheet(result: OpenLoop | Phantoms, clips: int = 4) -> np.ndarray:
   """Contact sheet: for each clip a row of real and a row of dreamed frames."""
   rows = []
   for i in range(min(clips, len(result.frames))):
@@ -95,6 +97,13 @@ def worst_sheet(seen: Reconstructions, columns: int = 8) -> np.ndarray:
   factor = max(1, 96 // pairs.shape[3])
   columns = min(columns, len(pairs))
   return _enlarge(_mosaic(pairs, columns), factor)[0]
+
+
+def phantom_sheet(agents: Mapping[str, Reality]) -> np.ndarray:
+  """Contact sheet of promises not kept, real above dreamed, agent by agent."""
+  parts = [agent.phantoms for agent in agents.values()]
+  every = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+  return dream_sheet(every, clips=len(every.task))
 
 
 def agent_video(frames: np.ndarray, columns: int = 4) -> np.ndarray:
@@ -178,6 +187,8 @@ def markdown(results: Mapping[str, Any], horizons: tuple[int, ...]) -> str:
     *_comparisons(results),
     '',
     '![success](success.png)',
+    '',
+    *_reality(results),
     '',
     '![training](training.png)',
     '',
@@ -314,6 +325,52 @@ def _difference(compare: Mapping[str, Any]) -> str:
   return (
     f'{compare["difference"]:+.3f}, {interval}, p = {compare["p_value"]:.2g}'
   )
+
+
+def _reality(results: Mapping[str, Any]) -> list[str]:
+  """Table of dream against reality, or why there is none."""
+  agents, settings = results['reality'], results['config']['eval']
+  title = 'Dream against reality'
+  if not settings['reality_episodes']:
+    return [f'{title}: left out, by eval.reality_episodes = 0.']
+  if agents is None:
+    return [
+      f'{title}: not measured, since no state of an environment that runs on '
+      'the host can be kept.'
+    ]
+  columns = ('dreamed', 'real', 'missed', 'phantom')
+  columns += ('return_dreamed', 'return_real')
+  horizon = results['config']['phases']['imagination']['horizon']
+  lines = [
+    f'{title}: the event of the task held, within {horizon} frames of a state '
+    "of the agent's own episodes, in its dream and by the same actions in the "
+    'real environment.',
+    '',
+    f'| policy | task | states | {" | ".join(columns).replace("_", " ")} |',
+    '|---' * (3 + len(columns)) + '|',
+  ]
+  for name, agent in agents.items():
+    for task, row in {'all': agent, **agent['tasks']}.items():
+      numbers = ' | '.join(_number(row[column]) for column in columns)
+      lines.append(f'| {name} | {task} | {row["states"]} | {numbers} |')
+  rows = [
+    f'{name}, {p["task"]} at frame {p["start"]}: {p["promise"]:.2f}'
+    for name, agent in agents.items()
+    for p in agent['phantoms']
+  ]
+  lines += [
+    '',
+    'Missed: where the event is real, 1 - the probability dreamed. Phantom: '
+    'the probability dreamed where it is not.',
+  ]
+  if rows:
+    lines += [
+      '',
+      '![promises not kept, real above dreamed](phantoms.png)',
+      '',
+      f'Promises not kept, dream above reality: {"; ".join(rows)}.',
+    ]
+  return lines
 
 
 def _number(value: float | None) -> str:

@@ -12,6 +12,7 @@ from dreamer4_jax.rollout.context import Context, prepare_context
 from dreamer4_jax.rollout.denoise import FrameInput, append_frame, denoise_frame
 from dreamer4_jax.rollout.imagine import (
   Rollout,
+  arrivals,
   fixed_actions,
   imagine,
   sample_policy,
@@ -33,6 +34,7 @@ __all__ = [
   'act',
   'advance',
   'append_frame',
+  'arrivals',
   'denoise_frame',
   'empty_stream',
   'fixed_actions',

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from dreamer4_jax.models import Params, World, distributions
+from dreamer4_jax.objectives import TwoHot
 from dreamer4_jax.rollout.context import last_frame, prepare_context
 from dreamer4_jax.rollout.denoise import (
   FrameInput,
@@ -122,6 +123,27 @@ def imagine(
     actions=jax.tree.map(batch_major, actions),
     agent=agent,
   )
+
+
+def arrivals(
+  world: World, params: Params, rollout: Rollout
+) -> tuple[Array, Array]:
+  """Reads off what imagined frames bring.
+
+  Args:
+    world: modules.
+    params: rooms `reward`, `continuation`.
+    rollout: with agent states.
+
+  Returns:
+    Expected reward of the task held, and probability that the episode goes on,
+    on arriving at each imagined frame, `[B, H]` float32.
+  """
+  agent, arrived = world.config.agent, rollout.agent[:, 1:]
+  twohot = TwoHot(agent.bins, agent.bin_limit)
+  reward = twohot.mean(world.head(params, 'reward', arrived)[:, :, 0])
+  cont = world.head(params, 'continuation', arrived)[:, :, 0]
+  return reward, jax.nn.sigmoid(cont)
 
 
 def sample_policy(world: World, params: Params, room: str = 'policy') -> Policy:

@@ -29,7 +29,7 @@ from dreamer4_jax.objectives import (
   lambda_returns,
   pmpo_means,
 )
-from dreamer4_jax.rollout import imagine, sample_policy
+from dreamer4_jax.rollout import arrivals, imagine, sample_policy
 from dreamer4_jax.training.finetune_step import (
   Clips,
   clip_losses,
@@ -153,10 +153,7 @@ def gather_experience(
     horizon=phase.horizon,
     sampling_steps=phase.sampling_steps,
   )
-  arrived = rollout.agent[:, 1:]
-  reward = twohot.mean(world.head(params, 'reward', arrived)[:, :, 0])
-  cont = world.head(params, 'continuation', arrived)[:, :, 0]
-  cont = jax.nn.sigmoid(cont)
+  reward, cont = arrivals(world, params, rollout)
   if phase.stop_at_event:
     # Its mean is the probability of the event, since that is 0 or 1.
     cont = cont * (1 - jnp.clip(reward, 0, 1))

@@ -131,6 +131,8 @@ def test_returns_are_compared_where_there_are_no_events(home, evaluated):
   assert 'Tile by tile' not in text and 'worst.png' in text
   assert '\n| rl | - | ' in text and 'The same 3 episodes for all' in text
   assert 'rl - bc, return = ' in text and 'nan' not in text.lower()
+  # The game runs on the host.
+  assert results['reality'] is None and 'reality: not measured' in text
 
 
 def test_a_finished_phase_takes_no_more_time(home, trained, evaluated):

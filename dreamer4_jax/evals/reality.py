@@ -1,0 +1,493 @@
+"""Dream against reality: what a dream promises, and what the game then gives.
+
+Dreams begin in states of the agent's own episodes. The actions that the agent
+takes in its dream are then taken in the real game, from that very state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dreamer4_jax.config import require
+from dreamer4_jax.envs import Environment
+from dreamer4_jax.evals.closed_loop import has_events
+from dreamer4_jax.models import Params, World, no_action
+from dreamer4_jax.rollout import (
+  Rollout,
+  act,
+  advance,
+  arrivals,
+  imagine,
+  init_actor,
+  init_prompt,
+  sample_policy,
+)
+from dreamer4_jax.types import Actions, Array, Batch, EnvStep, PyTree
+
+PHANTOMS = 6
+"""Broken promises that are kept for the eye."""
+_PROMISE = 0.5
+"""A promise is what is dreamed to be more likely than this, above reality."""
+_ROOMS = (
+  'tokenizer',
+  'latents',
+  'dynamics',
+  'task',
+  'task_vectors',
+  'policy',
+  'reward',
+  'continuation',
+)
+
+
+@struct.dataclass
+class Phantoms:
+  """The n worst promises that reality did not keep, worst first.
+
+  Attributes:
+    frames: `[n, 1 + H, H, W, C]` uint8, the frame at which the dream begins and
+      those of the real game.
+    dreamed: same shape, uint8, the same frame decoded and those of the dream.
+    task: `[n]` int32 task held.
+    start: `[n]` int32 frame of the episode at which the dream begins.
+    promise: `[n]` float32, dream above reality: of probabilities or, without
+      events, of returns.
+  """
+
+  frames: np.ndarray
+  dreamed: np.ndarray
+  task: np.ndarray
+  start: np.ndarray
+  promise: np.ndarray
+
+  def captions(self, tasks: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns `task`, `start` and `promise` of each, for the report."""
+    rows = zip(self.task, self.start, self.promise, strict=True)
+    return [
+      {'task': tasks[k], 'start': int(t), 'promise': float(p)}
+      for k, t, p in rows
+    ]
+
+
+@struct.dataclass
+class Reality:
+  """Dreams beside what came of their actions, one entry per state.
+
+  Attributes:
+    start: `[n]` int32 frame of the episode at which the dream begins.
+    task: `[n]` int32 task that the agent held there, in dream and game.
+    dreamed: `[n]` float32, probability that the dream gives the task's event
+      within its horizon; None where the environment has rewards but no events.
+    real: `[n]` bool, the event happened; likewise.
+    return_dreamed: `[n]` float32, undiscounted return of the dream, steps
+      weighted by the probability that it still goes on.
+    return_real: `[n]` float32, of the game.
+    phantoms: the worst promises.
+  """
+
+  start: np.ndarray
+  task: np.ndarray
+  dreamed: np.ndarray | None
+  real: np.ndarray | None
+  return_dreamed: np.ndarray
+  return_real: np.ndarray
+  phantoms: Phantoms
+
+  def summary(self, tasks: Sequence[str]) -> dict[str, Any]:
+    """Means for the report.
+
+    Args:
+      tasks: names of the tasks, in id order.
+
+    Returns:
+      `states`, the number; `dreamed` and `real`, mean probability and share;
+      `hit` and `phantom`, mean probability dreamed where reality has the event
+      (in `events` states) and where it has not (in `without`); `missed`, 1 -
+      hit; `return_dreamed`, `return_real`. None stands for what is not defined.
+      `tasks` has the same by name, `phantoms` the captions of the pictures.
+    """
+    everything = np.ones(self.task.shape, bool)
+    return {
+      **self._means(everything),
+      'tasks': {
+        name: self._means(self.task == i) for i, name in enumerate(tasks)
+      },
+      'phantoms': self.phantoms.captions(tasks),
+    }
+
+  def _means(self, where: np.ndarray) -> dict[str, float | int | None]:
+    known = self.dreamed is not None
+    dreamed = self.dreamed[where] if known else np.zeros(0)
+    real = self.real[where] if known else np.zeros(0, bool)
+    hit = _mean(dreamed[real])
+    return {
+      'states': int(where.sum()),
+      'dreamed': _mean(dreamed),
+      'real': _mean(real),
+      'events': int(real.sum()) if known else None,
+      'hit': hit,
+      'missed': None if hit is None else 1 - hit,
+      'without': int((~real).sum()) if known else None,
+      'phantom': _mean(dreamed[~real]),
+      'return_dreamed': _mean(self.return_dreamed[where]),
+      'return_real': _mean(self.return_real[where]),
+    }
+
+
+def dream_and_play(
+  world: World,
+  agents: Mapping[str, Params],
+  env: Environment,
+  key: Array,
+  *,
+  seeds: Sequence[int],
+  starts: Sequence[int],
+  context: int,
+  horizon: int,
+  sampling_steps: int,
+  stop_at_event: bool,
+) -> dict[str, Reality] | None:
+  """Lets agents dream in states of their own episodes, and plays their dreams.
+
+  Each agent plays at temperature 1, prompted with every task once, in order. At
+  the frames `starts` of every episode that still goes on it dreams, holding its
+  task; the game then takes the actions of the dream. What the dream has beyond
+  the game's time limit is left out.
+
+  Args:
+    world: modules.
+    agents: by name, rooms `tokenizer`, `latents`, `dynamics`, `task`,
+      `policy`, `reward`, `continuation`.
+    env: functional environment.
+    key: all randomness, the same for every agent.
+    seeds: one per episode; the same seed is the same level.
+    starts: frames at which dreams begin; 0 is an episode's first.
+    context: real frames that a dream begins with; fewer where the episode has
+      no more.
+    horizon: frames of a dream.
+    sampling_steps: K.
+    stop_at_event: returns end at the first event, as in training.
+
+  Returns:
+    By agent; None where the environment runs on the host, since no state of it
+    can be kept.
+
+  Raises:
+    ValueError: a start does not lie within an episode.
+  """
+  if env.spec.on_host:
+    return None
+  limit = env.spec.max_steps
+  require(
+    len(starts) > 0 and all(0 <= t < limit for t in starts),
+    'starts',
+    tuple(starts),
+    f'needs at least one, each in 0..{limit - 1}: an episode of env.max_steps '
+    f'= {limit} steps ends then',
+  )
+  play, dream = moments(world, env), _dreamer(world, horizon, sampling_steps)
+  go_on, decode = jax.jit(functools.partial(play_on, env)), _decoder(world)
+  acting, dreaming = jax.random.split(key)
+  results = {}
+  for name, params in agents.items():
+    params = {room: params[room] for room in _ROOMS if room in params}
+    parts = []
+    for moment in play(params, acting, seeds, starts):
+      batch = moment.context(world, context)
+      own = jax.random.fold_in(dreaming, moment.start)
+      dreamt = dream(params, batch, own)
+      game = go_on(moment.env_state, dreamt[0].actions)
+      parts.append(_states(env, moment, batch, dreamt, game))
+    results[name] = _compare(
+      jax.tree.map(lambda *x: np.concatenate(x), *parts),
+      has_events(env),
+      stop_at_event,
+      functools.partial(decode, params),
+    )
+  return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+  """B episodes at one frame, and their past.
+
+  Attributes:
+    start: number t of the frame.
+    env_state: the environment's state there.
+    live: `[B]` bool, the episode still goes on.
+    frames: `[B, t + 1, H, W, C]` uint8.
+    tasks: `[B, t + 1]` int32 task held at each frame.
+    prev_actions: components `[B, t + 1, ...]`, the action that led to each
+      frame; zeros at the first.
+    vectors: what is seen beside the frames, components `[B, t + 1, n]`.
+  """
+
+  start: int
+  env_state: PyTree
+  live: np.ndarray
+  frames: np.ndarray
+  tasks: np.ndarray
+  prev_actions: dict[str, np.ndarray]
+  vectors: dict[str, np.ndarray]
+
+  def context(self, world: World, length: int) -> Batch:
+    """Returns the last `length` frames, as imagination is given them.
+
+    Where the episode has fewer, frames of a segment of its own stand before
+    them, which the others do not see.
+    """
+    number = np.arange(self.start + 1 - length, self.start + 1)
+    own, rows = np.maximum(number, 0), len(self.frames)
+    spread = lambda x: np.broadcast_to(x, (rows, length))
+    zero = np.zeros((rows, length), np.float32)
+    led = jax.tree.map(lambda x: x[:, own], self.prev_actions)
+    return Batch(
+      frames=self.frames[:, own],
+      # What the agent did at these frames is nothing to a dream.
+      action=jax.tree.map(np.zeros_like, led),
+      action_mask=zero > 0,
+      prev_action=led,
+      prev_action_mask=spread(number > 0),
+      cloned=zero > 0,
+      reward=np.zeros((*zero.shape, world.config.agent.num_tasks), np.float32),
+      cont=zero + 1,
+      task=self.tasks[:, own],
+      segment_ids=spread((number >= 0).astype(np.int32)),
+      relevant=np.zeros(rows, bool),
+      vectors={
+        part.name: self.vectors[part.name][:, own]
+        for part in world.config.vectors
+      },
+    )
+
+
+def play_on(env: Environment, state: PyTree, actions: Actions) -> EnvStep:
+  """Goes on from a state that was kept.
+
+  Args:
+    env: functional environment.
+    state: of B episodes.
+    actions: components `[B, H, ...]`.
+
+  Returns:
+    What is shown after each action, `[B, H, ...]`.
+  """
+  swap = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+  _, steps = jax.lax.scan(env.step, state, swap(actions))
+  return swap(steps)
+
+
+def moments(
+  world: World, env: Environment
+) -> Callable[[Params, Array, Sequence[int], Sequence[int]], Iterator[Moment]]:
+  """Returns `play(params, key, seeds, starts)`, which yields moments."""
+  stages = [(task, 1) for task in range(world.config.agent.num_tasks)]
+
+  @jax.jit
+  def turn(params, env_state, step, actor, prompt, key, t):
+    prompt = advance(prompt, step.events)
+    action, _, actor = act(
+      world,
+      params,
+      state=actor,
+      frame=step.frame,
+      is_first=jnp.full(step.terminal.shape, t == 0),
+      task=prompt.task(),
+      key=jax.random.fold_in(key, t),
+      vectors=step.vectors,
+    )
+    new = env.step(env_state, action)
+    return *new, actor, prompt, action
+
+  reset = jax.jit(env.reset)
+
+  def play(params, key, seeds, starts):
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    env_state, step = reset(keys)
+    actor = init_actor(world, len(seeds))
+    prompt = init_prompt(stages, len(seeds))
+    shown, led = [], [jax.device_get(no_action(world.space, (len(seeds),)))]
+    for t in range(max(starts) + 1):
+      before, now = env_state, step
+      env_state, step, actor, prompt, action = turn(
+        params, before, now, actor, prompt, key, np.uint32(t)
+      )
+      shown.append(jax.device_get((now.frame, prompt.task(), now.vectors)))
+      if t in starts:
+        frames, tasks, vectors = _stack(shown)
+        yield Moment(
+          start=t,
+          env_state=before,
+          live=~np.asarray(now.terminal | now.timeout),
+          frames=frames,
+          tasks=tasks,
+          prev_actions=_stack(led),
+          vectors=vectors,
+        )
+      led.append(jax.device_get(action))
+
+  return play
+
+
+def _stack(frames: list[PyTree]) -> PyTree:
+  return jax.tree.map(lambda *x: np.stack(x, axis=1), *frames)
+
+
+@struct.dataclass
+class _States:
+  """Dreams and games from n states; what is beyond the time limit pays 0.
+
+  Attributes:
+    start: `[n]` int32.
+    context: what the dreams begin with.
+    z: `[n, H, N_z, C]` tokens of the dream.
+    reward: `[n, H]` reward at the dream's frames.
+    cont: `[n, H]` continuation there.
+    frames: `[n, H, H, W, C]` uint8 of the game.
+    paid: `[n, H]` float32 the game's events of the task held, or its rewards.
+  """
+
+  start: np.ndarray
+  context: Batch
+  z: np.ndarray
+  reward: np.ndarray
+  cont: np.ndarray
+  frames: np.ndarray
+  paid: np.ndarray
+
+
+def _dreamer(
+  world: World, horizon: int, sampling_steps: int
+) -> Callable[[Params, Batch, Array], tuple[Rollout, Array, Array]]:
+  @jax.jit
+  def dream(params, batch, key):
+    rollout = imagine(
+      world,
+      params,
+      batch,
+      key,
+      policy=sample_policy(world, params),
+      horizon=horizon,
+      sampling_steps=sampling_steps,
+    )
+    return rollout, *arrivals(world, params, rollout)
+
+  return dream
+
+
+def _states(
+  env: Environment,
+  moment: Moment,
+  batch: Batch,
+  dream: tuple[Rollout, Array, Array],
+  game: EnvStep,
+) -> _States:
+  """Puts dream and game side by side, where the episode still goes on."""
+  rollout, reward, cont = jax.device_get(dream)
+  game = jax.device_get(game)
+  paid = game.reward
+  if has_events(env):
+    task = batch.task[:, -1, None, None]
+    paid = np.take_along_axis(game.events, task, axis=-1)[..., 0]
+  # The same frames count whether or not the game ends before its time is up.
+  late = moment.start + 1 + np.arange(paid.shape[1]) > env.spec.max_steps
+  states = _States(
+    start=np.full(len(paid), moment.start, np.int32),
+    context=batch,
+    z=rollout.z,
+    reward=np.where(late[None], 0, reward),
+    cont=cont,
+    frames=game.frame,
+    paid=np.where(late[None], 0, paid),
+  )
+  return jax.tree.map(lambda x: x[moment.live], states)
+
+
+def _compare(
+  states: _States,
+  events: bool,
+  stop_at_event: bool,
+  decode: Callable[[Batch, np.ndarray], np.ndarray],
+) -> Reality:
+  dreamed = real = None
+  if events:
+    dreamed = 1 - np.prod(1 - np.clip(states.reward, 0, 1), axis=1)
+    real = (states.paid > 0).any(axis=1)
+  pays = _returns(states.reward, states.cont, stop_at_event)
+  paid = _returns(states.paid, np.ones_like(states.paid), stop_at_event)
+  above = dreamed - real if events else pays - paid
+  worst = np.argsort(-above, kind='stable')[:PHANTOMS]
+  worst = worst[above[worst] > _PROMISE]
+  return Reality(
+    start=states.start,
+    task=states.context.task[:, -1],
+    dreamed=dreamed,
+    real=real,
+    return_dreamed=pays,
+    return_real=paid,
+    phantoms=_phantoms(states, worst, above, decode),
+  )
+
+
+def _returns(reward: np.ndarray, cont: np.ndarray, stop: bool) -> np.ndarray:
+  """Undiscounted returns `[n]`, as imagination weights them."""
+  if stop:
+    cont = cont * (1 - np.clip(reward, 0, 1))
+  alive = np.cumprod(cont, axis=1)
+  alive = np.concatenate([np.ones_like(alive[:, :1]), alive[:, :-1]], axis=1)
+  return (reward * alive).sum(axis=1)
+
+
+def _phantoms(
+  states: _States,
+  worst: np.ndarray,
+  above: np.ndarray,
+  decode: Callable[[Batch, np.ndarray], np.ndarray],
+) -> Phantoms:
+  chosen = jax.tree.map(lambda x: x[worst], states)
+  last = chosen.context.frames[:, -1:]
+  frames = dreamed = np.concatenate([last, chosen.frames], axis=1)
+  if len(worst):
+    # Always as many, so that one program serves all agents.
+    rows = np.resize(np.arange(len(worst)), PHANTOMS)
+    full = jax.tree.map(lambda x: x[rows], chosen)
+    dreamed = np.asarray(decode(full.context, full.z))[: len(worst)]
+  return Phantoms(
+    frames=frames,
+    dreamed=dreamed,
+    task=chosen.context.task[:, -1],
+    start=chosen.start,
+    promise=above[worst],
+  )
+
+
+def _decoder(
+  world: World,
+) -> Callable[[Params, Batch, np.ndarray], Array]:
+  """Returns a function that draws the last frame of contexts, and dreams."""
+
+  @jax.jit
+  def decode(params, batch, z):
+    past = world.encode_clips(params, batch)
+    after = jnp.repeat(batch.segment_ids[:, -1:], z.shape[1], axis=1)
+    images, _ = world.decode(
+      params,
+      jnp.concatenate([past, z], axis=1),
+      segment_ids=jnp.concatenate([batch.segment_ids, after], axis=1),
+    )
+    images = jnp.clip(images[:, past.shape[1] - 1 :], 0, 1)
+    return jnp.round(images * 255).astype(jnp.uint8)
+
+  return decode
+
+
+def _mean(x: np.ndarray) -> float | None:
+  return float(x.mean(dtype=np.float64)) if x.size else None
