@@ -21,7 +21,7 @@ config = dataclasses.replace(
     # The clone is good already: what it leaves to be gained takes dreams that
     # are right for longer.
     dynamics=dataclasses.replace(
-      _base.phases.dynamics, steps=10_000, bootstrap_start=8_000
+      _base.phases.dynamics, steps=7_000, bootstrap_start=5_600
     ),
     finetune=dataclasses.replace(_base.phases.finetune, steps=900),
   ),

@@ -50,7 +50,6 @@ config = Config(
     num_spatial_tokens=10,
     num_registers=0,
     context_length=8,
-    whitening_floor=0.02,
     unroll=2,
   ),
   # Rewards are 0 or 1: bins up to 19 are enough, and the mean is not a sum
@@ -71,15 +70,14 @@ config = Config(
       optimizer=OptimizerConfig(learning_rate=2e-3, decay_share=0.4),
     ),
     dynamics=DynamicsPhase(
-      steps=4800,
+      steps=4000,
       batch_size=16,
       clip_length=8,
       relevant_share=0.25,
       novel_share=0.5,
-      bootstrap_start=3800,
-      # Learns what actions do.
-      clear_share=0.5,
-      end_share=0.7,
+      bootstrap_start=3200,
+      # A frame that is all noise after a clear one: so it is when sampling.
+      clear_share=1.0,
       low_weight=1.0,
       log_every=100,
       checkpoint_every=800,
@@ -98,8 +96,7 @@ config = Config(
       novel_share=0.5,
       # Imagining uses the reward that is read at a frame, distance 0.
       distance_decay=0.5,
-      clear_share=0.5,
-      end_share=0.7,
+      clear_share=1.0,
       low_weight=1.0,
       log_every=50,
       optimizer=OptimizerConfig(name='muon', learning_rate=3e-3),

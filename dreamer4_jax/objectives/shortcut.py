@@ -106,9 +106,10 @@ def draw_levels(
   pairs with `end_share` = 0.7.
 
   In a share of the clips every other frame is clear, from the highest eighth of
-  the grid, and each of those between is noisy, from the lowest quarter, in
-  three of four cases and clear otherwise. There a noisy frame always follows a
-  clear one, as when sampling; and noisy ones alone draw a coarse step.
+  the grid, and of those between three in four are noisy and the others clear.
+  There a noisy frame always follows a clear one, as when sampling. A third of
+  the noisy ones is pure noise, where sampling begins; the others stand anywhere
+  on the grid. They alone draw a coarse step.
 
   Args:
     key: PRNG key, used here only.
@@ -134,10 +135,12 @@ def draw_levels(
     end = jnp.where(fine < max_steps // 2, depth, max_steps - 1 - depth)
     fine = jnp.where(jax.random.bernoulli(end_key, end_share, shape), end, fine)
   if clear_share:
-    chosen, noisy = _alternating(jax.random.fold_in(key, 3), shape, clear_share)
+    chosen, noisy, pure = _alternating(
+      jax.random.fold_in(key, 3), shape, clear_share
+    )
     clear = chosen & ~noisy
-    fine = jnp.where(chosen & noisy, fine // 4, fine)
     fine = jnp.where(clear, max_steps - 1 - fine // 8, fine)
+    fine = jnp.where(chosen & pure, 0, fine)
     # On a coarse grid there is hardly a clear level.
     step = jnp.where(clear, last, step)
   drop = last - step
@@ -149,13 +152,18 @@ def draw_levels(
 
 def _alternating(
   key: Array, shape: tuple[int, int], share: float
-) -> tuple[Array, Array]:
-  """Draws the clips `[B, 1]` that alternate, and noisy frames `[B, T]`."""
+) -> tuple[Array, Array, Array]:
+  """Draws clips `[B, 1]` that alternate; `[B, T]` noisy frames, and pure ones.
+
+  Pure noise is noisy as well.
+  """
   chosen_key, odd_key, noisy_key = jax.random.split(key, 3)
   chosen = jax.random.bernoulli(chosen_key, share, (shape[0], 1))
   begin = jax.random.randint(odd_key, (shape[0], 1), 0, 2)
   odd = (jnp.arange(shape[1])[None] + begin) % 2 == 1
-  return chosen, odd & jax.random.bernoulli(noisy_key, 0.75, shape)
+  # Of four frames between two clear ones one is pure noise, and two are noisy.
+  kind = jax.random.randint(noisy_key, shape, 0, 4)
+  return chosen, odd & (kind < 3), odd & (kind == 0)
 
 
 def corrupt(
