@@ -16,7 +16,7 @@ from dreamer4_jax.cli.loaders import training_loader
 from dreamer4_jax.cli.quickstart import _held_out, quickstart
 from dreamer4_jax.cli.report import load_results
 from dreamer4_jax.config import EvalConfig, MeshConfig
-from dreamer4_jax.data import EpisodeSource
+from dreamer4_jax.data import EpisodeSource, novelty
 from dreamer4_jax.evals import seeds
 from dreamer4_jax.models import World
 from dreamer4_jax.training.phases import load_rooms
@@ -72,7 +72,7 @@ def run(tmp_path_factory):
   config = toy(path / 'data')
 
   def record(out):
-    return collect(
+    report = collect(
       CollectConfig(
         out=out,
         env=config.env.name,
@@ -84,6 +84,8 @@ def run(tmp_path_factory):
       ),
       progress=False,
     )
+    novelty.measure_dataset(out, 'train')
+    return report
 
   def tokenise(run, dataset, out):
     settings = PretokeniseConfig(run=run, dataset=dataset, out=out)
@@ -220,7 +222,7 @@ def test_later_phases_read_latents(run):
   assert source.description.tokenizer == world.fingerprint(rooms)
   assert saved.data.latents == str(path / 'run/latents')
   loader = training_loader(saved, 'dynamics', 4, world.fingerprint(rooms))
-  assert next(loader).frames.shape == (8, 4, 8, 16)
+  assert next(loader).frames.shape == (8, 4, 25, 8)
   with pytest.raises(ValueError, match='this run has 0123; pre-tokenise again'):
     training_loader(saved, 'dynamics', 4, '0123')
 
