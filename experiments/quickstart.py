@@ -78,6 +78,7 @@ config = Config(
       bootstrap_start=3200,
       # A frame that is all noise after a clear one: so it is when sampling.
       clear_share=1.0,
+      end_share=0.7,
       low_weight=1.0,
       log_every=100,
       checkpoint_every=800,
@@ -97,6 +98,7 @@ config = Config(
       # Imagining uses the reward that is read at a frame, distance 0.
       distance_decay=0.5,
       clear_share=1.0,
+      end_share=0.7,
       low_weight=1.0,
       log_every=50,
       optimizer=OptimizerConfig(name='muon', learning_rate=3e-3),

@@ -73,11 +73,12 @@ def make_results(tiles):
     'rl_vs_bc': compared,
     'rl_vs_best_clone': compared,
     'rl_vs_best_clone_steps': None,
+    'reality': None,
     'seconds': {'total': 1.0},
     'versions': {},
     'device': 'one',
     'seed': 0,
-    'config': {'name': 'toy'},
+    'config': {'name': 'toy', 'eval': {'reality_episodes': 0}},
   }
 
 

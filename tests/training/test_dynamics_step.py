@@ -12,6 +12,7 @@ from dreamer4_jax.models import World
 from dreamer4_jax.objectives import ShortcutLosses, draw_levels
 from dreamer4_jax.training.dynamics_step import (
   corrupt_batch,
+  dynamics_loss,
   dynamics_objective,
   frame_means,
   group_size,
@@ -324,3 +325,20 @@ def test_only_the_dynamics_moves_and_every_parameter_does():
       jax.tree.leaves(first.params), jax.tree.leaves(last.params), strict=True
     )
   )
+
+
+@pytest.mark.parametrize('low', [0.1, 0.6])
+def test_frames_of_noise_have_their_weight(low):
+  world, params = world_and_params()
+  phase = dataclasses.replace(PHASE, low_weight=low)
+  # Before bootstrapping begins: all frames have the finest step.
+  data = jax.jit(
+    lambda params: corrupt_batch(
+      world, params, BATCH, phase, jnp.int32(0), jax.random.key(0)
+    )
+  )(params)
+  loss, _ = dynamics_loss(world, phase, jnp.zeros_like(data.z1), data)
+  z1, index = np.asarray(data.z1, float), np.asarray(data.levels.signal_index)
+  tau = index / CONFIG.dynamics.max_steps
+  expected = (low + (1 - low) * tau) * np.square(z1).mean(axis=(2, 3))
+  np.testing.assert_allclose(loss.value(), expected.mean(), rtol=1e-5)

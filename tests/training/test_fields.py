@@ -43,7 +43,7 @@ def loader_of(phase, settings, monkeypatch):
   loaders.training_loader(config, phase, settings.clip_length, '')
   names = (
     'batch_size', 'length', 'separate_images', 'relevant_share',
-    'baseline_share',
+    'baseline_share', 'novel_share',
   )  # fmt: skip
   return [tuple(kwargs[name] for name in names) for kwargs in asked]
 
@@ -205,20 +205,21 @@ BOOTSTRAP = {
   'share that bootstraps': Drawn(0.25 * 3 / 4),
   'levels at the ends': Drawn(2 / 8),
 }
-# Batch, length, shares of separate images, relevant clips and baselines.
+# Batch, length, shares of separate images, relevant clips, baselines and novel
+# ones.
 SEEN = {
   'tokenizer': {
-    'data': [(8, 5, 0.0, 0.0, 0.0)],
+    'data': [(8, 5, 0.0, 0.0, 0.0, 0.0)],
     'weights': {'mse': 1.0, 'vectors': 1.0},
     'mask ratio': 0.9,
   },
   'dynamics': {
-    'data': [(8, 5, 0.0, 0.0, 0.0)],
+    'data': [(8, 5, 0.0, 0.0, 0.0, 0.0)],
     'weights': {'dynamics': 1.0},
     **BOOTSTRAP,
   },
   'finetune': {
-    'data': [(8, 5, 0.0, 0.5, 0.0)],
+    'data': [(8, 5, 0.0, 0.5, 0.0, 0.0)],
     'weights': {
       'dynamics': 1.0, 'policy': 1.0, 'reward': 1.0, 'continuation': 1.0
     },
@@ -231,7 +232,7 @@ SEEN = {
     'weight of the distances': 5 + 4 + 3,
   },
   'imagination': {
-    'data': [(8, 5, 0.0, 0.5, 0.0)],
+    'data': [(8, 5, 0.0, 0.5, 0.0, 0.0)],
     'weights': {'positive': -0.5, 'negative': 0.5, 'kl': 0.3, 'value': 1.0},
     'horizon': 15,
     'sampling_steps': 4,
@@ -244,14 +245,26 @@ DYNAMICS = {
   'bootstrap_every': (3, {'steps that bootstrap': [0, 3, 6, 9]}),
   # Of the frames at neither end, all but 30 % are drawn there.
   'end_share': (0.7, {'levels at the ends': Drawn(0.7 + 0.3 / 4)}),
+  # Every other frame is clear, and a quarter of those between; another quarter
+  # is pure noise. The noisy ones alone bootstrap.
+  'clear_share': (
+    1.0,
+    {
+      'levels at the ends': Drawn(0.84),
+      'share that bootstraps': Drawn(0.25 * 3 / 4 * 3 / 8),
+    },
+  ),
 }
 FIELDS = {
   'tokenizer': {
     'max_mask_ratio': (0.4, {'mask ratio': 0.4}),
     'vector_weight': (2.0, {'weights': {'mse': 1.0, 'vectors': 2.0}}),
+    'hard_regions': (0.5, {'weights': {'hard_mse': 1.0, 'vectors': 1.0}}),
+    'relevant_share': (0.25, {'data': [(8, 5, 0.0, 0.25, 0.0, 0.0)]}),
   },
   'dynamics': {
     **DYNAMICS,
+    'relevant_share': (0.25, {'data': [(8, 5, 0.0, 0.25, 0.0, 0.0)]}),
     'bootstrap_rows': (0.5, {
       'rows of extra passes': {4},
       'share that bootstraps': Drawn(0.5 * 3 / 4),
@@ -263,9 +276,9 @@ FIELDS = {
       'rows of extra passes': {2},
       'share that bootstraps': Drawn(0.5 * 3 / 4),
     }),
-    'baseline_share': (0.25, {'data': [(8, 5, 0.0, 0.5, 0.25)]}),
+    'baseline_share': (0.25, {'data': [(8, 5, 0.0, 0.5, 0.25, 0.0)]}),
     'relevant_share': (0.25, {
-      'data': [(8, 5, 0.0, 0.25, 0.0)],
+      'data': [(8, 5, 0.0, 0.25, 0.0, 0.0)],
       # Of more rows that train the dynamics, more bootstrap.
       'rows of extra passes': {2},
     }),
@@ -294,10 +307,10 @@ FIELDS = {
       positive=-0.5, negative=0.5, kl=0.7, value=1.0)}),
     'value_weight': (2.0, {'weights': dict(
       positive=-0.5, negative=0.5, kl=0.3, value=2.0)}),
-    'relevant_share': (0.25, {'data': [(8, 5, 0.0, 0.25, 0.0)]}),
+    'relevant_share': (0.25, {'data': [(8, 5, 0.0, 0.25, 0.0, 0.0)]}),
     'world_rate': (0.5, {
       # As many clips of finetuning, with its share of relevant ones.
-      'data': [(8, 5, 0.0, 0.5, 0.0)] * 2,
+      'data': [(8, 5, 0.0, 0.5, 0.0, 0.0)] * 2,
       'weights': dict(
         positive=-0.5, negative=0.5, kl=0.3, value=1.0,
         dynamics=1.0, prior=1.0, reward=1.0, continuation=1.0),
@@ -310,6 +323,7 @@ SHARED = {
   'batch_size': (4, lambda data: (4, *data[1:])),
   'clip_length': (3, lambda data: (data[0], 3, *data[2:])),
   'separate_images': (0.5, lambda data: (*data[:2], 0.5, *data[3:])),
+  'novel_share': (0.5, lambda data: (*data[:5], 0.5)),
 }
 CASES = [
   *((p, None) for p in PHASES),
@@ -365,8 +379,8 @@ def test_no_field_is_forgotten():
   everywhere = {*LOOP, *SHARED, 'accumulate'}
   elsewhere = {
     'tokenizer': {'lpips_weight'},
-    'dynamics': set(),
-    'finetune': {'dynamics_rate'},
+    'dynamics': {'low_weight'},
+    'finetune': {'low_weight', 'dynamics_rate'},
     'imagination': set(),
   }
   for phase, settings in BASE.items():
