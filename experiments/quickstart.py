@@ -33,6 +33,7 @@ config = Config(
     image_width=40,
     patch_size=8,
     num_latents=25,
+    aligned_latents=True,
     bottleneck_dim=8,
     width=64,
     mlp_hidden=192,

@@ -211,6 +211,10 @@ class TokenizerConfig(_Stack):
   bottleneck_gain: float = 0.05
   """Factor before the tanh. At 1 it saturates in a few hundred steps, and what
   has little variance, like a small thing that moves, is learned late."""
+  aligned_latents: bool = False
+  """Latent i starts from the place of patch i, in encoder and decoder. For a
+  latent for each patch: which of them is to hold which patch need not be found
+  out then, at which some training seeds fail."""
   encoder_depth: int = 4
   """Encoder layers, a multiple of `time_every`."""
   decoder_depth: int = 4
@@ -238,6 +242,14 @@ class TokenizerConfig(_Stack):
         f'must be 0, or at least {least} to hold {side} pixels in patches of '
         f'{self.patch_size}',
       )
+    patches = self.grid[0] * self.grid[1]
+    require(
+      not self.aligned_latents or self.num_latents == patches,
+      'TokenizerConfig.aligned_latents',
+      self.aligned_latents,
+      f'needs num_latents = {self.num_latents} to be the number of patches, '
+      f'{patches}',
+    )
     self._check_depth('encoder_depth')
     self._check_depth('decoder_depth')
 

@@ -27,7 +27,12 @@ from dreamer4_jax.nn import choose
 from dreamer4_jax.types import Actions, Array, Batch
 
 Params = dict[str, Any]
-_LATER_FIELDS = {'grid_rows': 0, 'grid_columns': 0, 'time_every': 4}
+_LATER_FIELDS = {
+  'grid_rows': 0,
+  'grid_columns': 0,
+  'time_every': 4,
+  'aligned_latents': False,
+}
 """Fields that tokenizers have not always had, with what held before."""
 _CAST = ('kernel', 'table')  # Scales of norms are used in float32.
 
