@@ -205,3 +205,10 @@ def test_baselines_have_names_where_they_have_clips():
     ValueError, match=r'phases.finetune.baseline_share = 0.1: needs tasks by id'
   ):
     with_baselines(0.1, task_vector_size=3)
+
+
+def test_latents_that_are_aligned_are_as_many_as_patches():
+  cfg.TokenizerConfig(num_latents=16, aligned_latents=True)
+  sentence = 'aligned_latents = True: needs num_latents = 8 .* patches, 16'
+  with pytest.raises(ValueError, match=sentence):
+    cfg.TokenizerConfig(num_latents=8, aligned_latents=True)

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -171,3 +172,25 @@ def test_standardised_tokens_decode_to_the_same_images(latents):
   a, _ = jax.jit(WORLD.decode)(PARAMS, tokens)
   b, _ = decode(latents)
   np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_aligned_latents_start_from_their_patches():
+  # Six patches. The same comes of tables into which the slots were added.
+  plain = dataclasses.replace(WORLD.config.tokenizer, num_latents=6)
+  aligned = dataclasses.replace(plain, aligned_latents=True)
+  frames = jnp.asarray(BATCH.frames)
+  params = Tokenizer(plain).init(jax.random.key(1), frames)['params']
+  params = nn.unbox(params)
+  table = lambda name: params[name]['table']
+  moved = {
+    **params,
+    'latent_tokens': {'table': table('latent_tokens') + table('patch_slots')},
+    'patch_queries': {'table': table('patch_queries') + table('decoder_slots')},
+  }
+  z, images = Tokenizer(aligned).apply({'params': params}, frames)
+  expected = Tokenizer(plain).apply({'params': moved}, frames)
+  np.testing.assert_allclose(z, expected[0], atol=1e-6)
+  np.testing.assert_allclose(images, expected[1], atol=1e-6)
+  other = Tokenizer(plain).apply({'params': params}, frames)
+  assert np.abs(z - other[0]).max() > 1e-3
+  assert np.abs(images - other[1]).max() > 1e-4
