@@ -12,8 +12,9 @@ import pytest
 from data_pipelines.collect import CollectConfig, collect
 from data_pipelines.pretokenise import PretokeniseConfig, pretokenise
 from dreamer4_jax import sharding
+from dreamer4_jax.cli.evaluation import _held_out
 from dreamer4_jax.cli.loaders import training_loader
-from dreamer4_jax.cli.quickstart import _held_out, quickstart
+from dreamer4_jax.cli.quickstart import quickstart
 from dreamer4_jax.cli.report import load_results
 from dreamer4_jax.config import EvalConfig, MeshConfig
 from dreamer4_jax.data import EpisodeSource, novelty

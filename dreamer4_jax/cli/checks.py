@@ -17,7 +17,8 @@ from dreamer4_jax.cli.loaders import (
   training_loader,
 )
 from dreamer4_jax.config import PHASES, Config, PhaseConfig, require
-from dreamer4_jax.data import EpisodeSource, planning
+from dreamer4_jax.data import EpisodeSource
+from dreamer4_jax.data.epochs import Epochs
 from dreamer4_jax.envs import Environment, make_env
 from dreamer4_jax.evals.video import CLIP_BATCHES
 from dreamer4_jax.models import World
@@ -220,9 +221,7 @@ def check_held_out(config: Config) -> None:
     f'frames, and the longest episode of {config.data.eval_split!r} in '
     f'{config.data.path} has {longest}; use shorter horizons or less context',
   )
-  epochs = planning.Epochs(
-    index.lengths, length, e.seed + PHASES.index('dynamics')
-  )
+  epochs = Epochs(index.lengths, length, e.seed + PHASES.index('dynamics'))
   drawn = range(CLIP_BATCHES * EVALUATION_BATCH)
   whole = sum(len(epochs[number]) == 1 for number in drawn)
   require(

@@ -244,7 +244,7 @@ def _quickstart(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-  from dreamer4_jax.cli.quickstart import evaluate_run
+  from dreamer4_jax.cli.evaluation import evaluate_run
 
   _report_devices()
   _log_to_stderr()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dreamer4_jax.config import SourceConfig, require
-from dreamer4_jax.data.format import Attributes
+from dreamer4_jax.data.format import Attributes, SplitIndex
 from dreamer4_jax.data.sources import EpisodeSource
 
 _COMPARE = {
@@ -61,6 +61,37 @@ def known_episodes(source: EpisodeSource, labeled: np.ndarray) -> np.ndarray:
   if not source.description.actions:
     return np.zeros(len(source), bool)
   return labeled & (source.index.known > 0)
+
+
+def better_half(
+  indices: Sequence[SplitIndex], among: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+  """Chooses the better half of some episodes of all datasets together.
+
+  Args:
+    indices: of the datasets.
+    among: `[episodes]` bool for each, the episodes to choose from.
+
+  Returns:
+    `[episodes]` bool for each: the half, rounded up, of highest return; of
+    equal ones those with more events, and of these the earlier ones. Returns
+    count where all datasets have them.
+  """
+  returns = [x.returns for x in indices]
+  if any(x is None for x in returns):
+    returns = [np.zeros(len(x.lengths)) for x in indices]
+  events = [
+    np.bincount(x.event_episode, minlength=len(x.lengths)) for x in indices
+  ]
+  mask = np.concatenate(list(among))
+  number = np.flatnonzero(mask)
+  # The last key counts first; what is equal stays in order.
+  order = np.lexsort(
+    (-np.concatenate(events)[number], -np.concatenate(returns)[number])
+  )
+  best = np.zeros(len(mask), bool)
+  best[number[order[: (len(number) + 1) // 2]]] = True
+  return np.split(best, np.cumsum([len(x) for x in among])[:-1])
 
 
 def is_labeled(episodes: np.ndarray, share: float) -> np.ndarray:

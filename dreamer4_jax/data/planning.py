@@ -3,11 +3,8 @@
 A window of `length` frames is a list of segments, each a stretch of one
 episode.
 
-*Uniform* windows come in epochs. In each, the episodes are put one behind the
-other in a random order, this endless ring of frames is cut into windows from
-a random place on, and the windows are taken in random order. So every epoch
-shows every frame once (but for a remainder shorter than a window), on ever
-different places of a window.
+*Uniform* windows come in epochs, of which each shows every frame once; see
+`dreamer4_jax.data.epochs`.
 
 *Relevant* windows are placed on an event of a task, each independently. Where
 no dataset has any event, everything whose actions are known is relevant: these
@@ -35,7 +32,9 @@ import functools
 import numpy as np
 
 from dreamer4_jax.config import require
+from dreamer4_jax.data.epochs import Epochs, apportion, spread
 from dreamer4_jax.data.format import SplitIndex
+from dreamer4_jax.data.labels import better_half
 from dreamer4_jax.data.sources import Stretch
 
 _LABELED = 1 << 31
@@ -75,60 +74,6 @@ class Window:
   def relevant(self) -> bool:
     """Whether behaviour is cloned from the window."""
     return self.cloned > 0
-
-
-class Epochs:
-  """The uniform windows of one split, numbered without end."""
-
-  def __init__(
-    self,
-    lengths: np.ndarray,
-    length: int,
-    seed: int,
-    *,
-    stream: Sequence[int] = (),
-    only: np.ndarray | None = None,
-  ):
-    """Lays the episodes out.
-
-    Args:
-      lengths: `[episodes]` frames of each episode; those of 0 are left out.
-      length: frames of a window.
-      seed: of all choices.
-      stream: further numbers that the order depends on.
-      only: `[episodes]` bool, those that are used; by default all are.
-    """
-    used = lengths > 0 if only is None else only & (lengths > 0)
-    self._episodes = np.flatnonzero(used)
-    self._lengths = lengths
-    self._length = length
-    self._seeds = (seed, *stream)
-    self._frames = int(lengths[self._episodes].sum())
-    self.windows = max(1, self._frames // length)
-    self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
-
-  def __getitem__(self, number: int) -> tuple[Stretch, ...]:
-    """Returns a window; an epoch has `windows` of them."""
-    epoch, place = divmod(number, self.windows)
-    order, ends, offset, places = self._epoch(epoch)
-    frame = (offset + int(places[place]) * self._length) % self._frames
-    at = int(np.searchsorted(ends, frame, side='right'))
-    segments, left = [], self._length
-    start = frame - int(ends[at] - self._lengths[order[at]])
-    while left:
-      episode = int(order[at])
-      stop = min(int(self._lengths[episode]), start + left)
-      segments.append(Stretch(episode, start, stop))
-      left -= stop - start
-      at, start = (at + 1) % len(order), 0
-    return tuple(segments)
-
-  def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, ...]:
-    rng = np.random.default_rng([*self._seeds, epoch])
-    order = self._episodes[rng.permutation(len(self._episodes))]
-    ends = np.cumsum(self._lengths[order])
-    offset = int(rng.integers(self._frames))
-    return order, ends, offset, rng.permutation(self.windows)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -219,7 +164,7 @@ class Planner:
     that equal parts of the batch hold equal shares.
     """
     count, size = self.relevant_rows, self.batch_size
-    return _spread(row + 1, count, size) > _spread(row, count, size)
+    return spread(row + 1, count, size) > spread(row, count, size)
 
   def is_baseline(self, row: int) -> bool:
     """Whether a baseline is cloned from this row of a batch.
@@ -279,13 +224,13 @@ class Planner:
     )
 
   def _plan(self, batch: int, row: int, rng: np.random.Generator) -> Window:
-    relevant_before = _spread(row, self.relevant_rows, self.batch_size)
+    relevant_before = spread(row, self.relevant_rows, self.batch_size)
     baselines_before = self._baselines_before(row)
     relevant, task, cloned, prompt = self.is_relevant(row), -1, 0, -1
     if relevant:
       rank = batch * self.relevant_rows + relevant_before
       sources = self._eventful or list(self._labeled_epochs)
-      choice, place = _apportion(rank, [self.weights[i] for i in sources])
+      choice, place = apportion(rank, [self.weights[i] for i in sources])
       source = sources[choice]
       if self._eventful:
         segments, task, cloned = self._on_event(source, rng)
@@ -300,14 +245,14 @@ class Planner:
     else:
       others = self._other_rows
       number = row - relevant_before - baselines_before
-      novel_before = _spread(number, self.novel_rows, others)
-      if _spread(number + 1, self.novel_rows, others) > novel_before:
+      novel_before = spread(number, self.novel_rows, others)
+      if spread(number + 1, self.novel_rows, others) > novel_before:
         rank = batch * self.novel_rows + novel_before
-        source, _ = _apportion(rank, self.weights)
+        source, _ = apportion(rank, self.weights)
         segments = self._on_novelty(source, rng)
       else:
         rank = batch * (others - self.novel_rows) + number - novel_before
-        source, place = _apportion(rank, self.weights)
+        source, place = apportion(rank, self.weights)
         segments = self._epochs[source][place]
     switch, images = rng.random() < self.switch_tasks, rng.random()
     return Window(
@@ -326,8 +271,8 @@ class Planner:
     others = self.batch_size - self.relevant_rows
     if not others:
       return 0
-    before = row - _spread(row, self.relevant_rows, self.batch_size)
-    return _spread(before, self.baseline_rows, others)
+    before = row - spread(row, self.relevant_rows, self.batch_size)
+    return spread(before, self.baseline_rows, others)
 
   def _of_baseline(
     self, prompt: int, rank: int
@@ -335,7 +280,7 @@ class Planner:
     """Returns dataset and segments of a baseline's window number `rank`."""
     epochs = self._baseline_epochs[prompt]
     sources = list(epochs)
-    choice, place = _apportion(rank, [self.weights[i] for i in sources])
+    choice, place = apportion(rank, [self.weights[i] for i in sources])
     return sources[choice], epochs[sources[choice]][place]
 
   @functools.cached_property
@@ -370,7 +315,7 @@ class Planner:
   @functools.cached_property
   def _baseline_epochs(self) -> list[dict[int, Epochs]]:
     """Windows of each baseline, by number of the dataset."""
-    chosen = self._labeled, _better_half(self.indices, self._labeled)
+    chosen = self._labeled, better_half(self.indices, self._labeled)
     return [
       self._epochs_of(masks, stream)
       for masks, stream in zip(chosen, _BASELINES, strict=True)
@@ -448,54 +393,3 @@ class Planner:
       # Where an episode ends early, others follow from their first frames.
       episode, start = int(rng.integers(len(lengths))), 0
     return tuple(segments)
-
-
-def _better_half(
-  indices: Sequence[SplitIndex], among: Sequence[np.ndarray]
-) -> list[np.ndarray]:
-  """Chooses the better half of some episodes of all datasets together.
-
-  Args:
-    indices: of the datasets.
-    among: `[episodes]` bool for each, the episodes to choose from.
-
-  Returns:
-    `[episodes]` bool for each: the half, rounded up, of highest return; of
-    equal ones those with more events, and of these the earlier ones. Returns
-    count where all datasets have them.
-  """
-  returns = [x.returns for x in indices]
-  if any(x is None for x in returns):
-    returns = [np.zeros(len(x.lengths)) for x in indices]
-  events = [
-    np.bincount(x.event_episode, minlength=len(x.lengths)) for x in indices
-  ]
-  mask = np.concatenate(list(among))
-  number = np.flatnonzero(mask)
-  # The last key counts first; what is equal stays in order.
-  order = np.lexsort(
-    (-np.concatenate(events)[number], -np.concatenate(returns)[number])
-  )
-  best = np.zeros(len(mask), bool)
-  best[number[order[: (len(number) + 1) // 2]]] = True
-  return np.split(best, np.cumsum([len(x) for x in among])[:-1])
-
-
-def _spread(rows: int, count: int, size: int) -> int:
-  """How many of the first `rows` are chosen, of `count` among `size`."""
-  return rows * count // size
-
-
-def _apportion(number: int, weights: Sequence[float]) -> tuple[int, int]:
-  """Deals numbers 0, 1, 2, ... out by weight, evenly and without chance.
-
-  Returns:
-    Who gets the number, and how many they got before.
-  """
-  for i, weight in enumerate(weights[:-1]):
-    share = weight / sum(weights[i:])
-    before = int(number * share)
-    if int((number + 1) * share) > before:
-      return i, before
-    number -= before
-  return len(weights) - 1, number

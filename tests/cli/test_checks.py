@@ -6,9 +6,10 @@ import pathlib
 import pytest
 
 from dreamer4_jax.cli import checks
+from dreamer4_jax.cli.evaluation import evaluate_run
 from dreamer4_jax.cli.loaders import training_loader
 from dreamer4_jax.cli.main import main
-from dreamer4_jax.cli.quickstart import evaluate_run, quickstart
+from dreamer4_jax.cli.quickstart import quickstart
 from dreamer4_jax.config import PHASES, ActionComponent, SourceConfig
 from dreamer4_jax.training import phases
 from tests.cli import small_run

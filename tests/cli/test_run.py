@@ -17,7 +17,7 @@ import pytest
 
 from data_pipelines import pretokenise
 from dreamer4_jax.checkpoint import load_arrays
-from dreamer4_jax.cli import quickstart
+from dreamer4_jax.cli import evaluation
 from dreamer4_jax.cli.loaders import training_loader
 from dreamer4_jax.config import PHASES
 from dreamer4_jax.data import EpisodeSource
@@ -152,7 +152,7 @@ def test_a_trained_run_is_evaluated_by_its_directory(
   before = json.loads((run / 'results.json').read_text())
   for name in ('results.json', 'report.md', 'dreams.mp4', 'agent.mp4'):
     (run / name).unlink()
-  found = quickstart.evaluate_run(run, episodes=5, seed=7)
+  found = evaluation.evaluate_run(run, episodes=5, seed=7)
   saved = json.loads((run / 'results.json').read_text())
   assert saved == json.loads(json.dumps(found))
   # Of other clips; pixels are alike on all of them, states are not.
@@ -175,16 +175,16 @@ def test_what_is_for_the_eye_costs_no_results(
     raise OSError('no codec')
 
   def missing(name):
-    raise quickstart.metadata.PackageNotFoundError(name)
+    raise evaluation.metadata.PackageNotFoundError(name)
 
   monkeypatch.chdir(home)
   monkeypatch.setattr(report, 'write_video', fail)
   monkeypatch.setattr(report, 'plot_training', fail)
-  monkeypatch.setattr(quickstart.metadata, 'version', missing)
+  monkeypatch.setattr(evaluation.metadata, 'version', missing)
   run = home / 'runs/x'
   (run / 'results.json').unlink()
   (run / 'agent.mp4').unlink()
-  found = quickstart.evaluate_run(run)
+  found = evaluation.evaluate_run(run)
   assert json.loads((run / 'results.json').read_text())['agents']
   assert found['versions']['gymnasium'] == 'not installed'
   assert not (run / 'agent.mp4').exists()
@@ -244,4 +244,4 @@ def test_a_run_that_is_not_trained_is_named(home, trained, tmp_path):
   config = (home / 'runs/x/config.json').read_text()
   (tmp_path / 'config.json').write_text(config)
   with pytest.raises(FileNotFoundError, match='the phase tokenizer is not tr'):
-    quickstart.evaluate_run(tmp_path)
+    evaluation.evaluate_run(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from dreamer4_jax.config import ActionComponent, EnvConfig
 from dreamer4_jax.envs import make_env
-from dreamer4_jax.evals import reality, report
+from dreamer4_jax.evals import moments, reality, report
 from dreamer4_jax.rollout import Rollout, imagine, prepare_context
 from tests.evals.test_closed_loop import LIMIT, Line
 from tests.models.tiny_world import CONFIG, make_batch, world_and_params
@@ -80,7 +80,7 @@ def seen_as(read):
 
 def compare(monkeypatch, read, env=None, config=CONFIG, **kwargs):
   world, params = world_and_params(config)
-  monkeypatch.setattr(reality, 'act', fake_act)
+  monkeypatch.setattr(moments, 'act', fake_act)
   monkeypatch.setattr(reality, 'imagine', true_dream)
   monkeypatch.setattr(reality, 'arrivals', seen_as(read))
   settings = {'starts': STARTS, 'stop_at_event': True, **kwargs}
@@ -103,7 +103,7 @@ def test_a_dream_that_is_right_has_neither_phantoms_nor_misses(monkeypatch):
   # States are those of episodes that still go on.
   world, params = world_and_params()
   acting, _ = jax.random.split(jax.random.key(0))
-  played = reality.moments(world, Line())(params, acting, GOALS, STARTS)
+  played = moments.moments(world, Line())(params, acting, GOALS, STARTS)
   going = [int(moment.live.sum()) for moment in played]
   assert [(got.start == t).sum() for t in STARTS] == going
   assert going[0] == len(GOALS) > going[-1] > 10
@@ -205,8 +205,8 @@ def test_no_state_of_a_host_can_be_kept():
 
 def test_labels_are_those_of_the_prompt_on_each_frame(monkeypatch):
   world, params = world_and_params()
-  monkeypatch.setattr(reality, 'act', fake_act)
-  play = reality.moments(world, Line())
+  monkeypatch.setattr(moments, 'act', fake_act)
+  play = moments.moments(world, Line())
   (moment,) = play(params, jax.random.key(0), GOALS, (5,))
   position = moment.frames[..., 0, 0, 0]
   # The key's event is seen on the frame on which one step was made.
@@ -242,7 +242,7 @@ def doorkey():
 def kept(doorkey):
   """Moments of 16 episodes by frame."""
   world, params, env = doorkey
-  play = reality.moments(world, env)
+  play = moments.moments(world, env)
   found = play(params, jax.random.key(0), range(16), (0, 3, 9))
   return {moment.start: moment for moment in found}
 
@@ -252,7 +252,7 @@ def test_the_game_goes_on_from_a_kept_state(doorkey, kept, start):
   _, _, env = doorkey
   whole = kept[9]
   actions = whole.prev_actions['action'][:, start + 1 :]
-  got = jax.jit(lambda *x: reality.play_on(env, *x))(
+  got = jax.jit(lambda *x: moments.play_on(env, *x))(
     kept[start].env_state, {'action': actions}
   )
   np.testing.assert_array_equal(got.frame, whole.frames[:, start + 1 :])
