@@ -88,7 +88,8 @@ class PhaseConfig:
   separate_images: float = 0.0
   """Share of clips whose frames are treated as separate images."""
   relevant_share: float = 0.0
-  """Share of clips in which a task is achieved, each task as often."""
+  """Share of clips in which a task is achieved, each task as often. Where no
+  dataset has events, it is the share of clips with actions."""
   novel_share: float = 0.0
   """Share of the other clips that show something rare. The datasets must have
   been measured with `dreamer4 data novelty`."""

@@ -108,8 +108,8 @@ def draw_levels(
   In a share of the clips every other frame is clear, from the highest eighth of
   the grid, and of those between three in four are noisy and the others clear.
   There a noisy frame always follows a clear one, as when sampling. A third of
-  the noisy ones is pure noise, where sampling begins; the others stand anywhere
-  on the grid. They alone draw a coarse step.
+  the noisy ones is pure noise, where sampling begins; the others are drawn as
+  elsewhere, from the ends by `end_share`. They alone draw a coarse step.
 
   Args:
     key: PRNG key, used here only.
