@@ -13,7 +13,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from dreamer4_jax.config import Config
+from dreamer4_jax.config import Config, require
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.models import World
 from dreamer4_jax.rollout import act, advance, init_actor, init_prompt
@@ -60,6 +60,10 @@ class Player:
 
 def check_player(kind: str, env: Environment, name: str, run: str) -> None:
   """Raises what `make_player` would raise, before anything is played."""
+  players = ('random', 'checkpoint', *_KNOWN)
+  require(
+    kind in players, 'CollectConfig.policy', kind, f'must be one of {players}'
+  )
   if kind == 'checkpoint':
     _check_space(env, load_rooms(run, 'imagination')[1], run)
   if kind in _KNOWN and not name.startswith(_KNOWN[kind]):

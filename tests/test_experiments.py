@@ -1,11 +1,14 @@
 """The experiments that ship can be trained, and fit their environments."""
 
 import runpy
+import types
 
 import pytest
 
+from data_pipelines import players
 from dreamer4_jax.cli import checks, experiments
-from dreamer4_jax.config import PHASES
+from dreamer4_jax.config import PHASES, EnvConfig
+from dreamer4_jax.envs import make_env
 
 DOORKEY = ('quickstart', 'doorkey_play', 'doorkey_mixture')
 
@@ -29,3 +32,21 @@ def test_those_of_doorkey_differ_by_what_was_recorded():
     assert checks.check_environment(config).spec.tiles.side == 8
   base, play, _ = configs
   assert (play.tokenizer, play.dynamics) == (base.tokenizer, base.dynamics)
+
+
+@pytest.mark.parametrize('name', DOORKEY)
+def test_what_is_recorded_can_be_played(name, tmp_path):
+  record, asked, measured = load(name)['record'], [], []
+  names = record.__globals__
+  names['collect'] = asked.append
+  names['novelty'] = types.SimpleNamespace(
+    measure_dataset=lambda *of: measured.append(of)
+  )
+  record(str(tmp_path))
+  (settings,) = asked
+  env = make_env(EnvConfig(name=settings.env, max_steps=settings.max_steps))
+  players.check_player(settings.policy, env, settings.env, settings.run)
+  assert settings.out == str(tmp_path)
+  phases = load(name)['config'].phases
+  rare = any(getattr(phases, phase).novel_share for phase in PHASES)
+  assert measured == [(str(tmp_path), 'train')] * rare
