@@ -16,15 +16,6 @@ _base = _quickstart['config']
 config = dataclasses.replace(
   _base,
   name='doorkey_play',
-  phases=dataclasses.replace(
-    _base.phases,
-    # The clone is good already: what it leaves to be gained takes dreams that
-    # are right for longer.
-    dynamics=dataclasses.replace(
-      _base.phases.dynamics, steps=7_000, bootstrap_start=5_600
-    ),
-    finetune=dataclasses.replace(_base.phases.finetune, steps=900),
-  ),
   data=dataclasses.replace(_base.data, path='runs/doorkey-aimless'),
 )
 pretokenise = _quickstart['pretokenise']

@@ -42,13 +42,14 @@ config = Config(
     context_length=2,
     rope_base=10.0,
   ),
+  # Few wide tokens cost what more narrow ones do, and learn more.
   dynamics=DynamicsConfig(
-    width=64,
+    width=96,
     depth=8,
-    mlp_hidden=192,
+    mlp_hidden=256,
     num_heads=2,
     num_kv_heads=1,
-    num_spatial_tokens=10,
+    num_spatial_tokens=5,
     num_registers=0,
     context_length=8,
     unroll=2,
@@ -65,18 +66,20 @@ config = Config(
       long_clip_length=2,
       # A patch is a tile: a masked one hides what nothing else tells.
       max_mask_ratio=0.0,
+      # Or a player who turns moves the latents by a hair, and dreams lose it.
+      latent_noise=0.3,
       novel_share=0.5,
       log_every=100,
       checkpoint_every=800,
       optimizer=OptimizerConfig(learning_rate=2e-3, decay_share=0.4),
     ),
     dynamics=DynamicsPhase(
-      steps=4000,
+      steps=3000,
       batch_size=16,
       clip_length=8,
       relevant_share=0.25,
       novel_share=0.5,
-      bootstrap_start=3200,
+      bootstrap_start=2400,
       # A frame that is all noise after a clear one: so it is when sampling.
       clear_share=1.0,
       end_share=0.7,
@@ -88,9 +91,11 @@ config = Config(
       ),
     ),
     finetune=FinetunePhase(
-      steps=600,
+      steps=900,
       batch_size=16,
       clip_length=12,
+      # Reward is to be learned where there is none, too.
+      context_share=0.5,
       # What the dynamics learned in its last steps is not to be unlearned.
       dynamics_rate=0.3,
       # A clip in sixteen for each of the two clones without a task.

@@ -154,6 +154,11 @@ class TokenizerPhase(PhaseConfig):
   """Squared errors of regions of 8x8 pixels are weighted by this power of
   themselves, so that what is small and wrong counts for more than what is
   large and nearly right. 0 weighs all alike, as in the paper."""
+  latent_noise: float = 0.0
+  """Standard deviation of the noise on the latents that the decoder is given
+  in training, where that of each latent value over the batch is 1. Frames that
+  differ in a small thing then lie further apart than the noise is wide, and
+  dreams keep it. The paper has none."""
   lpips_weight: float = 0.2
   """Weight of the LPIPS term; off while lpips_path is empty."""
   lpips_path: str = ''
@@ -169,7 +174,7 @@ class TokenizerPhase(PhaseConfig):
       self.max_mask_ratio,
       'must lie in [0, 1); the paper uses 0.9',
     )
-    at_least(0, self, 'hard_regions', 'vector_weight')
+    at_least(0, self, 'hard_regions', 'latent_noise', 'vector_weight')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

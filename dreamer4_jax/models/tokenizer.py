@@ -211,13 +211,22 @@ class Tokenizer(nn.Module):
     return z, decoded.images
 
   def reconstruct(
-    self, frames, *, vectors=None, mask=None, segment_ids=None
+    self, frames, *, vectors=None, mask=None, segment_ids=None, noise=None
   ) -> tuple[Array, Decoded]:
-    """Returns z and what it decodes to, of whole clips; see `encode`."""
+    """Returns z and what it decodes to, of whole clips; see `encode`.
+
+    The decoder is given z plus `noise`, of the same shape and in units of the
+    standard deviation that each value of a frame has over the batch; so it
+    cannot be escaped by a larger z. None gives it z.
+    """
     z, _ = self.encode(
       frames, vectors=vectors, mask=mask, segment_ids=segment_ids
     )
-    decoded, _ = self.decode_modalities(z, segment_ids=segment_ids)
+    shown = z
+    if noise is not None:
+      # The root has no slope at 0, where a value that never changes would be.
+      shown += noise * jnp.sqrt(z.var((0, 1), keepdims=True) + 1e-8)
+    decoded, _ = self.decode_modalities(shown, segment_ids=segment_ids)
     return z, decoded
 
   def _split_mask(self, mask: Array) -> tuple[Array, Array | None]:

@@ -43,25 +43,32 @@ def tokenizer_objective(
   world: World, phase: TokenizerPhase, lpips: Lpips | None = None
 ) -> Objective:
   """Returns what the phase learns; arguments as in `make_tokenizer_step`."""
-  rows, cols = world.config.tokenizer.grid
+  c = world.config.tokenizer
+  rows, cols = c.grid
   spread = {v.name: v.std for v in world.config.vectors}
   tokens = rows * cols + len(spread)
 
   def prepare(state: TrainState, batch: Batch, key: Array):
     del state
     leading = batch.frames.shape[:2]
-    mask = patch_mask(key, leading, tokens, phase.max_mask_ratio)
-    return batch.frames, batch.vectors, mask, batch.segment_ids
+    mask_key, noise_key = jax.random.split(key)
+    mask = patch_mask(mask_key, leading, tokens, phase.max_mask_ratio)
+    noise = None
+    if phase.latent_noise:
+      shape = (*leading, c.num_latents, c.bottleneck_dim)
+      noise = phase.latent_noise * jax.random.normal(noise_key, shape)
+    return batch.frames, batch.vectors, mask, batch.segment_ids, noise
 
   def terms(params: Params, state: TrainState, data: tuple[Any, ...]):
     del state
-    frames, vectors, mask, segment_ids = data
+    frames, vectors, mask, segment_ids, noise = data
     _, decoded = world.tokenizer.apply(
       {'params': params['tokenizer']},
       frames,
       vectors=vectors,
       mask=mask,
       segment_ids=segment_ids,
+      noise=noise,
       method='reconstruct',
     )
     images = decoded.images

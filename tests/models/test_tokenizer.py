@@ -194,3 +194,23 @@ def test_aligned_latents_start_from_their_patches():
   other = Tokenizer(plain).apply({'params': params}, frames)
   assert np.abs(z - other[0]).max() > 1e-3
   assert np.abs(images - other[1]).max() > 1e-4
+
+
+def test_noise_on_the_latents_is_in_units_of_their_spread(latents):
+  frames = jnp.asarray(BATCH.frames)
+  noise = jax.random.normal(jax.random.key(2), latents.shape)
+  ids = jnp.asarray(BATCH.segment_ids)
+  z, decoded = method('reconstruct', noise=noise, segment_ids=ids)(frames)
+  # It is the clear z that is returned.
+  np.testing.assert_allclose(z, latents, atol=1e-6)
+  spread = np.asarray(latents, np.float64).std((0, 1))
+  images, _ = decode(latents + np.asarray(noise) * spread, segment_ids=ids)
+  np.testing.assert_allclose(decoded.images, images, atol=1e-4)
+  # Nor is there noise, or a slope that is not a number, where nothing varies.
+  still = jnp.zeros_like(frames)
+  slope = jax.grad(
+    lambda params: WORLD.tokenizer.apply(
+      {'params': params}, still, noise=noise, method='reconstruct'
+    )[1].images.sum()
+  )(PARAMS['tokenizer'])
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))

@@ -77,11 +77,17 @@ class State:
 
 def look_at_tokenizer(made, settings, monkeypatch):
   del monkeypatch
-  *_, mask, _ = made.objective.prepare(None, BATCH, KEY)
-  for ratio in (0.9, 0.4):
-    if np.array_equal(mask, patch_mask(KEY, (8, 5), 7, ratio)):
-      return {'mask ratio': ratio}
-  raise AssertionError(mask.mean())
+  *_, mask, _, noise = made.objective.prepare(None, BATCH, KEY)
+  key = jax.random.split(KEY)[0]
+  ratios = [
+    ratio
+    for ratio in (0.9, 0.4)
+    if np.array_equal(mask, patch_mask(key, (8, 5), 7, ratio))
+  ]
+  return {
+    'mask ratio': ratios,
+    'latent noise': None if noise is None else Drawn(noise.std()),
+  }
 
 
 @dataclasses.dataclass
@@ -91,7 +97,7 @@ class Drawn:
   share: float
 
   def __eq__(self, other):
-    return abs(self.share - other.share) < 0.05
+    return isinstance(other, Drawn) and abs(self.share - other.share) < 0.05
 
 
 def look_at_dynamics(made, settings, monkeypatch, prepared=lambda data: data):
@@ -211,7 +217,8 @@ SEEN = {
   'tokenizer': {
     'data': [(8, 5, 0.0, 0.0, 0.0, 0.0)],
     'weights': {'mse': 1.0, 'vectors': 1.0},
-    'mask ratio': 0.9,
+    'mask ratio': [0.9],
+    'latent noise': None,
   },
   'dynamics': {
     'data': [(8, 5, 0.0, 0.0, 0.0, 0.0)],
@@ -257,7 +264,8 @@ DYNAMICS = {
 }
 FIELDS = {
   'tokenizer': {
-    'max_mask_ratio': (0.4, {'mask ratio': 0.4}),
+    'max_mask_ratio': (0.4, {'mask ratio': [0.4]}),
+    'latent_noise': (0.3, {'latent noise': Drawn(0.3)}),
     'vector_weight': (2.0, {'weights': {'mse': 1.0, 'vectors': 2.0}}),
     'hard_regions': (0.5, {'weights': {'hard_mse': 1.0, 'vectors': 1.0}}),
     'relevant_share': (0.25, {'data': [(8, 5, 0.0, 0.25, 0.0, 0.0)]}),

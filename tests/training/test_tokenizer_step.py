@@ -110,7 +110,7 @@ def test_the_terms_match_a_loop():
 
   terms, others = jax.device_get(compute(batch))
   assert set(terms) == {'mse', 'lpips'} and not others
-  mask = patch_mask(key, (2, 3), 6, 0.9)
+  mask = patch_mask(jax.random.split(key)[0], (2, 3), 6, 0.9)
   assert 0 < mask.sum() < 36
 
   @jax.jit
