@@ -59,7 +59,7 @@ config = Config(
   agent=AgentConfig(num_tasks=3, bins=63, bin_limit=3.0),
   phases=Phases(
     tokenizer=TokenizerPhase(
-      steps=1600,
+      steps=2400,
       batch_size=32,
       # Many different images a step, and pairs for the time layers.
       clip_length=1,
@@ -67,19 +67,19 @@ config = Config(
       # A patch is a tile: a masked one hides what nothing else tells.
       max_mask_ratio=0.0,
       # Or a player who turns moves the latents by a hair, and dreams lose it.
-      latent_noise=0.3,
+      latent_noise=0.6,
       novel_share=0.5,
       log_every=100,
       checkpoint_every=800,
       optimizer=OptimizerConfig(learning_rate=2e-3, decay_share=0.4),
     ),
     dynamics=DynamicsPhase(
-      steps=3000,
+      steps=2500,
       batch_size=16,
       clip_length=8,
       relevant_share=0.25,
       novel_share=0.5,
-      bootstrap_start=2400,
+      bootstrap_start=2000,
       # A frame that is all noise after a clear one: so it is when sampling.
       clear_share=1.0,
       end_share=0.7,

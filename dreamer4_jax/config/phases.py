@@ -155,10 +155,10 @@ class TokenizerPhase(PhaseConfig):
   themselves, so that what is small and wrong counts for more than what is
   large and nearly right. 0 weighs all alike, as in the paper."""
   latent_noise: float = 0.0
-  """Standard deviation of the noise on the latents that the decoder is given
-  in training, where that of each latent value over the batch is 1. Frames that
-  differ in a small thing then lie further apart than the noise is wide, and
-  dreams keep it. The paper has none."""
+  """In training the decoder is given latents with noise of standard deviation
+  s ~ U(0, this), drawn for each frame, where the spread of each latent value
+  over the batch is 1. Frames that differ in a small thing then lie further
+  apart than the noise is wide, and dreams keep it. The paper has none."""
   lpips_weight: float = 0.2
   """Weight of the LPIPS term; off while lpips_path is empty."""
   lpips_path: str = ''

@@ -56,7 +56,7 @@ def tokenizer_objective(
     noise = None
     if phase.latent_noise:
       shape = (*leading, c.num_latents, c.bottleneck_dim)
-      noise = phase.latent_noise * jax.random.normal(noise_key, shape)
+      noise = frame_noise(noise_key, shape, phase.latent_noise)
     return batch.frames, batch.vectors, mask, batch.segment_ids, noise
 
   def terms(params: Params, state: TrainState, data: tuple[Any, ...]):
@@ -96,6 +96,20 @@ def tokenizer_objective(
   if spread:
     weights['vectors'] = phase.vector_weight
   return Objective(prepare=prepare, terms=terms, weights=weights, report=report)
+
+
+def frame_noise(key: Array, shape: tuple[int, ...], most: float) -> Array:
+  """Returns Gaussian noise, of which each frame has an amount of its own.
+
+  Args:
+    key: all randomness.
+    shape: `[B, T, ...]`.
+    most: its standard deviation is drawn uniformly from 0 to this.
+  """
+  amount_key, key = jax.random.split(key)
+  lead = (*shape[:2], *(1 for _ in shape[2:]))
+  amount = jax.random.uniform(amount_key, lead, maxval=most)
+  return amount * jax.random.normal(key, shape)
 
 
 def make_tokenizer_step(

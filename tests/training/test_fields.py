@@ -86,7 +86,7 @@ def look_at_tokenizer(made, settings, monkeypatch):
   ]
   return {
     'mask ratio': ratios,
-    'latent noise': None if noise is None else Drawn(noise.std()),
+    'latent noise': noise if noise is None else Drawn(noise.std((2, 3)).mean()),
   }
 
 
@@ -265,7 +265,7 @@ DYNAMICS = {
 FIELDS = {
   'tokenizer': {
     'max_mask_ratio': (0.4, {'mask ratio': [0.4]}),
-    'latent_noise': (0.3, {'latent noise': Drawn(0.3)}),
+    'latent_noise': (0.6, {'latent noise': Drawn(0.3)}),
     'vector_weight': (2.0, {'weights': {'mse': 1.0, 'vectors': 2.0}}),
     'hard_regions': (0.5, {'weights': {'hard_mse': 1.0, 'vectors': 1.0}}),
     'relevant_share': (0.25, {'data': [(8, 5, 0.0, 0.25, 0.0, 0.0)]}),

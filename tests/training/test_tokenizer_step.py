@@ -10,6 +10,7 @@ from dreamer4_jax.config import OptimizerConfig, TokenizerPhase
 from dreamer4_jax.models import World
 from dreamer4_jax.objectives import patch_mask
 from dreamer4_jax.training.tokenizer_step import (
+  frame_noise,
   init_tokenizer_state,
   latent_statistics,
   make_tokenizer_step,
@@ -187,6 +188,16 @@ def test_whitening_decorrelates_down_to_the_floor_and_can_be_undone():
     jnp.asarray(x[:128].reshape(8, 16, 2, 8), jnp.float32),
   )
   np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_each_frame_has_an_amount_of_noise_of_its_own():
+  noise = frame_noise(jax.random.key(0), (8, 64, 16, 16), 0.8)
+  amounts = np.asarray(noise).std((2, 3)).ravel()
+  levels = np.linspace(0.1, 0.9, 9)
+  np.testing.assert_allclose(
+    np.quantile(amounts, levels), 0.8 * levels, atol=0.06
+  )
+  np.testing.assert_allclose(noise.mean((2, 3)), 0, atol=0.2)
 
 
 def test_hard_regions_are_what_trains_and_the_error_stays_what_it_is():
