@@ -212,9 +212,9 @@ class TokenizerConfig(_Stack):
   """Factor before the tanh. At 1 it saturates in a few hundred steps, and what
   has little variance, like a small thing that moves, is learned late."""
   aligned_latents: bool = False
-  """Latent i starts from the place of patch i, in encoder and decoder. For a
-  latent for each patch: which of them is to hold which patch need not be found
-  out then, at which some training seeds fail."""
+  """Latent i starts from patch i as it is embedded, or hidden, and the query of
+  patch i from latent i. For a latent for each patch: which of them is to hold
+  which patch need not be found out then, which takes long where it succeeds."""
   encoder_depth: int = 4
   """Encoder layers, a multiple of `time_every`."""
   decoder_depth: int = 4

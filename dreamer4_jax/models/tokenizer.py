@@ -124,10 +124,9 @@ class Tokenizer(nn.Module):
     # is: on small grids the tokenizer else never learns to encode small things
     # that move (docs/notes.md).
     x = x + self.patch_slots.table()[None, None]
-    latents = self.latent_tokens.table()
+    latents = _spread(self.latent_tokens.table(), frames.shape[:2])
     if c.aligned_latents:
-      latents = latents + self.patch_slots.table()
-    latents = _spread(latents, frames.shape[:2])
+      latents += x
     x, new = self.encoder(
       jnp.concatenate([latents, x, *self._embed(vectors, vector_mask)], axis=2),
       space_mask=masks.encoder_mask(self._modalities()),
@@ -181,10 +180,9 @@ class Tokenizer(nn.Module):
     c = self.config
     latents = self.latent_in(z)
     latents = latents + self.decoder_slots.table()[None, None]
-    queries = self.patch_queries.table()
+    queries = [_spread(self.patch_queries.table(), z.shape[:2])]
     if c.aligned_latents:
-      queries = queries + self.decoder_slots.table()
-    queries = [_spread(queries, z.shape[:2])]
+      queries[0] += latents
     if self.vectors:
       queries.append(_spread(self.vector_queries.table(), z.shape[:2]))
     x, new = self.decoder(

@@ -175,25 +175,44 @@ def test_standardised_tokens_decode_to_the_same_images(latents):
 
 
 def test_aligned_latents_start_from_their_patches():
-  # Six patches. The same comes of tables into which the slots were added.
-  plain = dataclasses.replace(WORLD.config.tokenizer, num_latents=6)
-  aligned = dataclasses.replace(plain, aligned_latents=True)
+  # Six patches. With the outputs of all blocks at 0 nothing is mixed: latent i
+  # is made of patch i alone, and patch i of latent i.
+  sizes = dataclasses.replace(WORLD.config.tokenizer, num_latents=6)
   frames = jnp.asarray(BATCH.frames)
-  params = Tokenizer(plain).init(jax.random.key(1), frames)['params']
-  params = nn.unbox(params)
-  table = lambda name: params[name]['table']
-  moved = {
-    **params,
-    'latent_tokens': {'table': table('latent_tokens') + table('patch_slots')},
-    'patch_queries': {'table': table('patch_queries') + table('decoder_slots')},
-  }
-  z, images = Tokenizer(aligned).apply({'params': params}, frames)
-  expected = Tokenizer(plain).apply({'params': moved}, frames)
-  np.testing.assert_allclose(z, expected[0], atol=1e-6)
-  np.testing.assert_allclose(images, expected[1], atol=1e-6)
-  other = Tokenizer(plain).apply({'params': params}, frames)
-  assert np.abs(z - other[0]).max() > 1e-3
-  assert np.abs(images - other[1]).max() > 1e-4
+  params = nn.unbox(Tokenizer(sizes).init(jax.random.key(1), frames)['params'])
+  still = lambda path, x: x * (path[-2].key not in ('out', 'down'))
+  params = jax.tree_util.tree_map_with_path(still, params)
+
+  def touched(aligned):
+    config = dataclasses.replace(sizes, aligned_latents=aligned)
+    apply = functools.partial(Tokenizer(config).apply, {'params': params})
+    z, images = apply(frames)
+    # Another first patch, of 8 pixels, or another first latent.
+    other, _ = apply(frames.at[:, :, :8, :8].add(1))
+    moved, _ = apply(z.at[:, :, 0].add(0.1), method='decode')
+    pixels = np.abs(moved - images).max((0, 1, 4)) > 1e-4
+    return np.abs(other - z).max((0, 1, 3)) > 1e-5, pixels
+
+  latents, pixels = touched(aligned=True)
+  np.testing.assert_array_equal(latents, np.arange(6) == 0)
+  corner = np.zeros((20, 12), bool)
+  corner[:8, :8] = True
+  np.testing.assert_array_equal(pixels, corner)
+  assert not any(x.any() for x in touched(aligned=False))
+
+
+def test_an_aligned_latent_sees_nothing_of_a_patch_that_is_hidden():
+  config = dataclasses.replace(
+    WORLD.config.tokenizer, num_latents=6, aligned_latents=True
+  )
+  frames = jnp.asarray(BATCH.frames)
+  mask = jnp.zeros((2, FRAMES, 6), bool).at[:, :, 0].set(True)
+  model = Tokenizer(config)
+  params = model.init(jax.random.key(1), frames, mask=mask)
+  encode = lambda x: model.apply(params, x, mask=mask, method='encode')[0]
+  a = encode(frames)
+  np.testing.assert_array_equal(a, encode(frames.at[:, :, :8, :8].add(1)))
+  assert np.abs(a - encode(frames.at[:, :, 8:, 8:].add(1))).max() > 1e-4
 
 
 def test_noise_on_the_latents_is_in_units_of_their_spread(latents):
