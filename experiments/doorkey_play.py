@@ -1,4 +1,4 @@
-"""DoorKey 5x5 from play without a plan; all else as in the quickstart."""
+"""DoorKey 6x6 from play without a plan; all else as in the quickstart."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,7 @@ _base = _quickstart['config']
 config = dataclasses.replace(
   _base,
   name='doorkey_play',
-  data=dataclasses.replace(_base.data, path='runs/doorkey-aimless'),
+  data=dataclasses.replace(_base.data, path='runs/doorkey6-aimless'),
 )
 pretokenise = _quickstart['pretokenise']
 
@@ -30,7 +30,7 @@ def record(path: str) -> dict[str, Any]:
       policy='aimless',
       episodes=3000,
       test_episodes=200,
-      max_steps=60,
+      max_steps=80,
       tile=config.env.tile,
       workers=1,
       seed=0,

@@ -1,4 +1,4 @@
-"""MiniGrid DoorKey 5x5 from pixels and random play, for two CPU cores."""
+"""MiniGrid DoorKey 6x6 from pixels and random play, for two CPU cores."""
 
 from typing import Any
 
@@ -29,16 +29,19 @@ config = Config(
   tasks=('key', 'door', 'goal'),
   # A patch for each tile, and a latent for each patch.
   tokenizer=TokenizerConfig(
-    image_height=40,
-    image_width=40,
+    image_height=48,
+    image_width=48,
     patch_size=8,
-    num_latents=25,
+    num_latents=36,
     aligned_latents=True,
     bottleneck_dim=8,
     width=64,
     mlp_hidden=192,
     num_heads=2,
     num_kv_heads=2,
+    time_every=2,
+    encoder_depth=2,
+    decoder_depth=2,
     context_length=2,
     rope_base=10.0,
   ),
@@ -49,7 +52,7 @@ config = Config(
     mlp_hidden=256,
     num_heads=2,
     num_kv_heads=1,
-    num_spatial_tokens=5,
+    num_spatial_tokens=6,
     num_registers=0,
     context_length=8,
     unroll=2,
@@ -59,7 +62,7 @@ config = Config(
   agent=AgentConfig(num_tasks=3, bins=63, bin_limit=3.0),
   phases=Phases(
     tokenizer=TokenizerPhase(
-      steps=2400,
+      steps=1200,
       batch_size=32,
       # Many different images a step, and pairs for the time layers.
       clip_length=1,
@@ -70,16 +73,16 @@ config = Config(
       latent_noise=0.6,
       novel_share=0.5,
       log_every=100,
-      checkpoint_every=800,
+      checkpoint_every=600,
       optimizer=OptimizerConfig(learning_rate=2e-3, decay_share=0.4),
     ),
     dynamics=DynamicsPhase(
-      steps=2500,
+      steps=4000,
       batch_size=16,
       clip_length=8,
       relevant_share=0.25,
       novel_share=0.5,
-      bootstrap_start=2000,
+      bootstrap_start=3200,
       # A frame that is all noise after a clear one: so it is when sampling.
       clear_share=1.0,
       end_share=0.7,
@@ -113,7 +116,7 @@ config = Config(
       steps=400,
       batch_size=32,
       clip_length=8,
-      horizon=12,
+      horizon=16,
       sampling_steps=1,
       gamma=0.95,
       beta=0.05,
@@ -122,10 +125,10 @@ config = Config(
     ),
   ),
   # About twice what a perfect player needs; recordings may take longer.
-  env=EnvConfig(name='navix:Navix-DoorKey-Random-5x5-v0', max_steps=20),
+  env=EnvConfig(name='navix:Navix-DoorKey-Random-6x6-v0', max_steps=24),
   # An event is rewarded under the label of its own task; labels that advance
   # have left it by then.
-  data=DataConfig(path='runs/doorkey-random', switch_tasks=0.25),
+  data=DataConfig(path='runs/doorkey6-random', switch_tasks=0.25),
   eval=EvalConfig(clips=512),
 )
 
@@ -140,9 +143,9 @@ def record(path: str) -> dict[str, Any]:
       out=path,
       env=config.env.name,
       policy='random',
-      episodes=4000,
+      episodes=2500,
       test_episodes=200,
-      max_steps=80,
+      max_steps=130,
       tile=config.env.tile,
       # More processes would compile as often, for a few seconds of playing.
       workers=1,

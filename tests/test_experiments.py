@@ -10,7 +10,7 @@ from dreamer4_jax.cli import checks, experiments
 from dreamer4_jax.config import PHASES, EnvConfig
 from dreamer4_jax.envs import make_env
 
-DOORKEY = ('quickstart', 'doorkey_play', 'doorkey_mixture')
+DOORKEY = ('quickstart', 'doorkey_play', 'doorkey_small', 'doorkey_mixture')
 
 
 def load(name):
@@ -27,10 +27,10 @@ def test_an_experiment_has_what_the_command_needs(name):
 
 def test_those_of_doorkey_differ_by_what_was_recorded():
   configs = [load(name)['config'] for name in DOORKEY]
-  assert len({c.data.path for c in configs}) == 3
+  assert len({c.data.path for c in configs}) == 4
   for config in configs:
     assert checks.check_environment(config).spec.tiles.side == 8
-  base, play, _ = configs
+  base, play, *_ = configs
   assert (play.tokenizer, play.dynamics) == (base.tokenizer, base.dynamics)
 
 
