@@ -223,7 +223,7 @@ def test_later_phases_read_latents(run):
   assert source.description.tokenizer == world.fingerprint(rooms)
   assert saved.data.latents == str(path / 'run/latents')
   loader = training_loader(saved, 'dynamics', 4, world.fingerprint(rooms))
-  assert next(loader).frames.shape == (8, 4, 25, 8)
+  assert next(loader).frames.shape == (8, 4, 36, 8)
   with pytest.raises(ValueError, match='this run has 0123; pre-tokenise again'):
     training_loader(saved, 'dynamics', 4, '0123')
 
