@@ -25,11 +25,11 @@ from dreamer4_jax.nn import TimeCache
 from dreamer4_jax.rollout import (
   FrameInput,
   append_frame,
+  context_levels,
   imagine,
   prepare_context,
   sample_policy,
 )
-from dreamer4_jax.rollout.denoise import context_levels
 from dreamer4_jax.types import Array, PyTree
 
 ROOMS = ('dynamics', 'task', 'policy')
@@ -104,7 +104,7 @@ def _cases_of(
     return world.denoise(
       params,
       z,
-      *context_levels(world, z.shape[:2]),
+      context_levels(world, z.shape[:2]),
       given.prev_action,
       given.prev_action_mask,
       agent=given.agent,

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 
 from flax import struct
 import jax
+import jax.numpy as jnp
 
 Array: TypeAlias = jax.Array
 PyTree: TypeAlias = Any
@@ -28,6 +29,42 @@ int32 in {0, 1}, continuous `[..., n]` float32."""
 Vectors: TypeAlias = dict[str, Array]
 """What is seen beside the image, such as proprioception, by name: `[..., n]`
 float32, in the data's units."""
+
+
+@struct.dataclass
+class Levels:
+  """How noisy examples are, or the frames of clips, and how far a step goes.
+
+  On the grid of `max_steps` = K_max, a power of two, a step size d is one of
+  1, 1/2, ..., 1/K_max, and a signal level tau one of 0, d, ..., 1: 0 is noise
+  and 1 is data. Both travel as integers, so that no level is ever rounded.
+
+  Attributes:
+    signal_index: `[...]` int32, tau K_max; in 0..K_max, and below K_max where a
+      step begins.
+    step_index: `[...]` int32, log2(1/d), in 0..log2(K_max).
+    max_steps: K_max.
+  """
+
+  signal_index: Array
+  step_index: Array
+  max_steps: int = struct.field(pytree_node=False)
+
+  @property
+  def signal_level(self) -> Array:
+    """Tau, `[...]` float32 and exact."""
+    return jnp.asarray(self.signal_index).astype(jnp.float32) / self.max_steps
+
+  @property
+  def step_size(self) -> Array:
+    """Step size d, `[...]` float32 and exact."""
+    steps = jnp.left_shift(1, jnp.asarray(self.step_index))
+    return 1.0 / steps.astype(jnp.float32)
+
+  def broadcast(self, shape: tuple[int, ...]) -> Levels:
+    """Returns the same levels for all of `shape`, for example `(B, T)`."""
+    whole = lambda index: jnp.broadcast_to(jnp.asarray(index, jnp.int32), shape)
+    return jax.tree.map(whole, self)
 
 
 @struct.dataclass

@@ -22,7 +22,7 @@ from dreamer4_jax.nn import (
   init_cache,
   masks,
 )
-from dreamer4_jax.types import Actions, Array
+from dreamer4_jax.types import Actions, Array, Levels
 
 
 @struct.dataclass
@@ -57,8 +57,7 @@ class Dynamics(nn.Module):
   def __call__(
     self,
     z: Array,
-    signal_index: Array,
-    step_index: Array,
+    levels: Levels,
     prev_action: Actions,
     prev_action_mask: Array,
     *,
@@ -70,8 +69,7 @@ class Dynamics(nn.Module):
 
     Args:
       z: `[B, T, N_z, C]` noisy standardised tokens z_tau.
-      signal_index: `[B, T]` int32, tau * K_max in 0..K_max, of z as given.
-      step_index: `[B, T]` int32, log2(1 / d) in 0..log2(K_max).
+      levels: `[B, T]`, of z as given, on the grid of `config.max_steps`.
       prev_action: action that led to each frame, components `[B, T, ...]`.
       prev_action_mask: `[B, T]` bool, whether it is known.
       agent: `[B, T, D]` input of the agent token; None leaves it out. No other
@@ -81,8 +79,16 @@ class Dynamics(nn.Module):
 
     Returns:
       A `DynamicsOutput`.
+
+    Raises:
+      ValueError: the levels are of another grid.
     """
     c = self.config
+    if levels.max_steps != c.max_steps:
+      raise ValueError(
+        f'levels.max_steps = {levels.max_steps}: this model has '
+        f'dynamics.max_steps = {c.max_steps}; give levels of that grid'
+      )
     dtype = jnp.dtype(c.dtype)
     n_z, lead = c.num_spatial_tokens, z.shape[:2]
     slots = n_z + c.num_registers
@@ -96,10 +102,9 @@ class Dynamics(nn.Module):
       learned[None, None, n_z:], (*lead, c.num_registers, c.width)
     )
     half = c.width // 2
-    levels = c.max_steps + 1
-    signal = Embedding(levels, half, dtype, name='signal')(signal_index)
-    steps = c.max_steps.bit_length()
-    step = Embedding(steps, half, dtype, name='step')(step_index)
+    embed = lambda count, name: Embedding(count, half, dtype, name=name)
+    signal = embed(c.max_steps + 1, 'signal')(levels.signal_index)
+    step = embed(c.max_steps.bit_length(), 'step')(levels.step_index)
     shortcut = jnp.concatenate([signal, step], axis=-1)[:, :, None]
     hidden = None if agent is None else slots + c.num_action_tokens
     extra = [] if agent is None else [agent.astype(dtype)[:, :, None]]

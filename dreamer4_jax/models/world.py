@@ -24,7 +24,7 @@ from dreamer4_jax.models import heads
 from dreamer4_jax.models.actions import ActionSpace, no_action
 from dreamer4_jax.models.tokenizer import Tokenizer
 from dreamer4_jax.nn import choose
-from dreamer4_jax.types import Actions, Array, Batch
+from dreamer4_jax.types import Actions, Array, Batch, Levels
 
 Params = dict[str, Any]
 _LATER_FIELDS = {
@@ -112,10 +112,10 @@ class World:
       )
     elif room == 'dynamics':
       z = jnp.zeros((1, 1, c.dynamics.num_spatial_tokens, self.channels))
-      index = jnp.zeros((1, 1), jnp.int32)
+      levels = Levels(0, 0, c.dynamics.max_steps).broadcast((1, 1))
       action = no_action(self.space, (1, 1))
       known = jnp.zeros((1, 1), bool)
-      variables = self.dynamics.init(key, z, index, index, action, known)
+      variables = self.dynamics.init(key, z, levels, action, known)
     elif room == 'task':
       task = jnp.zeros((1, 1), jnp.int32)
       if size := c.agent.task_vector_size:
@@ -249,8 +249,7 @@ class World:
     self,
     params: Params,
     z: Array,
-    signal_index: Array,
-    step_index: Array,
+    levels: Levels,
     prev_action: Actions,
     prev_action_mask: Array,
     **kwargs,
@@ -259,8 +258,7 @@ class World:
     return self.dynamics.apply(
       {'params': params['dynamics']},
       z,
-      signal_index,
-      step_index,
+      levels,
       prev_action,
       prev_action_mask,
       **kwargs,

@@ -1,5 +1,10 @@
 """Losses and targets: functions of arrays and callables, no Flax modules."""
 
+from dreamer4_jax.objectives.levels import (
+  draw_levels,
+  finest_step_index,
+  sampling_levels,
+)
 from dreamer4_jax.objectives.masking import patch_mask
 from dreamer4_jax.objectives.mean import Mean
 from dreamer4_jax.objectives.multi_token import (
@@ -16,23 +21,16 @@ from dreamer4_jax.objectives.reconstruction import (
 )
 from dreamer4_jax.objectives.returns import lambda_returns
 from dreamer4_jax.objectives.shortcut import (
-  Levels,
   ShortcutLosses,
   bootstrap_velocity,
   corrupt,
-  draw_levels,
   euler_step,
-  finest,
   ramp,
-  sampling_levels,
   shortcut_losses,
-  signal,
-  step_size,
 )
 from dreamer4_jax.objectives.twohot import TwoHot, symexp, symlog
 
 __all__ = [
-  'Levels',
   'Mean',
   'PmpoOutput',
   'RmsState',
@@ -42,7 +40,7 @@ __all__ = [
   'corrupt',
   'draw_levels',
   'euler_step',
-  'finest',
+  'finest_step_index',
   'hard_mse',
   'lambda_returns',
   'load_lpips',
@@ -57,8 +55,6 @@ __all__ = [
   'rms_normalize',
   'sampling_levels',
   'shortcut_losses',
-  'signal',
-  'step_size',
   'symexp',
   'symlog',
   'vector_mse',

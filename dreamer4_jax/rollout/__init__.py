@@ -9,7 +9,12 @@ from dreamer4_jax.rollout.acting import (
   init_prompt,
 )
 from dreamer4_jax.rollout.context import Context, prepare_context
-from dreamer4_jax.rollout.denoise import FrameInput, append_frame, denoise_frame
+from dreamer4_jax.rollout.denoise import (
+  FrameInput,
+  append_frame,
+  context_levels,
+  denoise_frame,
+)
 from dreamer4_jax.rollout.imagine import (
   Rollout,
   arrivals,
@@ -35,6 +40,7 @@ __all__ = [
   'advance',
   'append_frame',
   'arrivals',
+  'context_levels',
   'denoise_frame',
   'empty_stream',
   'fixed_actions',

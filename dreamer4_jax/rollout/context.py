@@ -51,7 +51,7 @@ def prepare_context(
   output = world.denoise(
     params,
     noisy,
-    *context_levels(world, z.shape[:2]),
+    context_levels(world, z.shape[:2]),
     batch.prev_action,
     batch.prev_action_mask,
     agent=world.agent_token(params, batch.task) if with_agent else None,

@@ -15,10 +15,10 @@ from dreamer4_jax.nn import TimeCache, append
 from dreamer4_jax.objectives import (
   corrupt,
   euler_step,
-  finest,
+  finest_step_index,
   sampling_levels,
 )
-from dreamer4_jax.types import Actions, Array
+from dreamer4_jax.types import Actions, Array, Levels
 
 
 @struct.dataclass
@@ -61,37 +61,38 @@ def denoise_frame(
   Raises:
     ValueError: `steps` is not a power of two in 1..max_steps.
   """
-  max_steps = world.config.dynamics.max_steps
-  indices, step = sampling_levels(steps, max_steps)
+  levels = sampling_levels(steps, world.config.dynamics.max_steps)
   lead = noise.shape[:2]
 
-  def body(z, index):
+  def body(z, signal_index):
+    now = levels.replace(signal_index=signal_index)
     clean = world.denoise(
       params,
       z,
-      jnp.full(lead, index),
-      jnp.full(lead, step),
+      now.broadcast(lead),
       inputs.prev_action,
       inputs.prev_action_mask,
       agent=inputs.agent,
       cache=cache,
     ).prediction
-    return euler_step(z, clean, index, step, max_steps), None
+    return euler_step(z, clean, now), None
 
-  z, _ = jax.lax.scan(body, noise.astype(jnp.float32), jnp.asarray(indices))
+  z, _ = jax.lax.scan(
+    body, noise.astype(jnp.float32), jnp.asarray(levels.signal_index)
+  )
   return z
 
 
 def context_noise(world: World, z: Array, noise: Array) -> Array:
   """Corrupts clean tokens to the context level, `(1 - tau) noise + tau z`."""
-  c = world.config.dynamics
-  return corrupt(z, noise, c.context_index, c.max_steps)
+  return corrupt(z, noise, context_levels(world, z.shape[:2]))
 
 
-def context_levels(world: World, lead: tuple[int, int]) -> tuple[Array, Array]:
-  """Signal and step index `[B, T]` that label a frame of the past."""
+def context_levels(world: World, shape: tuple[int, ...]) -> Levels:
+  """Returns the level that labels frames of the past, of shape `(B, T)`."""
   c = world.config.dynamics
-  return jnp.full(lead, c.context_index), jnp.full(lead, finest(c.max_steps))
+  last = finest_step_index(c.max_steps)
+  return Levels(c.context_index, last, c.max_steps).broadcast(shape)
 
 
 def append_frame(
@@ -118,7 +119,7 @@ def append_frame(
   output = world.denoise(
     params,
     context_noise(world, z, noise),
-    *context_levels(world, z.shape[:2]),
+    context_levels(world, z.shape[:2]),
     inputs.prev_action,
     inputs.prev_action_mask,
     agent=inputs.agent,

@@ -19,20 +19,19 @@ from dreamer4_jax import sharding
 from dreamer4_jax.config import DynamicsPhase
 from dreamer4_jax.models import DynamicsOutput, Params, World
 from dreamer4_jax.objectives import (
-  Levels,
   Mean,
   ShortcutLosses,
   bootstrap_velocity,
   corrupt,
   draw_levels,
-  finest,
   shortcut_losses,
 )
+from dreamer4_jax.rollout import context_levels
 from dreamer4_jax.training.optimizer import make_optimizer
 from dreamer4_jax.training.schedule import bootstraps
 from dreamer4_jax.training.state import TrainState, make_state
 from dreamer4_jax.training.update import Metrics, Objective, in_parts, update
-from dreamer4_jax.types import Array, Batch, PyTree
+from dreamer4_jax.types import Array, Batch, Levels, PyTree
 
 
 @struct.dataclass
@@ -155,24 +154,24 @@ def corrupt_batch(
     phase.clear_share,
   )
   frame = trains[:, None]
-  levels = Levels(
-    signal_index=jnp.where(frame, levels.signal_index, c.context_index),
-    step_index=jnp.where(frame, levels.step_index, finest(c.max_steps)),
+  levels = jax.tree.map(
+    lambda own, other: jnp.where(frame, own, other),
+    levels,
+    context_levels(world, z1.shape[:2]),
   )
   noise = jax.random.normal(noise_key, z1.shape)
-  z_tau = corrupt(z1, noise, levels.signal_index, c.max_steps)
+  z_tau = corrupt(z1, noise, levels)
 
   def extra_passes(params, rows):
     def velocity(_, rows):
       z, levels, prev_action, known, segment_ids = rows
 
-      def denoise(z, signal_index, step_index):
+      def denoise(z, levels):
         return world.denoise(
-          params, z, signal_index, step_index, prev_action, known,
-          segment_ids=segment_ids,
-        ).prediction  # fmt: skip
+          params, z, levels, prev_action, known, segment_ids=segment_ids
+        ).prediction
 
-      return bootstrap_velocity(denoise, z, levels, c.max_steps)
+      return bootstrap_velocity(denoise, z, levels)
 
     # No more rows at a time than the gradient takes.
     taken = own_rows // size
@@ -210,8 +209,7 @@ def denoise(
   return world.denoise(
     params,
     data.z_tau,
-    data.levels.signal_index,
-    data.levels.step_index,
+    data.levels,
     data.batch.prev_action,
     data.batch.prev_action_mask,
     agent=agent,
@@ -240,7 +238,7 @@ def dynamics_loss(
   """
   losses = shortcut_losses(
     prediction, data.z1, data.z_tau, data.levels, data.velocity,
-    world.config.dynamics.max_steps, phase.low_weight,
+    phase.low_weight,
   )  # fmt: skip
   return frame_means(losses, data.trains)
 

@@ -25,11 +25,15 @@ from dreamer4_jax.models import Params, World, distributions
 from dreamer4_jax.objectives import (
   Mean,
   TwoHot,
-  finest,
   lambda_returns,
   pmpo_means,
 )
-from dreamer4_jax.rollout import arrivals, imagine, sample_policy
+from dreamer4_jax.rollout import (
+  arrivals,
+  context_levels,
+  imagine,
+  sample_policy,
+)
 from dreamer4_jax.training.finetune_step import (
   Clips,
   clip_losses,
@@ -191,21 +195,18 @@ def agent_states(world: World, params: Params, e: Experience) -> Array:
   Returns:
     `[B, H, D]`, those at which actions were drawn.
   """
-  c, batch = world.config.dynamics, e.context
-  horizon = e.reward.shape[1]
+  batch, horizon = e.context, e.reward.shape[1]
   held = lambda x: jnp.concatenate(
     [x, jnp.repeat(x[:, -1:], horizon, axis=1)], axis=1
   )
   join = lambda a, b: jnp.concatenate([a, b], axis=1)
-  task, lead = held(batch.task), e.tokens.shape[:2]
   output = world.denoise(
     params,
     e.tokens,
-    jnp.full(lead, c.context_index),
-    jnp.full(lead, finest(c.max_steps)),
+    context_levels(world, e.tokens.shape[:2]),
     jax.tree.map(join, batch.prev_action, e.actions),
     join(batch.prev_action_mask, jnp.ones(e.reward.shape, bool)),
-    agent=world.agent_token(params, task),
+    agent=world.agent_token(params, held(batch.task)),
     segment_ids=held(batch.segment_ids),
   )
   return output.agent[:, -horizon - 1 : -1]

@@ -6,6 +6,7 @@ import pytest
 from dreamer4_jax.models import dynamics_cache
 from dreamer4_jax.models.dynamics import num_tokens, pack, unpack
 from dreamer4_jax.nn import append, start_segment
+from dreamer4_jax.types import Levels
 from tests.models.tiny_world import (
   CONFIG,
   make_batch,
@@ -18,15 +19,19 @@ FRAMES = 9
 WORLD, PARAMS = world_and_params()
 BATCH = jax.tree.map(jnp.asarray, make_batch(2, FRAMES, starts=[(1, 5)]))
 Z = random_tokens(0, 2, FRAMES)
-SIGNAL = jnp.asarray(np.random.default_rng(1).integers(0, 9, (2, FRAMES)))
-STEP = jnp.asarray(np.random.default_rng(2).integers(0, 4, (2, FRAMES)))
+LEVELS = Levels(
+  signal_index=jnp.asarray(
+    np.random.default_rng(1).integers(0, 9, (2, FRAMES))
+  ),
+  step_index=jnp.asarray(np.random.default_rng(2).integers(0, 4, (2, FRAMES))),
+  max_steps=8,
+)
 AGENT = jnp.asarray(np.random.default_rng(3).normal(size=(2, FRAMES, 16)), 'f4')
 
 
 DEFAULTS = dict(
   z=Z,
-  signal_index=SIGNAL,
-  step_index=STEP,
+  levels=LEVELS,
   prev_action=BATCH.prev_action,
   prev_action_mask=BATCH.prev_action_mask,
   agent=AGENT,
@@ -97,22 +102,26 @@ def test_an_action_moves_the_frame_it_leads_to_and_none_before(base, name):
 
 
 def test_later_frames_levels_and_tokens_change_nothing_earlier(base):
-  out = run(
-    z=Z.at[:, 6].add(1.0),
-    signal_index=SIGNAL.at[:, 6].set((SIGNAL[:, 6] + 1) % 9),
-  )
+  signal = LEVELS.signal_index
+  other = signal.at[:, 6].set((signal[:, 6] + 1) % 9)
+  out = run(z=Z.at[:, 6].add(1.0), levels=LEVELS.replace(signal_index=other))
   change = np.abs(out.prediction - base.prediction).max((2, 3))
   assert np.all(change[:, :6] == 0) and np.all(change[:, 6] > 0.01)
 
 
 def test_both_indices_are_told_to_the_model(base):
   for other in (
-    {'signal_index': (SIGNAL + 1) % 9},
-    {'step_index': (STEP + 1) % 4},
+    {'signal_index': (LEVELS.signal_index + 1) % 9},
+    {'step_index': (LEVELS.step_index + 1) % 4},
   ):
-    out = run(**other)
+    out = run(levels=LEVELS.replace(**other))
     change = np.abs(out.prediction - base.prediction).max((2, 3))
     assert np.all(change[:, 0] > 1e-4)
+
+
+def test_levels_of_another_grid_are_refused():
+  with pytest.raises(ValueError, match=r'levels.max_steps = 16: .* = 8; give'):
+    run(levels=LEVELS.replace(max_steps=16))
 
 
 def test_streaming_equals_the_whole_clip(base):

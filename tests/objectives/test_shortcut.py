@@ -4,18 +4,16 @@ import numpy as np
 import pytest
 
 from dreamer4_jax.objectives import (
-  Levels,
   bootstrap_velocity,
   corrupt,
   euler_step,
   shortcut_losses,
-  signal,
-  step_size,
 )
+from dreamer4_jax.types import Levels
 
 K_MAX = 8
-velocity_of = jax.jit(bootstrap_velocity, static_argnums=(0, 3))
-losses_of = jax.jit(shortcut_losses, static_argnums=5)
+velocity_of = jax.jit(bootstrap_velocity, static_argnums=0)
+losses_of = jax.jit(shortcut_losses)
 
 
 def f32(x):
@@ -39,21 +37,22 @@ def every_level(max_steps=K_MAX):
 def grid_batch():
   """All 15 levels for K_max = 8 as `[1, 15]`, with latents and z_tau."""
   pairs = np.array(sorted(every_level()), np.int32)
-  levels = Levels(jnp.array(pairs[None, :, 0]), jnp.array(pairs[None, :, 1]))
+  index, step = jnp.array(pairs.T)[:, None]
+  levels = Levels(index, step, K_MAX)
   z1, noise = latents(shape=(1, 15, 2, 3))
   tau = pairs[None, :, 0, None, None] / 8
   return levels, z1, noise, (1 - tau) * noise + tau * z1, tau
 
 
-def linear(z, signal_index, step_index):
+def linear(z, levels):
   """A denoiser that depends on all it is told: 0.7 z + 0.4 tau - 1.3 d."""
-  told = 0.4 * signal(signal_index, K_MAX) - 1.3 * step_size(step_index)
+  told = 0.4 * levels.signal_level - 1.3 * levels.step_size
   return 0.7 * z + told[..., None, None]
 
 
 def test_bootstrap_target_of_a_linear_denoiser():
   levels, _, _, z_tau, _ = grid_batch()
-  got = velocity_of(linear, f32(z_tau), levels, K_MAX)
+  got = velocity_of(linear, f32(z_tau), levels)
   got = np.asarray(got)
   for t, (index, s) in enumerate(sorted(every_level())):
     if s == 3:
@@ -70,11 +69,12 @@ def test_bootstrap_asks_for_legal_levels_and_leaves_finest_frames_alone():
   levels, _, _, z_tau, _ = grid_batch()
   calls = []
 
-  def denoise(z, signal_index, step_index):
-    calls.append([np.asarray(a) for a in (z, signal_index[0], step_index[0])])
+  def denoise(z, levels):
+    told = (z, levels.signal_index[0], levels.step_index[0])
+    calls.append([np.asarray(a) for a in told])
     return 3 * z + 1
 
-  bootstrap_velocity(denoise, f32(z_tau), levels, K_MAX)
+  bootstrap_velocity(denoise, f32(z_tau), levels)
   (z_a, index_a, step_a), (z_b, index_b, step_b) = calls
   assert np.array_equal(z_a, f32(z_tau))
   for t, (index, s) in enumerate(sorted(every_level())):
@@ -91,14 +91,14 @@ def test_bootstrap_asks_for_legal_levels_and_leaves_finest_frames_alone():
 def test_bootstrap_target_of_an_oracle_points_at_the_data():
   levels, z1, _, z_tau, tau = grid_batch()
   z1 = f32(z1)
-  got = velocity_of(lambda *_: z1, f32(z_tau), levels, K_MAX)
+  got = velocity_of(lambda *_: z1, f32(z_tau), levels)
   coarse = np.asarray(levels.step_index[0]) < 3
   expected = (np.asarray(z1) - z_tau) / (1 - tau)
   np.testing.assert_allclose(
     got[:, coarse], expected[:, coarse], rtol=1e-4, atol=1e-5
   )
   # And the loss at the data is then zero on every frame.
-  out = losses_of(z1, z1, f32(z_tau), levels, got, K_MAX)
+  out = losses_of(z1, z1, f32(z_tau), levels, got)
   np.testing.assert_allclose(out.flow + out.bootstrap, 0, atol=1e-10)
 
 
@@ -106,8 +106,8 @@ def test_bootstrap_target_has_no_gradient():
   levels, _, _, z_tau, _ = grid_batch()
 
   def total(scale, z):
-    denoise = lambda z, i, s: scale * linear(z, i, s)
-    return bootstrap_velocity(denoise, z, levels, K_MAX).sum()
+    denoise = lambda z, levels: scale * linear(z, levels)
+    return bootstrap_velocity(denoise, z, levels).sum()
 
   by_scale, by_z = jax.jit(jax.grad(total, argnums=(0, 1)))(f32(1), f32(z_tau))
   assert by_scale == 0 and not np.any(by_z)
@@ -116,19 +116,19 @@ def test_bootstrap_target_has_no_gradient():
 def test_losses_by_hand():
   # K_max = 8; frames: finest at tau 1/2; d = 1/2 at tau 1/2; d = 1 at 0.
   # N = 1, C = 2.
-  levels = Levels(jnp.array([[4, 4, 0]]), jnp.array([[3, 1, 0]]))
+  levels = Levels(jnp.array([[4, 4, 0]]), jnp.array([[3, 1, 0]]), K_MAX)
   prediction = f32([[[[1, 2]], [[1, 2]], [[1, 2]]]])
   z1 = f32([[[[0, 0]], [[9, 9]], [[9, 9]]]])
   z_tau = f32([[[[9, 9]], [[0, 1]], [[0, 0]]]])
   target = f32([[[[9, 9]], [[1, 0]], [[3, 4]]]])
-  out = losses_of(prediction, z1, z_tau, levels, target, K_MAX)
+  out = losses_of(prediction, z1, z_tau, levels, target)
   # Flow: ramp 0.55 * (1 + 4) / 2 = 1.375.
   # Frame 1: velocity (1, 1) / 0.5 = (2, 2); 0.25 * (1 + 4) / 2 * 0.55.
   # Frame 2: velocity (1, 2); (4 + 4) / 2 * 0.1 = 0.4.
   np.testing.assert_allclose(out.flow, [[1.375, 0, 0]], rtol=1e-6)
   np.testing.assert_allclose(out.bootstrap, [[0, 0.34375, 0.4]], rtol=1e-6)
   assert out.is_flow.tolist() == [[True, False, False]]
-  out = losses_of(prediction, z1, z_tau, levels, None, K_MAX)
+  out = losses_of(prediction, z1, z_tau, levels, None)
   np.testing.assert_allclose(out.flow, [[1.375, 0, 0]], rtol=1e-6)
   assert not np.any(out.bootstrap)
 
@@ -136,9 +136,7 @@ def test_losses_by_hand():
 def test_losses_match_the_equations_in_float64():
   levels, z1, _, z_tau, tau = grid_batch()
   prediction, target = latents(seed=3, shape=z1.shape)
-  out = losses_of(
-    *map(f32, (prediction, z1, z_tau)), levels, f32(target), K_MAX
-  )
+  out = losses_of(*map(f32, (prediction, z1, z_tau)), levels, f32(target))
   is_flow = np.asarray(levels.step_index) == 3
   weight = 0.9 * tau[..., 0, 0] + 0.1
   flow = weight * ((prediction - z1) ** 2).mean((2, 3))
@@ -160,7 +158,7 @@ def test_neither_loss_reaches_the_frames_of_the_other():
   target = f32(np.where(is_flow, np.nan, target))
 
   def total(p, flow, bootstrap):
-    out = losses_of(p, z1, f32(z_tau), levels, target, K_MAX)
+    out = losses_of(p, z1, f32(z_tau), levels, target)
     return flow * out.flow.sum() + bootstrap * out.bootstrap.sum()
 
   grad = jax.jit(jax.grad(total))
@@ -176,17 +174,15 @@ def test_gradients_are_finite_at_the_last_level(step_index):
   # tau = 63/64 with the finest step, 62/64 with the next coarser one.
   index = 64 - 2 ** (6 - step_index)
   z1, noise = map(f32, latents(shape=(1, 1, 2, 3)))
-  levels = Levels(jnp.array([[index]]), jnp.array([[step_index]]))
-  z_tau = corrupt(z1, noise, levels.signal_index, 64)
+  levels = Levels(jnp.array([[index]]), jnp.array([[step_index]]), 64)
+  z_tau = corrupt(z1, noise, levels)
 
   @jax.jit
   @jax.grad
   def grad(scale):
-    denoise = lambda z, i, s: scale * z
-    target = bootstrap_velocity(denoise, z_tau, levels, 64)
-    out = losses_of(
-      denoise(z_tau, *jax.tree.leaves(levels)), z1, z_tau, levels, target, 64
-    )
+    denoise = lambda z, levels: scale * z
+    target = bootstrap_velocity(denoise, z_tau, levels)
+    out = losses_of(denoise(z_tau, levels), z1, z_tau, levels, target)
     return (out.flow + out.bootstrap).sum()
 
   # The largest weight 1/(1-tau) = 64 must not survive into the gradient.
@@ -203,13 +199,11 @@ def test_low_precision_is_computed_in_float32():
     return (0.3 * z).astype(jnp.bfloat16)
 
   def everything(z1, noise, z_tau):
-    target = bootstrap_velocity(denoise, z_tau, levels, K_MAX)
-    losses = shortcut_losses(
-      noise, z1, z_tau, levels, target.astype(z1.dtype), K_MAX
-    )
+    target = bootstrap_velocity(denoise, z_tau, levels)
+    losses = shortcut_losses(noise, z1, z_tau, levels, target.astype(z1.dtype))
     return (
-      corrupt(z1, noise, levels.signal_index, K_MAX),
-      euler_step(z1, noise, levels.signal_index, levels.step_index, K_MAX),
+      corrupt(z1, noise, levels),
+      euler_step(z1, noise, levels),
       target,
       losses.flow,
     )

@@ -9,17 +9,16 @@ from dreamer4_jax.objectives import (
   corrupt,
   draw_levels,
   euler_step,
-  finest,
+  finest_step_index,
   ramp,
   sampling_levels,
-  signal,
-  step_size,
 )
+from dreamer4_jax.types import Levels
 
 K_MAX = 8
 draw = jax.jit(draw_levels, static_argnums=(1, 3))
-corrupted = jax.jit(corrupt, static_argnums=3)
-stepped = jax.jit(euler_step, static_argnums=4)
+corrupted = jax.jit(corrupt)
+stepped = jax.jit(euler_step)
 
 
 def latents(shape=(3, 4, 2, 5)):
@@ -36,23 +35,25 @@ def every_level(max_steps=K_MAX):
 
 
 @pytest.mark.parametrize('max_steps', [1, 2, 64, 1024])
-def test_signal_and_step_size_are_exact(max_steps):
-  last = finest(max_steps)
+def test_signal_level_and_step_size_are_exact(max_steps):
+  last = finest_step_index(max_steps)
   assert 2**last == max_steps
   index = np.arange(max_steps + 1)
-  tau = signal(jnp.asarray(index), max_steps)
-  assert tau.dtype == jnp.float32
+  levels = Levels(jnp.asarray(index), jnp.arange(last + 1), max_steps)
+  tau, d = levels.signal_level, levels.step_size
+  assert tau.dtype == d.dtype == jnp.float32
   assert np.array_equal(tau, index / max_steps)
-  d = step_size(jnp.arange(last + 1))
-  assert d.dtype == jnp.float32
   assert d.tolist() == [1 / 2**s for s in range(last + 1)]
-  assert step_size(last) == 1 / max_steps
+  one = Levels(max_steps // 2, last, max_steps).broadcast((2, 3))
+  assert one.step_size.tolist() == [[1 / max_steps] * 3] * 2
+  assert np.all(one.signal_level == max_steps // 2 / max_steps)
+  assert one.signal_index.dtype == one.step_index.dtype == jnp.int32
 
 
 @pytest.mark.parametrize('bad', [0, 3, 12, -4])
 def test_max_steps_must_be_a_power_of_two(bad):
   with pytest.raises(ValueError, match=f'max_steps = {bad}'):
-    finest(bad)
+    finest_step_index(bad)
 
 
 def test_ramp_by_hand():
@@ -152,17 +153,19 @@ def test_sampler_asks_only_for_levels_that_training_draws(max_steps):
   asked = set()
   for log_steps in range(max_steps.bit_length()):
     steps = 2**log_steps
-    indices, step = sampling_levels(steps, max_steps)
+    levels = sampling_levels(steps, max_steps)
     # s / K for s = 0..K-1: starts at noise, never reaches data.
-    assert (indices / max_steps).tolist() == [s / steps for s in range(steps)]
-    assert indices.dtype == np.int32 and step == log_steps
-    asked |= {(int(i), step) for i in indices}
+    assert levels.signal_level.tolist() == [s / steps for s in range(steps)]
+    assert levels.signal_index.dtype == levels.step_index.dtype == np.int32
+    assert levels.step_index == log_steps and levels.max_steps == max_steps
+    asked |= {(int(i), log_steps) for i in levels.signal_index}
   assert asked == every_level(max_steps)
 
 
 def test_sampling_levels_by_hand_and_errors():
-  indices, step = sampling_levels(4, 64)
-  assert indices.tolist() == [0, 16, 32, 48] and step == 2
+  levels = sampling_levels(4, 64)
+  assert levels.signal_index.tolist() == [0, 16, 32, 48]
+  assert levels.step_index == 2
   for bad in (0, 3, 128, -2):
     with pytest.raises(ValueError, match=f'steps = {bad}: .* from 1 to 64'):
       sampling_levels(bad, 64)
@@ -170,10 +173,11 @@ def test_sampling_levels_by_hand_and_errors():
 
 def test_corrupt_by_hand():
   z1, noise = jnp.full((1, 3, 1, 1), 4.0), jnp.full((1, 3, 1, 1), -8.0)
-  out = corrupted(z1, noise, jnp.array([[0, 2, 8]]), K_MAX)
+  index, step = jnp.array([[0, 2, 8]]), jnp.full((1, 3), 3)
+  out = corrupted(z1, noise, Levels(index, step, K_MAX))
   # tau = 0, 1/4, 1: -8, 3/4 * -8 + 1/4 * 4, 4.
   assert out[0, :, 0, 0].tolist() == [-8, -5, 4]
-  assert corrupted(z1, noise, jnp.int32(2), K_MAX)[0, 0, 0, 0] == -5
+  assert corrupted(z1, noise, Levels(2, 3, K_MAX))[0, 0, 0, 0] == -5
 
 
 @pytest.mark.parametrize('max_steps', [1, 2, 8, 64])
@@ -182,14 +186,13 @@ def test_oracle_sampler_recovers_the_data_for_every_number_of_steps(max_steps):
   # the data if, and only if, tau is the level of z.
   z1, noise = latents()
   for log_steps in range(max_steps.bit_length()):
-    indices, step_index = sampling_levels(2**log_steps, max_steps)
+    levels = sampling_levels(2**log_steps, max_steps)
     z = noise
-    for i in indices:
-      np.testing.assert_allclose(
-        z, corrupted(z1, noise, jnp.int32(i), max_steps), atol=1e-5
-      )
+    for i in levels.signal_index:
+      now = levels.replace(signal_index=i)
+      np.testing.assert_allclose(z, corrupted(z1, noise, now), atol=1e-5)
       clean = z + (1 - i / max_steps) * (z1 - noise)
-      z = stepped(z, clean, jnp.int32(i), jnp.int32(step_index), max_steps)
+      z = stepped(z, clean, now)
     np.testing.assert_allclose(z, z1, atol=1e-5)
 
 
@@ -197,12 +200,12 @@ def test_euler_step_by_hand():
   # d = 1/4. tau = 0: a quarter of the way; tau = 1/2: half; tau = 3/4: all.
   z, clean = jnp.full((1, 3, 1, 1), 1.0), jnp.full((1, 3, 1, 1), 5.0)
   index, step = jnp.array([[0, 4, 6]]), jnp.full((1, 3), 2)
-  out = stepped(z, clean, index, step, K_MAX)
+  out = stepped(z, clean, Levels(index, step, K_MAX))
   assert out[0, :, 0, 0].tolist() == [2, 3, 5]
-  assert stepped(z, clean, 4, 2, K_MAX)[0, 0, 0, 0] == 3
+  assert stepped(z, clean, Levels(4, 2, K_MAX))[0, 0, 0, 0] == 3
 
 
 def test_last_euler_step_is_the_prediction_to_the_bit():
   z, clean = latents()
-  out = stepped(1e4 * z, clean, 63, 6, 64)
+  out = stepped(1e4 * z, clean, Levels(63, 6, 64))
   assert np.array_equal(out, clean)

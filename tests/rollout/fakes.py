@@ -13,7 +13,7 @@ from tests.models.tiny_world import CONFIG, random_tokens
 
 @dataclasses.dataclass(frozen=True)
 class FakeWorld(World):
-  """Calls `predict(z, signal_index, step_index)` instead of the dynamics.
+  """Calls `predict(z, levels)` instead of the dynamics.
 
   The tokens of a clip are `random_tokens(5, ...)`, whatever the frames.
 
@@ -27,10 +27,8 @@ class FakeWorld(World):
   def encode(self, params, frames, **kwargs):
     return random_tokens(5, *frames.shape[:2]), None
 
-  def denoise(
-    self, params, z, signal, step, action, known, *, cache=None, **kwargs
-  ):
-    call = dict(z=z, signal=signal, step=step, action=action, known=known)
+  def denoise(self, params, z, levels, action, known, *, cache=None, **kwargs):
+    call = dict(z=z, levels=levels, action=action, known=known)
     self.record.append(dict(call, cache=cache, **kwargs))
     width = self.config.dynamics.width
     stack = self.config.dynamics.stack(self.config.dynamics.depth)
@@ -41,7 +39,7 @@ class FakeWorld(World):
     entry = jnp.broadcast_to(mark, (*like.shape[:3], 1, z.shape[1], 8))
     h = jnp.broadcast_to(z.mean((2, 3))[..., None], (*z.shape[:2], width))
     return DynamicsOutput(
-      prediction=self.predict(z, signal, step),
+      prediction=self.predict(z, levels),
       agent=None if agent is None else h,
       new=KeyValues(keys=entry, values=entry),
     )

@@ -5,11 +5,13 @@ import pytest
 
 from dreamer4_jax.models import dynamics_cache
 from dreamer4_jax.nn import append
-from dreamer4_jax.rollout import FrameInput, append_frame, denoise_frame
-from dreamer4_jax.rollout.denoise import (
+from dreamer4_jax.rollout import (
+  FrameInput,
+  append_frame,
   context_levels,
-  context_noise,
+  denoise_frame,
 )
+from dreamer4_jax.rollout.denoise import context_noise
 from tests.models.tiny_world import (
   CONFIG,
   random_actions,
@@ -38,14 +40,14 @@ def empty_cache():
 
 @pytest.mark.parametrize('steps', [0, 3, 16, -2])
 def test_refuses_other_numbers_of_steps(steps):
-  world = make_fake(lambda z, signal, step: Z1)
+  world = make_fake(lambda z, levels: Z1)
   with pytest.raises(ValueError, match=rf'steps = {steps}: .* 1 to 8'):
     denoise_frame(world, {}, empty_cache(), frame_input(), NOISE, steps=steps)
 
 
 @pytest.mark.parametrize('steps', ALL_STEPS)
 def test_an_oracle_recovers_the_data_and_is_told_the_current_level(steps):
-  world = make_fake(lambda z, signal, step: Z1)
+  world = make_fake(lambda z, levels: Z1)
   with jax.disable_jit():
     got = denoise_frame(
       world, {}, empty_cache(), frame_input(), NOISE, steps=steps
@@ -53,9 +55,10 @@ def test_an_oracle_recovers_the_data_and_is_told_the_current_level(steps):
   np.testing.assert_allclose(got, Z1, atol=1e-6)
   assert len(world.record) == steps
   for s, call in enumerate(world.record):
-    assert np.all(call['signal'] == s * 8 // steps)
-    assert np.all(call['step'] == np.log2(steps))
-    assert call['signal'].shape == call['step'].shape == (2, 1)
+    told = call['levels']
+    assert np.all(told.signal_index == s * 8 // steps)
+    assert np.all(told.step_index == np.log2(steps))
+    assert told.signal_index.shape == told.step_index.shape == (2, 1)
     # The level it is told is the level of what it is given.
     tau = s / steps
     np.testing.assert_allclose(
@@ -65,7 +68,7 @@ def test_an_oracle_recovers_the_data_and_is_told_the_current_level(steps):
 
 def test_a_frame_by_hand():
   # f = z + 2 - tau: K = 2 adds 2 * 1/2, then 1.5 * (1/2) / (1/2).
-  predict = lambda z, signal, step: z + 2 - (signal / 8)[:, :, None, None]
+  predict = lambda z, levels: z + 2 - levels.signal_level[..., None, None]
   world = make_fake(predict)
   with jax.disable_jit():
     got = denoise_frame(world, {}, empty_cache(), frame_input(), NOISE, steps=2)
@@ -73,7 +76,7 @@ def test_a_frame_by_hand():
 
 
 def test_all_passes_read_one_cache_and_only_the_last_writes_it():
-  world = make_fake(lambda z, signal, step: Z1)
+  world = make_fake(lambda z, levels: Z1)
   cache, inputs = empty_cache(), frame_input()
   with jax.disable_jit():
     z = denoise_frame(world, {}, cache, inputs, NOISE, steps=4)
@@ -97,7 +100,8 @@ def test_all_passes_read_one_cache_and_only_the_last_writes_it():
   assert after.frame == 1 and cache.frame == 0
   # Index 7 of 8 is 0.9 snapped to the grid; the state is of that one pass.
   last = world.record[-1]
-  assert np.all(last['signal'] == 7) and np.all(last['step'] == 3)
+  assert np.all(last['levels'].signal_index == 7)
+  assert np.all(last['levels'].step_index == 3)
   np.testing.assert_allclose(last['z'], z * 7 / 8 + NOISE / 8, atol=1e-6)
   np.testing.assert_allclose(h[:, 0], last['z'].mean((1, 2, 3)), atol=1e-6)
   np.testing.assert_allclose(
@@ -131,8 +135,9 @@ def test_context_level_is_snapped_to_the_grid_and_labelled(
   assert config.dynamics.context_index == index
   world = make_fake(None, config)
   levels = context_levels(world, (2, 3))
-  assert np.all(levels[0] == index) and levels[0].shape == (2, 3)
-  assert np.all(levels[1] == np.log2(max_steps))
+  assert np.all(levels.signal_index == index)
+  assert np.all(levels.step_index == np.log2(max_steps))
+  assert levels.signal_index.shape == levels.step_index.shape == (2, 3)
   got = context_noise(world, Z1, NOISE)
   tau = index / max_steps
   np.testing.assert_allclose(got, tau * Z1 + (1 - tau) * NOISE, atol=1e-6)

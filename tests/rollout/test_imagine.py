@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from dreamer4_jax.rollout import (
+  context_levels,
   fixed_actions,
   imagine,
   prepare_context,
   sample_policy,
 )
-from dreamer4_jax.rollout.denoise import context_levels
 from tests.models.tiny_world import (
   make_batch,
   random_actions,
@@ -40,7 +40,7 @@ def run(world=WORLD, params=PARAMS, policy=None, seed=0, **kwargs):
 def faked():
   """A rollout of the fake world, with every call on record."""
   z1 = random_tokens(0, 2, 1)
-  world = make_fake(lambda z, signal, step: z * 0 + z1)
+  world = make_fake(lambda z, levels: z * 0 + z1)
   with jax.disable_jit():
     rollout = run(world)
   return world.record, rollout
@@ -69,7 +69,8 @@ def test_context_noise_is_drawn_once_per_frame_and_labelled(faked):
   noises, before = [], None
   for i in range(HORIZON):
     *passes, last = record[1 + i * (STEPS + 1) :][: STEPS + 1]
-    assert np.all(last['signal'] == 7) and np.all(last['step'] == 3)
+    assert np.all(last['levels'].signal_index == 7)
+    assert np.all(last['levels'].step_index == 3)
     noises.append((last['z'] - rollout.z[:, i : i + 1] * 7 / 8) * 8)
     # The past of all passes of a frame is one and the same.
     for call in passes:
@@ -104,7 +105,8 @@ def test_agent_states_come_from_the_appending_passes(faked):
 def test_the_context_is_noised_once_and_labelled(faked):
   record, _ = faked
   call = record[0]
-  assert np.all(call['signal'] == 7) and np.all(call['step'] == 3)
+  assert np.all(call['levels'].signal_index == 7)
+  assert np.all(call['levels'].step_index == 3)
   noise = np.asarray(call['z'] - random_tokens(5, 2, PAST) * 7 / 8) * 8
   assert abs(noise.std() - 1) < 0.15
   assert np.array_equal(call['segment_ids'], BATCH.segment_ids)
@@ -135,7 +137,7 @@ def test_the_dream_equals_a_pass_over_the_whole_clip(dream):
     return WORLD.denoise(
       PARAMS,
       rollout.noisy,
-      *context_levels(WORLD, rollout.noisy.shape[:2]),
+      context_levels(WORLD, rollout.noisy.shape[:2]),
       action,
       known,
       agent=WORLD.agent_token(PARAMS, longer(BATCH.task)),
@@ -212,7 +214,7 @@ def test_actions_that_are_not_known_have_no_effect():
 
 
 def test_context_tokens_are_clean():
-  world = make_fake(lambda z, signal, step: z)
+  world = make_fake(lambda z, levels: z)
   key = jax.random.key(0)
   got = prepare_context(world, PARAMS, BATCH, key, with_agent=False)
   assert np.array_equal(got.z, random_tokens(5, 2, PAST))

@@ -23,6 +23,7 @@ from dreamer4_jax.training.dynamics_step import (
 )
 from dreamer4_jax.training.optimizer import make_optimizer
 from dreamer4_jax.training.state import make_state
+from dreamer4_jax.types import Levels
 from tests.models.tiny_world import CONFIG, make_batch, world_and_params
 
 START = 3
@@ -219,8 +220,8 @@ def test_the_loss_matches_a_loop():
   def denoise(z, signal, step):
     # Every row with its own actions, flags and segments.
     return world.denoise(
-      params, z, signal, step, BATCH.prev_action, BATCH.prev_action_mask,
-      segment_ids=BATCH.segment_ids,
+      params, z, Levels(signal, step, 8), BATCH.prev_action,
+      BATCH.prev_action_mask, segment_ids=BATCH.segment_ids,
     ).prediction.astype(jnp.float32)  # fmt: skip
 
   z1, _ = jax.jit(world.encode)(
