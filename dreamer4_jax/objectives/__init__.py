@@ -1,10 +1,6 @@
 """Losses and targets: functions of arrays and callables, no Flax modules."""
 
-from dreamer4_jax.objectives.levels import (
-  draw_levels,
-  finest_step_index,
-  sampling_levels,
-)
+from dreamer4_jax.objectives.levels import draw_levels, finest_step_index
 from dreamer4_jax.objectives.masking import patch_mask
 from dreamer4_jax.objectives.mean import Mean
 from dreamer4_jax.objectives.multi_token import (
@@ -20,13 +16,17 @@ from dreamer4_jax.objectives.reconstruction import (
   vector_mse,
 )
 from dreamer4_jax.objectives.returns import lambda_returns
+from dreamer4_jax.objectives.row_groups import RowGroups, group_size
+from dreamer4_jax.objectives.sampler import euler_step, sample, sampling_levels
 from dreamer4_jax.objectives.shortcut import (
+  ShortcutData,
   ShortcutLosses,
   bootstrap_velocity,
   corrupt,
-  euler_step,
+  prediction_losses,
+  prepare_shortcut,
   ramp,
-  shortcut_losses,
+  shortcut_loss,
 )
 from dreamer4_jax.objectives.twohot import TwoHot, symexp, symlog
 
@@ -34,6 +34,8 @@ __all__ = [
   'Mean',
   'PmpoOutput',
   'RmsState',
+  'RowGroups',
+  'ShortcutData',
   'ShortcutLosses',
   'TwoHot',
   'bootstrap_velocity',
@@ -41,6 +43,7 @@ __all__ = [
   'draw_levels',
   'euler_step',
   'finest_step_index',
+  'group_size',
   'hard_mse',
   'lambda_returns',
   'load_lpips',
@@ -50,11 +53,14 @@ __all__ = [
   'patch_mask',
   'pmpo_loss',
   'pmpo_means',
+  'prediction_losses',
+  'prepare_shortcut',
   'ramp',
   'rms_init',
   'rms_normalize',
+  'sample',
   'sampling_levels',
-  'shortcut_losses',
+  'shortcut_loss',
   'symexp',
   'symlog',
   'vector_mse',

@@ -1,4 +1,4 @@
-"""Levels of shortcut forcing: which are drawn, and which a sampler passes.
+"""Levels of shortcut forcing, as training draws them.
 
 What a level is, `dreamer4_jax.types.Levels` says. Equation 4 of arXiv
 2509.24527, whose "1/d" is a slip: tau is a multiple of d.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dreamer4_jax.types import Array, Levels
 
@@ -118,29 +117,3 @@ def _alternating(
   # Of four frames between two clear ones one is pure noise, and two are noisy.
   kind = jax.random.randint(noisy_key, shape, 0, 4)
   return chosen, odd & (kind < 3), odd & (kind == 0)
-
-
-def sampling_levels(steps: int, max_steps: int) -> Levels:
-  """Lists the levels at which a sampler of K = `steps` calls the denoiser.
-
-  Args:
-    steps: K, a power of two in 1..`max_steps`.
-    max_steps: K_max, a power of two.
-
-  Returns:
-    Levels tau = s / K for s = 0..K-1, `signal_index` `[K]`, at one step size,
-    `step_index` `[]`.
-
-  Raises:
-    ValueError: unless both are powers of two, and `steps` is within range.
-  """
-  finest_step_index(max_steps)
-  if not 1 <= steps <= max_steps or steps & (steps - 1):
-    raise ValueError(
-      f'steps = {steps}: must be a power of two from 1 to {max_steps}'
-    )
-  return Levels(
-    signal_index=np.arange(0, max_steps, max_steps // steps, dtype=np.int32),
-    step_index=np.int32(finest_step_index(steps)),
-    max_steps=max_steps,
-  )

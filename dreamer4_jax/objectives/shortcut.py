@@ -1,9 +1,9 @@
-"""Shortcut forcing: corruption, bootstrap targets, losses, steps of a sampler.
+"""Shortcut forcing, in one call or by its parts.
 
 Arrays have leading axes, each entry of which has a level of its own: `[B, ...]`
 for examples, `[B, T, ...]` for the frames of clips. What follows them is data
-of any shape. The denoiser is always told the level of what it is given.
-Everything is float32.
+of any shape. The denoiser is any callable, and always told the level of what it
+is given. Everything is float32.
 
 Source: section 3.2 of arXiv 2509.24527.
 """
@@ -13,15 +13,41 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flax import struct
+import jax
 from jax import lax
 import jax.numpy as jnp
 
-from dreamer4_jax.objectives._shapes import same_shape
-from dreamer4_jax.objectives.levels import finest_step_index
-from dreamer4_jax.types import Array, Levels
+from dreamer4_jax.objectives._shapes import (
+  check_lead,
+  f32,
+  lead_shape,
+  like,
+  same_shape,
+)
+from dreamer4_jax.objectives.levels import draw_levels, finest_step_index
+from dreamer4_jax.objectives.row_groups import RowGroups, group_size
+from dreamer4_jax.types import Array, Levels, PyTree
 
-Denoise = Callable[[Array, Levels], Array]
-"""`(z [*lead, ...], levels [*lead]) -> clean z`, of the shape of z."""
+Denoise = Callable[..., Array]
+"""`(z [*lead, ...], levels [*lead], *given) -> clean z`, of the shape of z."""
+
+
+@struct.dataclass
+class ShortcutData:
+  """What a denoiser is given, and what it is to learn.
+
+  Attributes:
+    z1: `[*lead, ...]` clean data.
+    z_tau: `[*lead, ...]` the same, corrupted.
+    levels: `[*lead]`, of `z_tau`.
+    velocity: `[*lead, ...]` bootstrap target, without meaning where the step is
+      the finest; None on a step that does not bootstrap.
+  """
+
+  z1: Array
+  z_tau: Array
+  levels: Levels
+  velocity: Array | None
 
 
 @struct.dataclass
@@ -38,15 +64,140 @@ class ShortcutLosses:
   bootstrap: Array
   is_flow: Array
 
+  @property
+  def loss(self) -> Array:
+    """The one that each has, `[*lead]` float32."""
+    return jnp.where(self.is_flow, self.flow, self.bootstrap)
 
-def ramp(signal_level: Array, low: float = 0.1) -> Array:
-  """Returns the loss weight `(1 - low) tau + low`.
+
+def shortcut_loss(
+  denoise: Denoise,
+  z1: Array,
+  key: Array,
+  *given: PyTree,
+  max_steps: int,
+  lead_axes: int = 1,
+  bootstrap_rows: float = 0.25,
+  bootstraps: Array | bool = True,
+  end_share: float = 0.0,
+  clear_share: float = 0.0,
+  low_weight: float = 0.1,
+) -> ShortcutLosses:
+  """Computes the losses of shortcut forcing of a network (equation 7).
+
+  Draws levels and noise, and calls the network three times: on part of the rows
+  for either half of a coarse step, and on all rows.
 
   Args:
-    signal_level: tau.
-    low: weight of pure noise; 0.1 in the paper (section 3.2).
+    denoise: the network.
+    z1: `[*lead, ...]` clean data, of about unit scale.
+    key: all randomness.
+    *given: handed on to the denoiser, trees of arrays that lead with the rows
+      of what it is given.
+    max_steps: K_max, a power of two.
+    lead_axes: how many axes `lead` has.
+    bootstrap_rows: share of examples that train coarse steps, in (0, 1], in
+      expectation exactly, and about the share of rows of the two extra calls.
+    bootstraps: `[]` bool, whether this step trains coarse steps at all. If not,
+      the extra calls are not executed.
+    end_share: as in `draw_levels`.
+    clear_share: as in `draw_levels`.
+    low_weight: of pure noise, see `ramp`.
+
+  Returns:
+    The losses, whose mean is to be minimised.
+
+  Raises:
+    ValueError: a number is out of its range, or a shape is wrong.
   """
-  return (1 - low) * signal_level + low
+  data = prepare_shortcut(
+    denoise, z1, key, *given,
+    max_steps=max_steps, lead_axes=lead_axes, bootstrap_rows=bootstrap_rows,
+    bootstraps=bootstraps, end_share=end_share, clear_share=clear_share,
+  )  # fmt: skip
+  prediction = denoise(data.z_tau, data.levels, *given)
+  return prediction_losses(prediction, data, low_weight)
+
+
+def prepare_shortcut(
+  denoise: Denoise,
+  z1: Array,
+  key: Array,
+  *given: PyTree,
+  max_steps: int,
+  lead_axes: int = 1,
+  bootstrap_rows: float = 0.25,
+  bootstraps: Array | bool = True,
+  end_share: float = 0.0,
+  clear_share: float = 0.0,
+  rows_per_group: int | None = None,
+  trains: Array | None = None,
+  resting: Levels | None = None,
+) -> ShortcutData:
+  """Does all of `shortcut_loss` that comes before the pass with a gradient.
+
+  Of each group of neighbouring rows one takes part in the extra calls. Where
+  groups are too small for `bootstrap_rows`, each of its frames draws a coarse
+  step with a probability that makes up for it.
+
+  Args:
+    denoise: as in `shortcut_loss`, and so all that is not listed here.
+    z1: likewise.
+    key: likewise.
+    *given: likewise.
+    max_steps: likewise.
+    lead_axes: likewise.
+    bootstrap_rows: likewise, of the rows that train.
+    bootstraps: likewise.
+    end_share: likewise.
+    clear_share: likewise.
+    rows_per_group: of which one bootstraps; a divisor of the rows, by default
+      that of `group_size`.
+    trains: `[B]` bool, rows that train, by default all.
+    resting: levels of the others, one or `[*lead]`; by default drawn as well.
+
+  Returns:
+    What the denoiser is to be given next, and what it is to learn.
+
+  Raises:
+    ValueError: a number is out of its range, or a shape is wrong.
+  """
+  lead = lead_shape(lead_axes, z1=z1)
+  if not 0 < bootstrap_rows <= 1:
+    raise ValueError(
+      f'bootstrap_rows = {bootstrap_rows}: must lie above 0 and at most at 1; '
+      'bootstraps=False trains no coarse steps'
+    )
+  _check_given(given, lead[0])
+  level_key, noise_key, row_key = jax.random.split(key, 3)
+  if trains is None:
+    trains = jnp.ones(lead[:1], bool)
+  if rows_per_group is None:
+    rows_per_group = group_size(lead[0], bootstrap_rows)
+  groups = RowGroups.of(trains, rows_per_group)
+  chosen = groups.put(groups.take(trains))
+  probability = bootstrap_rows * trains.sum() / jnp.maximum(chosen.sum(), 1)
+  drawn = jax.random.bernoulli(row_key, probability, lead)
+  coarse = like(chosen, drawn) & drawn & bootstraps
+  levels = draw_levels(
+    level_key, lead, coarse, max_steps, end_share, clear_share
+  )
+  if resting is not None:
+    levels = jax.tree.map(
+      lambda own, other: jnp.where(like(trains, own), own, other),
+      levels,
+      resting,
+    )
+  z_tau = corrupt(z1, jax.random.normal(noise_key, z1.shape), levels)
+  velocity = None
+  if bootstraps is not False:
+    rows = groups.take((z_tau, levels, *given))
+    find = lambda rows: bootstrap_velocity(denoise, *rows)
+    none = lambda rows: jnp.zeros_like(rows[0])
+    sure = bootstraps is True
+    found = find(rows) if sure else lax.cond(bootstraps, find, none, rows)
+    velocity = groups.put(found)
+  return ShortcutData(z1=z1, z_tau=z_tau, levels=levels, velocity=velocity)
 
 
 def corrupt(z1: Array, noise: Array, levels: Levels) -> Array:
@@ -61,12 +212,14 @@ def corrupt(z1: Array, noise: Array, levels: Levels) -> Array:
     `[*lead, ...]` float32.
   """
   same_shape(z1=z1, noise=noise)
-  _check_lead(levels, 'z1', z1)
-  tau = _like(levels.signal_level, z1)
-  return (1 - tau) * _f32(noise) + tau * _f32(z1)
+  check_lead(levels, z1=z1)
+  tau = like(levels.signal_level, z1)
+  return (1 - tau) * f32(noise) + tau * f32(z1)
 
 
-def bootstrap_velocity(denoise: Denoise, z_tau: Array, levels: Levels) -> Array:
+def bootstrap_velocity(
+  denoise: Denoise, z_tau: Array, levels: Levels, *given: PyTree
+) -> Array:
   """Computes the velocity that two half steps take together.
 
   `b1 = (f(z_tau, tau, d/2) - z_tau) / (1 - tau)`,
@@ -78,36 +231,31 @@ def bootstrap_velocity(denoise: Denoise, z_tau: Array, levels: Levels) -> Array:
     denoise: the network; called twice.
     z_tau: `[*lead, ...]` corrupted data.
     levels: `[*lead]`, where it stands.
+    *given: handed on to the denoiser.
 
   Returns:
     `[*lead, ...]` float32 without gradient, 0 where the step is the finest.
   """
-  _check_lead(levels, 'z_tau', z_tau)
+  check_lead(levels, z_tau=z_tau)
   last, max_steps = finest_step_index(levels.max_steps), levels.max_steps
-  z = _f32(z_tau)
+  z = f32(z_tau)
   coarse = levels.step_index < last
   half = levels.replace(step_index=jnp.minimum(levels.step_index + 1, last))
   # Points of the finest grid in half a step; what stays moves by none.
   move = jnp.where(coarse, jnp.right_shift(max_steps, half.step_index), 0)
-  first = _velocity(denoise, z, half)
-  moved = z + first * _like(move.astype(jnp.float32) / max_steps, z)
-  second = _velocity(
-    denoise, moved, half.replace(signal_index=half.signal_index + move)
-  )
-  target = jnp.where(_like(coarse, z), (first + second) / 2, 0.0)
+  first = _velocity(denoise, z, half, given)
+  moved = z + first * like(move.astype(jnp.float32) / max_steps, z)
+  half = half.replace(signal_index=half.signal_index + move)
+  second = _velocity(denoise, moved, half, given)
+  target = jnp.where(like(coarse, z), (first + second) / 2, 0.0)
   # The coarse step learns from the finer ones, never the reverse.
   return lax.stop_gradient(target)
 
 
-def shortcut_losses(
-  prediction: Array,
-  z1: Array,
-  z_tau: Array,
-  levels: Levels,
-  target_velocity: Array | None,
-  low_weight: float = 0.1,
+def prediction_losses(
+  prediction: Array, data: ShortcutData, low_weight: float = 0.1
 ) -> ShortcutLosses:
-  """Computes the shortcut forcing losses (equation 7 of the paper).
+  """Compares a prediction with what was to be learned (equation 7).
 
   With the finest step: `||z1_hat - z1||^2`. Otherwise:
   `(1 - tau)^2 ||(z1_hat - z_tau) / (1 - tau) - target||^2`, computed as
@@ -116,78 +264,59 @@ def shortcut_losses(
 
   Args:
     prediction: `[*lead, ...]` predicted clean data z1_hat.
-    z1: `[*lead, ...]` clean data.
-    z_tau: `[*lead, ...]` what the network was given.
-    levels: its levels, `[*lead]`.
-    target_velocity: `[*lead, ...]` from `bootstrap_velocity`, or None on a
-      step that does not bootstrap: then `bootstrap` is 0 everywhere.
+    data: what it was predicted from.
     low_weight: of pure noise, see `ramp`.
 
   Returns:
-    The two losses, and where each belongs.
+    The two losses, and where each belongs; without a bootstrap target
+    `bootstrap` is 0 everywhere.
   """
-  same_shape(prediction=prediction, z1=z1, z_tau=z_tau)
-  _check_lead(levels, 'prediction', prediction)
-  prediction, z1, z_tau = _f32(prediction), _f32(z1), _f32(z_tau)
+  levels, velocity = data.levels, data.velocity
+  same_shape(prediction=prediction, z1=data.z1, z_tau=data.z_tau)
+  check_lead(levels, prediction=prediction)
+  prediction, z1, z_tau = f32(prediction), f32(data.z1), f32(data.z_tau)
   is_flow = levels.step_index == finest_step_index(levels.max_steps)
   tau = levels.signal_level
   goal = z1
-  if target_velocity is not None:
-    same_shape(prediction=prediction, target_velocity=target_velocity)
-    ahead = z_tau + _like(1 - tau, z1) * _f32(target_velocity)
-    goal = jnp.where(_like(is_flow, z1), z1, ahead)
+  if velocity is not None:
+    same_shape(prediction=prediction, velocity=velocity)
+    ahead = z_tau + like(1 - tau, z1) * f32(velocity)
+    goal = jnp.where(like(is_flow, z1), z1, ahead)
   trailing = tuple(range(tau.ndim, z1.ndim))
   error = jnp.mean(jnp.square(prediction - goal), axis=trailing)
   error = ramp(tau, low_weight) * error
   bootstrap = jnp.zeros_like(error)
-  if target_velocity is not None:
+  if velocity is not None:
     bootstrap = jnp.where(is_flow, 0.0, error)
   return ShortcutLosses(
     flow=jnp.where(is_flow, error, 0.0), bootstrap=bootstrap, is_flow=is_flow
   )
 
 
-def euler_step(z: Array, clean: Array, levels: Levels) -> Array:
-  """Moves `z` one step: `z + (clean - z) d / (1 - tau)`.
-
-  Written as a weighted mean, so that the last step (tau = 1 - d) returns
-  `clean` to the bit.
+def ramp(signal_level: Array, low: float = 0.1) -> Array:
+  """Returns the loss weight `(1 - low) tau + low`.
 
   Args:
-    z: `[*lead, ...]` at level tau.
-    clean: `[*lead, ...]` the denoiser's prediction from `z`.
-    levels: `[*lead]`, or one for all, of `z`, with tau + d <= 1.
-
-  Returns:
-    `[*lead, ...]` float32 at level tau + d.
+    signal_level: tau.
+    low: weight of pure noise; 0.1 in the paper (section 3.2).
   """
-  same_shape(z=z, clean=clean)
-  _check_lead(levels, 'z', z)
-  share = _like(levels.step_size / (1 - levels.signal_level), z)
-  return (1 - share) * _f32(z) + share * _f32(clean)
+  return (1 - low) * signal_level + low
 
 
-def _velocity(denoise: Denoise, z: Array, levels: Levels) -> Array:
+def _velocity(
+  denoise: Denoise, z: Array, levels: Levels, given: tuple[PyTree, ...]
+) -> Array:
   """Returns `(f(z, tau, d) - z) / (1 - tau)`, float32."""
-  clean = _f32(denoise(z, levels))
+  clean = f32(denoise(z, levels, *given))
   same_shape(z=z, clean=clean)
-  return (clean - z) / _like(1 - levels.signal_level, z)
+  return (clean - z) / like(1 - levels.signal_level, z)
 
 
-def _check_lead(levels: Levels, name: str, x: Array) -> None:
-  """Raises `ValueError` unless `x` leads with the axes of the levels."""
-  shape = jnp.shape(levels.signal_index)
-  if tuple(x.shape[: len(shape)]) != shape:
-    raise ValueError(
-      f'levels {shape} must be the leading axes of {name} {tuple(x.shape)}'
-    )
-
-
-def _like(level: Array, x: Array) -> Array:
-  """Appends axes to a level up to the rank of `x`; a scalar stays one."""
-  missing = x.ndim - level.ndim if level.ndim else 0
-  return jnp.expand_dims(level, tuple(range(level.ndim, level.ndim + missing)))
-
-
-def _f32(x: Array) -> Array:
-  return jnp.asarray(x).astype(jnp.float32)
+def _check_given(given: tuple[PyTree, ...], rows: int) -> None:
+  """Raises `ValueError` unless all arrays lead with the rows."""
+  for x in jax.tree.leaves(given):
+    if jnp.shape(x)[:1] != (rows,):
+      raise ValueError(
+        f'what is given has an array of shape {jnp.shape(x)}: must lead with '
+        f'the {rows} rows of z1; let denoise itself hold what all rows share'
+      )

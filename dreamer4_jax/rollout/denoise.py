@@ -7,17 +7,10 @@ that of training, `objectives.shortcut`.
 from __future__ import annotations
 
 from flax import struct
-import jax
-import jax.numpy as jnp
 
 from dreamer4_jax.models import Params, World
 from dreamer4_jax.nn import TimeCache, append
-from dreamer4_jax.objectives import (
-  corrupt,
-  euler_step,
-  finest_step_index,
-  sampling_levels,
-)
+from dreamer4_jax.objectives import corrupt, finest_step_index, sample
 from dreamer4_jax.types import Actions, Array, Levels
 
 
@@ -61,26 +54,20 @@ def denoise_frame(
   Raises:
     ValueError: `steps` is not a power of two in 1..max_steps.
   """
-  levels = sampling_levels(steps, world.config.dynamics.max_steps)
-  lead = noise.shape[:2]
 
-  def body(z, signal_index):
-    now = levels.replace(signal_index=signal_index)
-    clean = world.denoise(
+  def predict(z: Array, levels: Levels) -> Array:
+    return world.denoise(
       params,
       z,
-      now.broadcast(lead),
+      levels,
       inputs.prev_action,
       inputs.prev_action_mask,
       agent=inputs.agent,
       cache=cache,
     ).prediction
-    return euler_step(z, clean, now), None
 
-  z, _ = jax.lax.scan(
-    body, noise.astype(jnp.float32), jnp.asarray(levels.signal_index)
-  )
-  return z
+  max_steps = world.config.dynamics.max_steps
+  return sample(predict, noise, steps=steps, max_steps=max_steps, lead_axes=2)
 
 
 def context_noise(world: World, z: Array, noise: Array) -> Array:

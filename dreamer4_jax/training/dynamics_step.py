@@ -1,18 +1,15 @@
 """Train step of the dynamics: shortcut forcing (equation 7).
 
-The two extra passes of the bootstrap target run on part of the rows only. A
-batch is cut into groups of neighbouring rows, of each of which one bootstraps:
-that is a reshape of the leading axis, so each device keeps its own share and
-nothing is resharded.
+It is `objectives.shortcut_loss` of the clips' tokens, in its two halves: what
+has no gradient, for the whole batch, and the pass and its losses, which may be
+taken in parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from einops import rearrange
 from flax import struct
-import jax
 import jax.numpy as jnp
 
 from dreamer4_jax import sharding
@@ -20,11 +17,11 @@ from dreamer4_jax.config import DynamicsPhase
 from dreamer4_jax.models import DynamicsOutput, Params, World
 from dreamer4_jax.objectives import (
   Mean,
+  ShortcutData,
   ShortcutLosses,
-  bootstrap_velocity,
-  corrupt,
-  draw_levels,
-  shortcut_losses,
+  group_size,
+  prediction_losses,
+  prepare_shortcut,
 )
 from dreamer4_jax.rollout import context_levels
 from dreamer4_jax.training.optimizer import make_optimizer
@@ -35,67 +32,17 @@ from dreamer4_jax.types import Array, Batch, Levels, PyTree
 
 
 @struct.dataclass
-class Corrupted:
-  """Noisy input of a dynamics pass, and what it is to learn.
+class Corrupted(ShortcutData):
+  """Noisy tokens `[B, T, N_z, C]` of a dynamics pass, and what it is to learn.
 
   Attributes:
-    z1: `[B, T, N_z, C]` clean tokens.
-    z_tau: `[B, T, N_z, C]` noisy tokens.
-    levels: their levels `[B, T]`.
-    velocity: `[B, T, N_z, C]` bootstrap target, 0 where there is none.
     trains: `[B]` bool, the row trains the dynamics; others stand at the
       context level.
     batch: the clips, without frames.
   """
 
-  z1: Array
-  z_tau: Array
-  levels: Levels
-  velocity: Array
   trains: Array
   batch: Batch
-
-
-def group_size(phase: DynamicsPhase, rows: int, share: float = 1.0) -> int:
-  """Returns the size of the groups of which one row bootstraps.
-
-  Args:
-    phase: hyperparameters.
-    rows: of a batch on one device.
-    share: of the rows that train the dynamics.
-
-  Returns:
-    The largest divisor of `rows` that leaves a group no more such rows than
-    `1 / bootstrap_rows`.
-  """
-  most = rows if share <= 0 else 1 / (phase.bootstrap_rows * share) + 1e-6
-  return max(
-    n for n in range(1, rows + 1) if rows % n == 0 and n <= max(most, 1)
-  )
-
-
-def take_rows(x: PyTree, place: Array) -> PyTree:
-  """Takes one row of each group, `[B, ...] -> [G, ...]`.
-
-  Args:
-    x: tree of arrays.
-    place: `[G]` int, which row of its group.
-  """
-
-  def take(a: Array) -> Array:
-    groups = rearrange(a, '(g e) ... -> g e ...', g=len(place))
-    index = place.reshape(-1, *(1,) * (groups.ndim - 1))
-    return jnp.take_along_axis(groups, index, axis=1)[:, 0]
-
-  return jax.tree.map(take, x)
-
-
-def put_rows(x: Array, place: Array, size: int) -> Array:
-  """Inverts `take_rows` of groups of `size`, with zeros in the other rows."""
-  own = jnp.arange(size)[None] == place[:, None]
-  own = own.reshape(*own.shape, *(1,) * (x.ndim - 1))
-  whole = jnp.where(own, x[:, None], jnp.zeros((), x.dtype))
-  return rearrange(whole, 'g e ... -> (g e) ...')
 
 
 def corrupt_batch(
@@ -130,75 +77,38 @@ def corrupt_batch(
       on. Where it is too low for some group, fewer frames bootstrap.
   """
   c, parts = world.config.dynamics, phase.accumulate
-  level_key, noise_key, row_key = jax.random.split(key, 3)
   z1 = in_parts(lambda _, x: world.encode_clips(params, x), batch, parts)
-  rows = len(z1)
+  rows, devices = len(z1), sharding.batch_shards()
   if trains is None:
     trains = jnp.ones((rows,), bool)
-  own_rows = rows // sharding.batch_shards()
-  size = group_size(phase, own_rows, share)
-  groups = rearrange(trains, '(g e) -> g e', e=size)
-  place = jnp.argmax(groups, axis=1)
-  chosen = trains & put_rows(groups.any(axis=1), place, size)
-  frames = jnp.maximum(chosen.sum(), 1)
-  drawn = jax.random.bernoulli(
-    row_key, phase.bootstrap_rows * trains.sum() / frames, z1.shape[:2]
-  )
-  active = bootstraps(step, phase)
-  levels = draw_levels(
-    level_key,
-    z1.shape[:2],
-    chosen[:, None] & drawn & active,
-    c.max_steps,
-    phase.end_share,
-    phase.clear_share,
-  )
-  frame = trains[:, None]
-  levels = jax.tree.map(
-    lambda own, other: jnp.where(frame, own, other),
-    levels,
-    context_levels(world, z1.shape[:2]),
-  )
-  noise = jax.random.normal(noise_key, z1.shape)
-  z_tau = corrupt(z1, noise, levels)
+  # No more rows at a time than the gradient takes.
+  most = max(rows // devices // parts, 1)
 
-  def extra_passes(params, rows):
-    def velocity(_, rows):
-      z, levels, prev_action, known, segment_ids = rows
-
-      def denoise(z, levels):
-        return world.denoise(
-          params, z, levels, prev_action, known, segment_ids=segment_ids
-        ).prediction
-
-      return bootstrap_velocity(denoise, z, levels)
-
-    # No more rows at a time than the gradient takes.
-    taken = own_rows // size
-    most = max(own_rows // parts, 1)
+  def extra_pass(z: Array, levels: Levels, *given: PyTree) -> Array:
+    taken = len(z) // devices
     pieces = next(
       n for n in range(1, taken + 1) if taken % n == 0 and taken // n <= most
     )
-    return in_parts(velocity, rows, pieces)
 
-  velocity = jax.lax.cond(
-    active,
-    extra_passes,
-    lambda params, rows: jnp.zeros_like(rows[0]),
-    {'dynamics': params['dynamics']},
-    take_rows(
-      (z_tau, levels, batch.prev_action, batch.prev_action_mask,
-       batch.segment_ids),
-      place,
-    ),
+    def predict(_, part: PyTree) -> Array:
+      *z_and_action, segment_ids = part
+      return world.denoise(
+        params, *z_and_action, segment_ids=segment_ids
+      ).prediction
+
+    return in_parts(predict, (z, levels, *given), pieces)
+
+  data = prepare_shortcut(
+    extra_pass, z1, key,
+    batch.prev_action, batch.prev_action_mask, batch.segment_ids,
+    max_steps=c.max_steps, lead_axes=2, bootstrap_rows=phase.bootstrap_rows,
+    bootstraps=bootstraps(step, phase), end_share=phase.end_share,
+    clear_share=phase.clear_share,
+    rows_per_group=group_size(rows // devices, phase.bootstrap_rows * share),
+    trains=trains, resting=context_levels(world, z1.shape[:2]),
   )  # fmt: skip
   return Corrupted(
-    z1=z1,
-    z_tau=z_tau,
-    levels=levels,
-    velocity=put_rows(velocity, place, size),
-    trains=trains,
-    batch=batch.replace(frames=None),
+    **vars(data), trains=trains, batch=batch.replace(frames=None)
   )
 
 
@@ -236,10 +146,7 @@ def dynamics_loss(
   Returns:
     The loss, and `flow` and `bootstrap` as means over their own frames.
   """
-  losses = shortcut_losses(
-    prediction, data.z1, data.z_tau, data.levels, data.velocity,
-    phase.low_weight,
-  )  # fmt: skip
+  losses = prediction_losses(prediction, data, phase.low_weight)
   return frame_means(losses, data.trains)
 
 
@@ -248,8 +155,7 @@ def frame_means(
 ) -> tuple[Mean, dict[str, Mean]]:
   """Takes the means of `dynamics_loss` over the frames of `rows [B]`."""
   weight = jnp.broadcast_to(rows[:, None], losses.flow.shape)
-  each = jnp.where(losses.is_flow, losses.flow, losses.bootstrap)
-  return Mean.of(each, weight), {
+  return Mean.of(losses.loss, weight), {
     'flow': Mean.of(losses.flow, weight & losses.is_flow),
     'bootstrap': Mean.of(losses.bootstrap, weight & ~losses.is_flow),
   }

@@ -4,16 +4,22 @@ import numpy as np
 import pytest
 
 from dreamer4_jax.objectives import (
+  ShortcutData,
   bootstrap_velocity,
   corrupt,
   euler_step,
-  shortcut_losses,
+  prediction_losses,
 )
 from dreamer4_jax.types import Levels
 
 K_MAX = 8
 velocity_of = jax.jit(bootstrap_velocity, static_argnums=0)
-losses_of = jax.jit(shortcut_losses)
+
+
+@jax.jit
+def losses_of(prediction, z1, z_tau, levels, velocity):
+  data = ShortcutData(z1=z1, z_tau=z_tau, levels=levels, velocity=velocity)
+  return prediction_losses(prediction, data)
 
 
 def f32(x):
@@ -200,7 +206,7 @@ def test_low_precision_is_computed_in_float32():
 
   def everything(z1, noise, z_tau):
     target = bootstrap_velocity(denoise, z_tau, levels)
-    losses = shortcut_losses(noise, z1, z_tau, levels, target.astype(z1.dtype))
+    losses = losses_of(noise, z1, z_tau, levels, target.astype(z1.dtype))
     return (
       corrupt(z1, noise, levels),
       euler_step(z1, noise, levels),

@@ -9,17 +9,18 @@ import pytest
 
 from dreamer4_jax.config import DynamicsPhase, OptimizerConfig
 from dreamer4_jax.models import World
-from dreamer4_jax.objectives import ShortcutLosses, draw_levels
+from dreamer4_jax.objectives import (
+  ShortcutLosses,
+  draw_levels,
+  shortcut_loss,
+)
 from dreamer4_jax.training.dynamics_step import (
   corrupt_batch,
   dynamics_loss,
   dynamics_objective,
   frame_means,
-  group_size,
   init_dynamics_state,
   make_dynamics_step,
-  put_rows,
-  take_rows,
 )
 from dreamer4_jax.training.optimizer import make_optimizer
 from dreamer4_jax.training.state import make_state
@@ -107,35 +108,6 @@ def test_levels_are_of_the_noise_that_was_added():
     params, BATCH.frames, segment_ids=BATCH.segment_ids
   )
   np.testing.assert_allclose(data.z1, z1, atol=5e-5)
-
-
-def test_one_row_of_every_group_is_taken_and_goes_back():
-  x = np.arange(24, dtype=np.float32).reshape(8, 3)
-  place = jnp.array([0, 2])
-  taken = take_rows({'a': jnp.asarray(x)}, place)['a']
-  assert np.array_equal(taken, x[[0, 6]])
-  expected = np.where(np.isin(np.arange(8), [0, 6])[:, None], x, 0)
-  assert np.array_equal(put_rows(taken, place, 4), expected)
-  zeros = jnp.zeros(8, int)
-  assert np.array_equal(put_rows(jnp.asarray(x), zeros, 1), x)
-
-
-@pytest.mark.parametrize(
-  'rows, share, bootstrap, size',
-  [
-    (8, 1.0, 0.25, 4),
-    (8, 0.5, 0.25, 8),
-    (8, 0.25, 0.25, 8),
-    (16, 0.25, 0.25, 16),
-    (6, 1.0, 0.25, 3),
-    (1, 1.0, 0.25, 1),
-    (8, 1.0, 1.0, 1),
-    (8, 0.0, 0.5, 8),
-  ],
-)
-def test_groups_leave_every_device_its_rows(rows, share, bootstrap, size):
-  phase = dataclasses.replace(PHASE, bootstrap_rows=bootstrap)
-  assert group_size(phase, rows, share) == size
 
 
 @functools.cache
@@ -263,6 +235,35 @@ def test_the_loss_matches_a_loop():
   ):
     np.testing.assert_allclose(mean.value(), np.mean(values), rtol=2e-4)
     assert mean.weight == len(values)
+
+
+def test_the_phase_trains_on_the_loss_of_one_call():
+  world, params = world_and_params()
+  # Latents in the place of frames: nothing is encoded.
+  z = np.random.default_rng(0).normal(size=(8, 5, 4, 4)).astype(np.float32)
+  batch, key = BATCH.replace(frames=jnp.asarray(z)), jax.random.key(2)
+  objective = dynamics_objective(world, PHASE)
+
+  def denoise(z, levels, action, known, ids):
+    return world.denoise(
+      params, z, levels, action, known, segment_ids=ids
+    ).prediction
+
+  @jax.jit
+  def compute(step):
+    data = corrupt_batch(world, params, batch, PHASE, step, key)
+    losses = shortcut_loss(
+      denoise, data.z1, key,
+      batch.prev_action, batch.prev_action_mask, batch.segment_ids,
+      max_steps=8, lead_axes=2, bootstraps=step == 4,
+    )  # fmt: skip
+    phase, _ = objective.terms(params, None, data)
+    return phase['dynamics'].value(), losses
+
+  for step in (4, 5):
+    loss, losses = compute(jnp.int32(step))
+    assert losses.bootstrap.any() == (step == 4)
+    np.testing.assert_allclose(loss, losses.loss.mean(), rtol=1e-6)
 
 
 @functools.cache
