@@ -5,17 +5,12 @@ the field, the value and the remedy. It is saved as JSON beside every
 checkpoint and is enough to rebuild the models.
 """
 
-from dreamer4_jax.config.checks import require
+from dreamer4_jax.checks import require
 from dreamer4_jax.config.models import (
-  FREE_FIELDS,
   ActionComponent,
   AgentConfig,
-  Backend,
-  Dtype,
   DynamicsConfig,
-  Remat,
   TokenizerConfig,
-  TransformerConfig,
   VectorComponent,
 )
 from dreamer4_jax.config.phases import (
@@ -36,6 +31,13 @@ from dreamer4_jax.config.run import (
   EvalConfig,
   MeshConfig,
   SourceConfig,
+)
+from dreamer4_jax.nn.config import (
+  FREE_FIELDS,
+  Backend,
+  Dtype,
+  Remat,
+  TransformerConfig,
 )
 
 __all__ = [

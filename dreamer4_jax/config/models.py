@@ -6,13 +6,8 @@ import dataclasses
 import math
 from typing import Literal
 
-from dreamer4_jax.config.checks import at_least, is_power_of_two, require
-
-Dtype = Literal['float32', 'bfloat16']
-Remat = Literal['none', 'dots', 'full']
-Backend = Literal['auto', 'xla', 'splash', 'tokamax']
-FREE_FIELDS = ('remat', 'dtype', 'attention', 'unroll')
-"""Fields of a transformer that do not change what its parameters mean."""
+from dreamer4_jax.checks import at_least, is_power_of_two, require
+from dreamer4_jax.nn.config import LayersConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,104 +85,7 @@ class VectorComponent:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
-  """Efficient space/time transformer; derived from the model configs."""
-
-  width: int
-  depth: int
-  time_every: int
-  num_heads: int
-  num_kv_heads: int
-  mlp_hidden: int
-  context_length: int
-  soft_cap: float
-  rope_base: float
-  remat: Remat
-  dtype: Dtype
-  attention: Backend
-  unroll: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Stack:
-  """Fields that every transformer of the project has."""
-
-  width: int = 128
-  """Model width D."""
-  num_heads: int = 4
-  """Query heads."""
-  num_kv_heads: int = 4
-  """Key/value heads (grouped-query attention); divides num_heads."""
-  mlp_hidden: int = 384
-  """Hidden width of the SwiGLU MLP."""
-  time_every: int = 4
-  """One layer in so many attends over time, the others within a frame; such a
-  group of layers is a period."""
-  context_length: int = 16
-  """Frames a time layer sees, the current one included; size of the ring."""
-  soft_cap: float = 50.0
-  """Attention logits are cap * tanh(logits / cap)."""
-  rope_base: float = 10_000.0
-  """Longest wavelength base of the rotary position embedding."""
-  remat: Remat = 'none'
-  """What the backward pass recomputes to save memory: nothing, all but the
-  results of matrix products, or each period in full. With nothing, also the
-  weights that are gathered over an fsdp mesh are kept."""
-  dtype: Dtype = 'float32'
-  """Compute dtype; parameters, softmax, norms and losses stay float32."""
-  attention: Backend = 'auto'
-  """What computes attention within a frame or clip: XLA, JAX's splash
-  attention (TPU), tokamax (GPU), or what measures best on the platform."""
-  unroll: int = 1
-  """Periods that the loop over layers runs at a time. With all of them there
-  is no loop: faster on CPU, and longer to compile."""
-
-  def __post_init__(self):
-    room = type(self).__name__
-    at_least(1, self, 'width', 'num_heads', 'num_kv_heads', 'mlp_hidden')
-    at_least(1, self, 'context_length', 'unroll')
-    at_least(2, self, 'time_every')
-    require(
-      self.width % (4 * self.num_heads) == 0,
-      f'{room}.width',
-      self.width,
-      f'must be divisible by 4 * num_heads = '
-      f'{4 * self.num_heads}, since axial RoPE splits each head in '
-      'quarters',
-    )
-    require(
-      self.num_heads % self.num_kv_heads == 0,
-      f'{room}.num_kv_heads',
-      self.num_kv_heads,
-      f'must divide num_heads = {self.num_heads}',
-    )
-    require(
-      0 < self.soft_cap <= 80,
-      f'{room}.soft_cap',
-      self.soft_cap,
-      'must be positive and at most 80, whose exponential float32 holds; 50 is '
-      'usual',
-    )
-
-  def stack(self, depth: int) -> TransformerConfig:
-    """Returns the transformer of this width with `depth` layers."""
-    names = [f.name for f in dataclasses.fields(TransformerConfig)]
-    return TransformerConfig(
-      depth=depth, **{n: getattr(self, n) for n in names if n != 'depth'}
-    )
-
-  def _check_depth(self, field: str) -> None:
-    depth = getattr(self, field)
-    require(
-      depth >= 1 and depth % self.time_every == 0,
-      f'{type(self).__name__}.{field}',
-      depth,
-      f'must be a positive multiple of time_every = {self.time_every}',
-    )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerConfig(_Stack):
+class TokenizerConfig(LayersConfig):
   """Causal tokenizer (section 3.1 of the paper)."""
 
   image_height: int = 64
@@ -264,7 +162,7 @@ class TokenizerConfig(_Stack):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DynamicsConfig(_Stack):
+class DynamicsConfig(LayersConfig):
   """Interactive dynamics (section 3.2 of the paper)."""
 
   depth: int = 8

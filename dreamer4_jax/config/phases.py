@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from dreamer4_jax.config.checks import (
+from dreamer4_jax.checks import (
   at_least,
   is_power_of_two,
   require,

@@ -9,7 +9,7 @@ import math
 
 import msgspec
 
-from dreamer4_jax.config.checks import at_least, require, shares
+from dreamer4_jax.checks import at_least, require, shares
 from dreamer4_jax.config.models import (
   ActionComponent,
   AgentConfig,

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer4_jax.config import Backend, require
+from dreamer4_jax.checks import require
 from dreamer4_jax.nn.attention import KeyValues, attend
+from dreamer4_jax.nn.config import Backend
 from dreamer4_jax.nn.partition import per_device
 from dreamer4_jax.types import Array
 

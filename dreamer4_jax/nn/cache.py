@@ -11,8 +11,8 @@ from __future__ import annotations
 from flax import struct
 import jax.numpy as jnp
 
-from dreamer4_jax.config import TransformerConfig
 from dreamer4_jax.nn.attention import KeyValues
+from dreamer4_jax.nn.config import TransformerConfig
 from dreamer4_jax.nn.partition import constrain
 from dreamer4_jax.types import Array
 

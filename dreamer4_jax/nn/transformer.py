@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer4_jax.config import TransformerConfig
 from dreamer4_jax.nn import rope
 from dreamer4_jax.nn.attention import KeyValues, attend
 from dreamer4_jax.nn.backends import SequenceMask, attend_sequence
 from dreamer4_jax.nn.cache import TimeCache
+from dreamer4_jax.nn.config import TransformerConfig
 from dreamer4_jax.nn.layers import Linear, Mlp, RmsNorm
 from dreamer4_jax.nn.partition import constrain
 from dreamer4_jax.nn.rope import Rotation, rotate

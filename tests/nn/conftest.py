@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.config import TransformerConfig
-from dreamer4_jax.nn import SpaceTimeTransformer
+from dreamer4_jax.nn import SpaceTimeTransformer, TransformerConfig
 
 
 @pytest.fixture(scope='session')
