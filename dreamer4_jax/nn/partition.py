@@ -10,7 +10,6 @@ layout, which is a reduce-scatter.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import functools
 import math
 
 from flax import linen as nn
@@ -81,7 +80,6 @@ def _spec(x: Array, axes: Sequence[str | None]) -> PartitionSpec:
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gather(weight: Array, axes: Axes) -> Array:
   """Makes a weight whole along `GATHERED`, for one use.
 
@@ -89,22 +87,11 @@ def gather(weight: Array, axes: Axes) -> Array:
     weight: as it is stored, already in the compute dtype.
     axes: logical names of its dimensions.
   """
-  return constrain(weight, _whole(axes))
-
-
-def _gather_forward(weight: Array, axes: Axes) -> tuple[Array, None]:
-  return gather(weight, axes), None
-
-
-def _gather_backward(axes: Axes, _: None, gradient: Array) -> tuple[Array]:
-  # First whole, then cut: the sum over devices of what each has found, of
-  # which each keeps its piece. Cut at once, the gradient of a table is made
-  # from the rows of all devices.
-  return (constrain(constrain(gradient, _whole(axes)), axes),)
+  # The gradient goes the same way back: first whole, then cut. It is the sum
+  # over devices of what each has found, of which each keeps its piece. Cut at
+  # once, the gradient of a table is made from the rows of all devices.
+  return constrain(constrain(weight, axes), _whole(axes))
 
 
 def _whole(axes: Axes) -> Axes:
   return tuple(None if a == GATHERED else a for a in axes)
-
-
-gather.defvjp(_gather_forward, _gather_backward)
