@@ -23,7 +23,7 @@ from dreamer4_jax.models import dynamics as dynamics_lib
 from dreamer4_jax.models import heads
 from dreamer4_jax.models.actions import ActionSpace, no_action
 from dreamer4_jax.models.tokenizer import Tokenizer
-from dreamer4_jax.nn import choose
+from dreamer4_jax.nn import choose, logical_axes
 from dreamer4_jax.types import Actions, Array, Batch, Levels
 
 Params = dict[str, Any]
@@ -95,7 +95,8 @@ class World:
   def init(self, key: Array, rooms: tuple[str, ...]) -> Params:
     """Initialises the named rooms, with logical-axis metadata boxes."""
     keys = dict(zip(rooms, jax.random.split(key, len(rooms)), strict=True))
-    return {room: self._init_room(room, k) for room, k in keys.items()}
+    with logical_axes():
+      return {room: self._init_room(room, k) for room, k in keys.items()}
 
   def _init_room(self, room: str, key: Array) -> Any:
     c = self.config

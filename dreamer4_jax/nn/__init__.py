@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     start_segment,
   )
   from dreamer4_jax.nn.layers import Embedding, Linear, Mlp, RmsNorm
+  from dreamer4_jax.nn.partition import logical_axes
   from dreamer4_jax.nn.transformer import SpaceTimeTransformer
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
   'choose',
   'fill',
   'init_cache',
+  'logical_axes',
   'start_segment',
 ]
 
@@ -43,9 +45,17 @@ __all__ = [
 def __getattr__(name: str) -> Any:
   """Imports a name that is not there yet."""
   if name in __all__:
-    from dreamer4_jax.nn import attention, backends, cache, layers, transformer
+    from dreamer4_jax.nn import (
+      attention,
+      backends,
+      cache,
+      layers,
+      partition,
+      transformer,
+    )
 
-    for module in (attention, backends, cache, layers, transformer):
+    homes = (attention, backends, cache, layers, partition, transformer)
+    for module in homes:
       if hasattr(module, name):
         return globals().setdefault(name, getattr(module, name))
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

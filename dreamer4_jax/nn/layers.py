@@ -1,7 +1,8 @@
 """Small layers: RMSNorm, linear maps without bias, SwiGLU, embeddings.
 
-Every parameter is float32 and carries logical axis names; which mesh axis a
-name maps to is decided in `sharding.py` alone.
+Every parameter is float32. Its axes have logical names, which it carries if it
+was made under `logical_axes`; which mesh axis a name maps to is decided in
+`sharding.py` alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from dreamer4_jax.nn.partition import gather
+from dreamer4_jax.nn.partition import gather, named
 from dreamer4_jax.types import Array
 
 Init = jax.nn.initializers.Initializer
@@ -74,7 +75,7 @@ class RmsNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+    init = named(nn.initializers.ones, (self.axis,))
     return rms_norm(x, self.param('scale', init, (x.shape[-1],), jnp.float32))
 
 
@@ -103,7 +104,7 @@ class Linear(nn.Module):
 
     kernel = self.param(
       'kernel',
-      nn.with_logical_partitioning(init, tuple(self.axes)),
+      named(init, tuple(self.axes)),
       full,
       jnp.float32,
     )
@@ -165,9 +166,7 @@ class Embedding(nn.Module):
   scale: float = 0.02
 
   def setup(self):
-    init = nn.with_logical_partitioning(
-      nn.initializers.normal(self.scale), ('vocab', 'embed')
-    )
+    init = named(nn.initializers.normal(self.scale), ('vocab', 'embed'))
     self.embedding = self.param(
       'table', init, (self.num, self.width), jnp.float32
     )

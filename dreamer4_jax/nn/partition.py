@@ -5,12 +5,18 @@ are and moves activations instead, many times their size. So activations are
 pinned to their own devices at every layer, and a weight is gathered where it
 is used, in the compute dtype; its gradient goes back to the weight's own
 layout, which is a reduce-scatter.
+
+Parameters are plain arrays unless they are made under `logical_axes`, which
+those ask for who cut them over a mesh.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import contextvars
 import math
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -21,6 +27,28 @@ from dreamer4_jax.types import Array
 Axes = tuple[str | None, ...]
 GATHERED = 'embed'
 """Logical axis along which weights are stored in pieces and used whole."""
+_BOXED = contextvars.ContextVar('boxed', default=False)
+
+
+@contextlib.contextmanager
+def logical_axes() -> Iterator[None]:
+  """Gives parameters that are made within it the logical names of their axes.
+
+  `init` then returns `nn.LogicallyPartitioned` boxes, from which
+  `nn.get_partition_spec` or `sharding.state_sharding` read how to cut a
+  parameter. Enter it inside what is jitted, not around it: a program that was
+  traced before is not traced again.
+  """
+  token = _BOXED.set(True)
+  try:
+    yield
+  finally:
+    _BOXED.reset(token)
+
+
+def named(init: Callable[..., Array], axes: Axes) -> Callable[..., Any]:
+  """Returns an initializer that boxes its result under `logical_axes`."""
+  return nn.with_logical_partitioning(init, axes) if _BOXED.get() else init
 
 
 def constrain(x: Array, axes: Sequence[str | None]) -> Array:

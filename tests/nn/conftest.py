@@ -2,7 +2,6 @@
 
 import functools
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +37,7 @@ def make_stack():
     def init(key):
       x, mask = jnp.zeros((1, 1, 2, config.width)), np.ones((2, 2), bool)
       params = module.init(key, x, space_mask=mask)
-      return nn.unbox(params['params'])
+      return params['params']
 
     # Drawn with NumPy: XLA would take seconds to compile the initialisers.
     rng = np.random.default_rng(1)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.nn import init_cache, masks, rope
+from dreamer4_jax.nn import init_cache, logical_axes, masks, rope
 from dreamer4_jax.nn.backends import SequenceMask
 from dreamer4_jax.nn.transformer import (
   Period,
@@ -125,9 +125,11 @@ def test_every_parameter_has_logical_axes_and_the_scan_adds_layers(make_stack):
   config, _, _ = make_stack()
   init = SpaceTimeTransformer(config).init
   x = jnp.zeros((1, 1, 2, 16))
-  shapes = jax.eval_shape(
-    lambda k: init(k, x, space_mask=np.ones((2, 2), bool)), jax.random.key(0)
-  )
+  with logical_axes():
+    mask = np.ones((2, 2), bool)
+    shapes = jax.eval_shape(
+      lambda k: init(k, x, space_mask=mask), jax.random.key(0)
+    )
   is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
   flat = jax.tree.leaves_with_path(shapes['params'], is_leaf=is_box)
   assert len(flat) == 4 * 11 + 1
@@ -137,6 +139,12 @@ def test_every_parameter_has_logical_axes_and_the_scan_adds_layers(make_stack):
     scanned = 'periods' in jax.tree_util.keystr(path)
     assert (box.names[0] == 'layers') == scanned, path
     assert any(name is not None for name in box.names[1:]) or not scanned
+  # Nobody meets them who has not asked.
+  plain = jax.eval_shape(
+    lambda k: init(k, x, space_mask=mask), jax.random.key(0)
+  )
+  assert plain == nn.unbox(shapes)
+  assert not any(map(is_box, jax.tree.leaves(plain, is_leaf=is_box)))
 
 
 def test_a_cache_takes_one_frame_without_segments(make_stack):
