@@ -212,3 +212,13 @@ def test_latents_that_are_aligned_are_as_many_as_patches():
   sentence = 'aligned_latents = True: needs num_latents = 8 .* patches, 16'
   with pytest.raises(ValueError, match=sentence):
     cfg.TokenizerConfig(num_latents=8, aligned_latents=True)
+
+
+def test_a_soft_cap_may_be_none_and_comes_back_from_json():
+  whole = cfg.Config(**replaced('dynamics', soft_cap=None))
+  assert '"soft_cap": null' in whole.to_json()
+  found = cfg.Config.from_json(whole.to_json())
+  assert found == whole and found.dynamics.stack(4).soft_cap is None
+  assert found.tokenizer.soft_cap == 50.0
+  # Saved configs have the fields that they had.
+  assert 'fast_gradient' not in whole.to_json()

@@ -115,7 +115,9 @@ def attend_sequence(
   queries: Array,
   own: KeyValues,
   mask: SequenceMask,
-  soft_cap: float,
+  soft_cap: float | None,
+  *,
+  fast_gradient: bool = True,
 ) -> Array:
   """Attention of a sequence to itself.
 
@@ -125,7 +127,8 @@ def attend_sequence(
     queries: `[..., G, R, S, h]`.
     own: keys and values `[..., G, S, h]`.
     mask: of the sequence; every token must see one.
-    soft_cap: as in `attend`.
+    soft_cap: as in `attend`; the kernels too do without one.
+    fast_gradient: as in `attend`; kernels have their own.
 
   Returns:
     `[..., G, R, S, h]`.
@@ -140,7 +143,8 @@ def attend_sequence(
     _log_once(f'attention over {length} tokens: xla, too short for {backend}')
     kernel = None
   if kernel is None:
-    return attend(queries, [(own, mask.dense)], soft_cap)
+    blocks = [(own, mask.dense)]
+    return attend(queries, blocks, soft_cap, fast_gradient=fast_gradient)
   return kernel(queries, own, mask, soft_cap)
 
 
@@ -148,7 +152,7 @@ def splash(
   queries: Array,
   own: KeyValues,
   mask: SequenceMask,
-  soft_cap: float,
+  soft_cap: float | None,
   *,
   interpret: bool = False,
 ) -> Array:
@@ -202,7 +206,7 @@ def splash(
 
 
 def fused_on_gpu(
-  queries: Array, own: KeyValues, mask: SequenceMask, soft_cap: float
+  queries: Array, own: KeyValues, mask: SequenceMask, soft_cap: float | None
 ) -> Array:
   """Tokamax's attention; arguments as in `attend_sequence`.
 

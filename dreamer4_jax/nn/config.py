@@ -35,8 +35,9 @@ class LayersConfig:
   group of layers is a period."""
   context_length: int = 16
   """Frames a time layer sees, the current one included; size of the ring."""
-  soft_cap: float = 50.0
-  """Attention logits are cap * tanh(logits / cap)."""
+  soft_cap: float | None = 50.0
+  """Attention logits are cap * tanh(logits / cap); none leaves them as they
+  are, and the softmax then takes their maximum first, which is slower."""
   rope_base: float = 10_000.0
   """Longest wavelength base of the rotary position embedding."""
   remat: Remat = 'none'
@@ -72,11 +73,11 @@ class LayersConfig:
       f'must divide num_heads = {self.num_heads}',
     )
     require(
-      0 < self.soft_cap <= 80,
+      self.soft_cap is None or 0 < self.soft_cap <= 80,
       f'{room}.soft_cap',
       self.soft_cap,
-      'must be positive and at most 80, whose exponential float32 holds; 50 is '
-      'usual',
+      'must be positive and at most 80, whose exponential float32 holds, or '
+      'none; 50 is usual',
     )
 
   def stack(self, depth: int) -> TransformerConfig:
@@ -107,7 +108,18 @@ class TransformerConfig(LayersConfig):
 
   depth: int = 4
   """Layers, a multiple of `time_every`."""
+  fast_gradient: bool = True
+  """Gradients of attention, norms and MLPs that are written by hand, and faster
+  than the derived ones. Forward mode does not pass them: false for `jax.jvp`,
+  `jax.jacfwd` and `jax.hessian`."""
 
   def __post_init__(self):
     super().__post_init__()
     self._check_depth('depth')
+    require(
+      self.fast_gradient or self.attention in ('auto', 'xla'),
+      f'{type(self).__name__}.fast_gradient',
+      self.fast_gradient,
+      f'needs attention = auto or xla: the gradients of {self.attention} are '
+      'its own',
+    )

@@ -24,21 +24,29 @@ Init = jax.nn.initializers.Initializer
 LECUN: Init = jax.nn.initializers.lecun_normal()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rms_norm(x: Array, scale: Array, eps: float = 1e-6) -> Array:
+def rms_norm(
+  x: Array, scale: Array, eps: float = 1e-6, *, fast_gradient: bool = True
+) -> Array:
   """Root-mean-square normalisation over the last axis, in float32.
-
-  The gradient is written out, so that it keeps the input as it is and one
-  number a row, and passes over memory half as often as the derived one.
 
   Args:
     x: `[..., D]`.
     scale: `[D]` learned scale.
     eps: added to the mean square.
+    fast_gradient: the gradient that is written out here: it keeps the input as
+      it is and one number a row, and passes over memory half as often as the
+      derived one. Forward mode does not pass it.
 
   Returns:
     `[..., D]` in the dtype of `x`.
   """
+  if fast_gradient:
+    return _fast_rms_norm(x, scale, eps)
+  return _rms_norm(x, scale, eps)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _fast_rms_norm(x: Array, scale: Array, eps: float) -> Array:
   return _rms_norm(x, scale, eps)[0]
 
 
@@ -60,7 +68,7 @@ def _rms_norm_backward(eps: float, residuals, gradient: Array):
   return to_x.astype(x.dtype), _product(inverse[..., 0], along, x.ndim - 1)
 
 
-rms_norm.defvjp(_rms_norm, _rms_norm_backward)
+_fast_rms_norm.defvjp(_rms_norm, _rms_norm_backward)
 _product = functools.partial(jnp.tensordot, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -69,14 +77,21 @@ def _like(scale: Array, x: Array) -> Array:
 
 
 class RmsNorm(nn.Module):
-  """RMSNorm with a learned scale, `[..., D] -> [..., D]`."""
+  """RMSNorm with a learned scale, `[..., D] -> [..., D]`.
+
+  Attributes:
+    axis: logical name of the scale's axis.
+    fast_gradient: as in `rms_norm`.
+  """
 
   axis: str = 'norm'
+  fast_gradient: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     init = named(nn.initializers.ones, (self.axis,))
-    return rms_norm(x, self.param('scale', init, (x.shape[-1],), jnp.float32))
+    scale = self.param('scale', init, (x.shape[-1],), jnp.float32)
+    return rms_norm(x, scale, fast_gradient=self.fast_gradient)
 
 
 class Linear(nn.Module):
@@ -117,10 +132,17 @@ class Linear(nn.Module):
 
 
 class Mlp(nn.Module):
-  """SwiGLU: `down(silu(gate(x)) * up(x))`, `[..., D] -> [..., D]`."""
+  """SwiGLU: `down(silu(gate(x)) * up(x))`, `[..., D] -> [..., D]`.
+
+  Attributes:
+    hidden: width between the maps.
+    dtype: compute dtype.
+    fast_gradient: as in `gated`.
+  """
 
   hidden: int
   dtype: jnp.dtype = jnp.float32
+  fast_gradient: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -129,19 +151,29 @@ class Mlp(nn.Module):
     axes = ('embed', 'mlp')
     gate = Linear((self.hidden,), axes, self.dtype, name='gate')(x)
     up = Linear((self.hidden,), axes, self.dtype, name='up')(x)
-    return Linear((x.shape[-1],), ('mlp', 'embed'), self.dtype, name='down')(
-      gated(gate, up)
-    )
+    hidden = gated(gate, up, fast_gradient=self.fast_gradient)
+    down = Linear((x.shape[-1],), ('mlp', 'embed'), self.dtype, name='down')
+    return down(hidden)
 
 
-@jax.custom_vjp
-def gated(gate: Array, up: Array) -> Array:
-  """`silu(gate) * up`, elementwise; keeps its two inputs for the gradient."""
+def gated(gate: Array, up: Array, *, fast_gradient: bool = True) -> Array:
+  """`silu(gate) * up`, elementwise.
+
+  Args:
+    gate: any shape.
+    up: of the same shape.
+    fast_gradient: the gradient that is written out here: it keeps these two
+      arrays alone. Forward mode does not pass it.
+  """
+  return (_fast_gated if fast_gradient else _gated)(gate, up)
+
+
+def _gated(gate: Array, up: Array) -> Array:
   return nn.silu(gate) * up
 
 
-def _gated(gate: Array, up: Array):
-  return gated(gate, up), (gate, up)
+def _gated_forward(gate: Array, up: Array):
+  return _gated(gate, up), (gate, up)
 
 
 def _gated_backward(residuals, gradient: Array):
@@ -154,7 +186,8 @@ def _gated_backward(residuals, gradient: Array):
   return to_gate, gradient * bent
 
 
-gated.defvjp(_gated, _gated_backward)
+_fast_gated = jax.custom_vjp(_gated)
+_fast_gated.defvjp(_gated_forward, _gated_backward)
 
 
 class Embedding(nn.Module):

@@ -74,8 +74,8 @@ class Attention(nn.Module):
     axes = ('embed', 'kv_heads', 'head_dim')
     k = Linear((groups, head), axes, dtype, name='key')(x)
     v = Linear((groups, head), axes, dtype, name='value')(x)
-    q = RmsNorm('head_dim', name='query_norm')(q)
-    k = RmsNorm('head_dim', name='key_norm')(k)
+    q = RmsNorm('head_dim', c.fast_gradient, name='query_norm')(q)
+    k = RmsNorm('head_dim', c.fast_gradient, name='key_norm')(k)
     if rotation is not None:
       lead = tuple(range(x.ndim - 2))
       rotation = jax.tree.map(lambda a: jnp.expand_dims(a, lead), rotation)
@@ -84,9 +84,12 @@ class Attention(nn.Module):
     by_head = lambda a: rearrange(a, '... s g h -> ... g s h')
     own = KeyValues(keys=by_head(k), values=by_head(v))
     if past is None:
-      y = attend_sequence(c.attention, q, own, mask, c.soft_cap)
+      y = attend_sequence(
+        c.attention, q, own, mask, c.soft_cap, fast_gradient=c.fast_gradient
+      )
     else:
-      y = attend(q, [past, (own, mask.dense)], c.soft_cap)
+      blocks = [past, (own, mask.dense)]
+      y = attend(q, blocks, c.soft_cap, fast_gradient=c.fast_gradient)
     y = rearrange(y, '... g r s h -> ... s (g r h)')
     y = Linear((width,), ('heads', 'embed'), dtype, name='out')(y)
     return y, own
@@ -99,12 +102,14 @@ class Layer(nn.Module):
 
   @nn.compact
   def __call__(self, x, mask, rotation, past=None):
-    y, own = Attention(self.config, name='attention')(
-      RmsNorm(name='attention_norm')(x), mask, rotation, past
+    c = self.config
+    norm = lambda name: RmsNorm(fast_gradient=c.fast_gradient, name=name)
+    y, own = Attention(c, name='attention')(
+      norm('attention_norm')(x), mask, rotation, past
     )
     x = constrain(x + y, ('batch',))
-    mlp = Mlp(self.config.mlp_hidden, jnp.dtype(self.config.dtype), name='mlp')
-    y = mlp(RmsNorm(name='mlp_norm')(x))
+    mlp = Mlp(c.mlp_hidden, jnp.dtype(c.dtype), c.fast_gradient, name='mlp')
+    y = mlp(norm('mlp_norm')(x))
     return constrain(x + y, ('batch',)), own
 
 
@@ -208,7 +213,7 @@ class SpaceTimeTransformer(nn.Module):
     x, new = stack(c, name='periods')(
       x.astype(jnp.dtype(c.dtype)), past, context
     )
-    return RmsNorm(name='norm')(x), new
+    return RmsNorm(fast_gradient=c.fast_gradient, name='norm')(x), new
 
 
 def banded_causal_mask(frames: int, context_length: int) -> np.ndarray:

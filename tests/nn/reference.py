@@ -15,11 +15,29 @@ def attention(q, k, v, allowed, soft_cap):
       keys = [s for s in range(k.shape[0]) if allowed[i, s]]
       g = head // per_group
       logits = np.array([q[i, head] @ k[s, g] for s in keys])
-      logits = soft_cap * np.tanh(logits / np.sqrt(q.shape[-1]) / soft_cap)
+      logits = logits / np.sqrt(q.shape[-1])
+      if soft_cap is not None:
+        logits = soft_cap * np.tanh(logits / soft_cap)
       weights = np.exp(logits - logits.max())
       weights /= weights.sum()
       out[i, head] = sum(w * v[s, g] for w, s in zip(weights, keys))  # noqa: B905
   return out
+
+
+def slopes(fn, *args, step=1e-6):
+  """Gradients of a number by central differences, one for each argument."""
+  found = []
+  for arg in args:
+    slope = np.zeros(arg.shape)
+    for i in np.ndindex(arg.shape):
+      kept = arg[i]
+      arg[i] = kept + step
+      above = fn(*args)
+      arg[i] = kept - step
+      slope[i] = (above - fn(*args)) / (2 * step)
+      arg[i] = kept
+    found.append(slope)
+  return found
 
 
 def rms(x, scale):

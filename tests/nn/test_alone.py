@@ -1,14 +1,22 @@
 """The transformer alone: its config, and models that are not ours."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dreamer4_jax import nn as ours
 from dreamer4_jax.config import DynamicsConfig, TokenizerConfig
-from dreamer4_jax.nn import LayersConfig, TransformerConfig
+from dreamer4_jax.nn import (
+  LayersConfig,
+  SpaceTimeTransformer,
+  TransformerConfig,
+)
 
 
 def test_a_config_has_defaults_and_refuses_what_cannot_work():
@@ -43,3 +51,46 @@ def test_every_name_is_there_and_a_config_needs_no_jax():
   code += "print(TransformerConfig().width, 'jax' in sys.modules)"
   child = subprocess.run([sys.executable, '-c', code], capture_output=True)
   assert child.stdout == b'128 False\n', child.stderr
+
+
+@pytest.mark.parametrize('soft_cap', [2.0, None])
+def test_forward_mode_passes_without_the_fast_gradient(soft_cap):
+  config = TransformerConfig(
+    width=8,
+    depth=4,
+    time_every=2,
+    num_heads=2,
+    num_kv_heads=1,
+    mlp_hidden=12,
+    soft_cap=soft_cap,
+  )
+  slow = dataclasses.replace(config, fast_gradient=False)
+  x, along = np.random.default_rng(0).normal(size=(2, 1, 3, 2, 8))
+  x, along = jnp.asarray(x, jnp.float32), jnp.asarray(along, jnp.float32)
+  mask = np.ones((2, 2), bool)
+  params = SpaceTimeTransformer(config).init(
+    jax.random.key(0), x, space_mask=mask
+  )
+
+  def loss(config, x):
+    y, _ = SpaceTimeTransformer(config).apply(params, x, space_mask=mask)
+    return (y**3).mean()
+
+  fast, slow = (functools.partial(loss, c) for c in (config, slow))
+  with pytest.raises(TypeError, match='forward-mode'):
+    jax.jvp(fast, (x,), (along,))
+  # Along a direction, and the Hessian of that: backward, and not.
+  slope = lambda x: jnp.vdot(jax.grad(fast)(x), along)
+  expected = jax.jit(jax.value_and_grad(slope))(x)
+  _, got = jax.jit(lambda x: jax.jvp(slow, (x,), (along,)))(x)
+  np.testing.assert_allclose(got, expected[0], rtol=1e-4, atol=1e-6)
+  hessian = jax.jit(jax.hessian(slow))(x)
+  got = np.einsum('btndBTND,BTND->btnd', hessian, along)
+  assert np.abs(got).max() > 0.01
+  np.testing.assert_allclose(got, expected[1], rtol=1e-3, atol=1e-4)
+
+
+def test_kernels_keep_their_own_gradients():
+  text = 'fast_gradient = False: needs attention = auto or xla'
+  with pytest.raises(ValueError, match=text):
+    TransformerConfig(fast_gradient=False, attention='splash')

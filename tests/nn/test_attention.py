@@ -28,7 +28,7 @@ def run(q, blocks, soft_cap, dtype=jnp.float32):
   return np.moveaxis(np.asarray(out, np.float32), -2, 0).reshape(q.shape)
 
 
-@pytest.mark.parametrize('soft_cap', [50.0, 2.0])
+@pytest.mark.parametrize('soft_cap', [50.0, 2.0, None])
 def test_grouped_capped_attention_matches_loops(soft_cap):
   # Logits of scale 4, so that a cap of 2 bites.
   q = draw(0, 5, GROUPS * PER_GROUP, HEAD, scale=4)
@@ -40,25 +40,27 @@ def test_grouped_capped_attention_matches_loops(soft_cap):
   np.testing.assert_allclose(got, expected, atol=2e-5)
 
 
-def test_blocks_act_as_one_concatenated_block():
+@pytest.mark.parametrize('soft_cap', [50.0, None])
+def test_blocks_act_as_one_concatenated_block(soft_cap):
   q = draw(0, 5, GROUPS * PER_GROUP, HEAD, scale=4)
   k, v = draw(1, 7, GROUPS, HEAD), draw(2, 7, GROUPS, HEAD)
   allowed = draw(3, 5, 7) > 0
   allowed[:, 6] = True
   allowed[1, :3] = False  # a query for which the first block is empty
   parts = [(k[:3], v[:3], allowed[:, :3]), (k[3:], v[3:], allowed[:, 3:])]
-  expected = reference.attention(q, k, v, allowed, 50.0)
-  np.testing.assert_allclose(run(q, parts, 50.0), expected, atol=2e-5)
+  expected = reference.attention(q, k, v, allowed, soft_cap)
+  np.testing.assert_allclose(run(q, parts, soft_cap), expected, atol=2e-5)
 
 
-def test_what_is_masked_has_no_influence_at_all():
+@pytest.mark.parametrize('soft_cap', [50.0, None])
+def test_what_is_masked_has_no_influence_at_all(soft_cap):
   q = draw(0, 5, GROUPS * PER_GROUP, HEAD)
   k, v = draw(1, 7, GROUPS, HEAD), draw(2, 7, GROUPS, HEAD)
   allowed = np.ones((5, 7), bool)
   allowed[:, 4] = False
-  before = run(q, [(k, v, allowed)], 50.0)
+  before = run(q, [(k, v, allowed)], soft_cap)
   k[4], v[4] = 1e4, -1e4
-  assert np.array_equal(run(q, [(k, v, allowed)], 50.0), before)
+  assert np.array_equal(run(q, [(k, v, allowed)], soft_cap), before)
 
 
 def test_logits_and_softmax_are_float32_under_bfloat16():
@@ -82,13 +84,15 @@ def plain(queries, blocks, soft_cap):
   values = join([b.values for b, _ in blocks], -2)
   allowed = join([m for _, m in blocks], -1)
   logits = jnp.einsum('...grqh,...gsh->...grqs', queries, keys)
-  logits = soft_cap * jnp.tanh(logits / soft_cap / HEAD**0.5)
+  logits = logits / HEAD**0.5
+  if soft_cap is not None:
+    logits = soft_cap * jnp.tanh(logits / soft_cap)
   weights = jax.nn.softmax(jnp.where(allowed, logits, -jnp.inf), axis=-1)
   return jnp.einsum('...grqs,...gsh->...grqh', weights, values)
 
 
 @pytest.mark.parametrize('dtype, atol', [('float32', 1e-5), ('bfloat16', 2e-2)])
-@pytest.mark.parametrize('soft_cap', [50.0, 2.0])
+@pytest.mark.parametrize('soft_cap', [50.0, 2.0, None])
 def test_gradients_are_those_of_a_plain_softmax(dtype, atol, soft_cap):
   # Logits of scale 10 and more: weights from 1 to e^-50.
   exact = lambda x: jnp.asarray(x, dtype)
@@ -147,3 +151,47 @@ def test_logits_at_the_cap_neither_overflow_nor_vanish():
       out[0, 0, row], values[0].mean(axis=0), rtol=1e-4, atol=1e-6
     )
   np.testing.assert_allclose(gradient, np.full_like(values, 2 / 7), rtol=1e-4)
+
+
+@pytest.mark.parametrize('fast_gradient', [True, False])
+@pytest.mark.parametrize('cut', [7, 3])  # One block of keys, or two.
+def test_without_a_cap_logits_of_a_thousand_are_exact(cut, fast_gradient):
+  # Logits of 1000 in the first group and of -1000 in the second, of which none
+  # has an exponential; they differ by about 1. A key that nobody sees has 2000.
+  # All products are exact in float32.
+  eighths = lambda x: np.round(8 * x) / 8
+  q = eighths(draw(0, 2, GROUPS * PER_GROUP, HEAD))
+  k, v = eighths(draw(1, 7, GROUPS, HEAD)), draw(2, 7, GROUPS, HEAD)
+  q[..., 0], k[..., 0] = 1000, (2, -2)
+  k[5, :, 0] = 4
+  allowed = draw(3, 2, 7) > -1
+  allowed[:, 5], allowed[:, 6] = False, True
+  allowed[1, :3] = False  # The first of two blocks is empty.
+  to = draw(4, *q.shape)
+
+  def pull(q, k, v):
+    return (reference.attention(q, k, v, allowed, None) * to).sum()
+
+  by_head = lambda x: jnp.moveaxis(jnp.asarray(x, jnp.float32), 0, -2)
+  grouped = lambda x: by_head(x.reshape(len(x), GROUPS, PER_GROUP, HEAD))
+
+  @jax.jit
+  def run(q, k, v):
+    part = lambda s: (
+      KeyValues(keys=k[:, s], values=v[:, s]),
+      jnp.asarray(allowed[:, s])[None, None],
+    )
+    blocks = [part(s) for s in (slice(cut), slice(cut, 7)) if s.start != 7]
+    y = attend(q, blocks, None, fast_gradient=fast_gradient)
+    return (y * grouped(to)).sum(), y
+
+  gradient = jax.grad(run, argnums=(0, 1, 2), has_aux=True)
+  got, y = gradient(grouped(q), by_head(k), by_head(v))
+  expected = reference.attention(q, k, v, allowed, None)
+  np.testing.assert_allclose(y, grouped(expected), atol=1e-5)
+  to_q, to_k, to_v = reference.slopes(pull, q, k, v)
+  for a, b in zip(
+    got, (grouped(to_q), by_head(to_k), by_head(to_v)), strict=True
+  ):
+    # Central differences are off by about 1e-7 of what they are taken from.
+    np.testing.assert_allclose(a, b, atol=2e-5 * max(1, np.abs(b).max()))

@@ -47,9 +47,19 @@ def kernel(request):
   return fused_on_gpu
 
 
-@pytest.mark.parametrize('dtype, atol', [('float32', 1e-5), ('bfloat16', 2e-2)])
-@pytest.mark.parametrize('make_mask', [frame_mask, clip_mask])
-def test_kernels_agree_with_the_einsum(kernel, make_mask, dtype, atol):
+@pytest.mark.parametrize(
+  'make_mask, soft_cap, dtype, atol',
+  [
+    (frame_mask, SOFT_CAP, 'float32', 1e-5),
+    (frame_mask, SOFT_CAP, 'bfloat16', 2e-2),
+    (clip_mask, SOFT_CAP, 'float32', 1e-5),
+    (clip_mask, SOFT_CAP, 'bfloat16', 2e-2),
+    (clip_mask, None, 'float32', 1e-5),
+  ],
+)
+def test_kernels_agree_with_the_einsum(
+  kernel, make_mask, soft_cap, dtype, atol
+):
   mask = make_mask()
   queries, own, to = inputs(dtype)
 
@@ -61,8 +71,8 @@ def test_kernels_agree_with_the_einsum(kernel, make_mask, dtype, atol):
     gradient = jax.grad(pull, argnums=(0, 1), has_aux=True)
     return jax.jit(gradient)(queries, own)
 
-  got = results(lambda q, own: kernel(q, own, mask, SOFT_CAP))
-  expected = results(lambda q, own: attend(q, [(own, mask.dense)], SOFT_CAP))
+  got = results(lambda q, own: kernel(q, own, mask, soft_cap))
+  expected = results(lambda q, own: attend(q, [(own, mask.dense)], soft_cap))
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     assert np.abs(b).max() > 0.3

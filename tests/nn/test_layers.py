@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,13 @@ def test_rms_norm_and_its_gradient_are_those_of_the_formula(dtype, atol):
     mean = jnp.mean(x * x, axis=-1, keepdims=True)
     return x / jnp.sqrt(mean + 1e-6) * scale[None, None]
 
+  slow = functools.partial(rms_norm, fast_gradient=False)
+  _, along = jax.jvp(slow, (x, scale), (to, 2 * scale))
+  wide = x.astype(jnp.float32), scale
+  _, expected = jax.jvp(formula, wide, (to.astype(jnp.float32), 2 * scale))
+  np.testing.assert_allclose(
+    np.asarray(along, np.float32), expected, atol=atol, rtol=atol
+  )
   y, pull = jax.vjp(rms_norm, x, scale)
   expected, pull_ = jax.vjp(formula, x.astype(jnp.float32), scale)
   got = (y, *pull(to))
@@ -35,6 +44,11 @@ def test_the_gradient_of_a_gate_is_the_derived_one():
   def plain(gate, up):
     return gate / (1 + jnp.exp(-gate)) * up
 
+  # Without the fast one both are the same formula, and forward mode passes.
+  slow = functools.partial(gated, fast_gradient=False)
+  _, along = jax.jvp(slow, (gate, up), (up, toward))
+  _, expected = jax.jvp(plain, (gate, up), (up, toward))
+  np.testing.assert_allclose(along, expected, rtol=1e-5, atol=1e-5)
   for a, b in zip(
     jax.vjp(gated, gate, up)[1](toward),
     jax.vjp(plain, gate, up)[1](toward),

@@ -34,14 +34,17 @@ def apply(module, params, x):
 
 
 @pytest.mark.parametrize(
-  'heads, kv_heads, time_every', [(2, 1, 4), (4, 2, 4), (2, 1, 2)]
+  'heads, kv_heads, time_every, soft_cap',
+  [(2, 1, 4, 1.0), (4, 2, 4, 1.0), (2, 1, 2, 1.0), (2, 1, 2, None)],
 )
-def test_stack_matches_float64_loops(make_stack, heads, kv_heads, time_every):
+def test_stack_matches_float64_loops(
+  make_stack, heads, kv_heads, time_every, soft_cap
+):
   # A cap of 1 and a base of 100 make cap and rotation visible.
   config, module, params = make_stack(
     num_heads=heads,
     num_kv_heads=kv_heads,
-    soft_cap=1.0,
+    soft_cap=soft_cap,
     time_every=time_every,
   )
   got = jax.jit(apply, static_argnums=0)(module, params, clip())
