@@ -10,7 +10,7 @@ from dreamer4_jax.nn.config import LayersConfig, TransformerConfig
 
 if TYPE_CHECKING:
   from dreamer4_jax.nn.attention import KeyValues, attend
-  from dreamer4_jax.nn.backends import choose
+  from dreamer4_jax.nn.backends import SequenceMask, choose
   from dreamer4_jax.nn.cache import (
     TimeCache,
     append,
@@ -20,15 +20,27 @@ if TYPE_CHECKING:
   )
   from dreamer4_jax.nn.layers import Embedding, Linear, Mlp, RmsNorm
   from dreamer4_jax.nn.partition import logical_axes
-  from dreamer4_jax.nn.transformer import SpaceTimeTransformer
+  from dreamer4_jax.nn.transformer import (
+    Attention,
+    Context,
+    Layer,
+    Period,
+    SpaceTimeTransformer,
+    make_context,
+  )
 
 __all__ = [
+  'Attention',
+  'Context',
   'Embedding',
   'KeyValues',
+  'Layer',
   'LayersConfig',
   'Linear',
   'Mlp',
+  'Period',
   'RmsNorm',
+  'SequenceMask',
   'SpaceTimeTransformer',
   'TimeCache',
   'TransformerConfig',
@@ -38,6 +50,7 @@ __all__ = [
   'fill',
   'init_cache',
   'logical_axes',
+  'make_context',
   'start_segment',
 ]
 

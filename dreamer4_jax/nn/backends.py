@@ -20,6 +20,7 @@ import logging
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from dreamer4_jax.checks import require
@@ -53,28 +54,76 @@ class SequenceMask:
   """Which tokens of a sequence see which, true where row may see column.
 
   Attributes:
-    fixed: what is known while tracing.
+    fixed: what is known while tracing, if anything.
     segment_ids: `[..., S]` int32, no token sees another segment; or None.
     dense: both, broadcasts to `[..., G, R, S, S]`.
   """
 
-  fixed: Fixed = struct.field(pytree_node=False)
+  fixed: Fixed | None = struct.field(pytree_node=False)
   segment_ids: Array | None
   dense: Array
 
   @classmethod
   def make(
-    cls, mask: np.ndarray, segment_ids: Array | None = None
+    cls, mask: ArrayLike, segment_ids: Array | None = None
   ) -> SequenceMask:
-    """Combines `mask [S, S]` with segments `[..., S]`."""
-    mask = np.asarray(mask)
+    """Combines a mask with segments.
+
+    Args:
+      mask: `[S, S]` bool, true where row may attend to column, of NumPy or JAX.
+        One that is computed within `jax.jit` serves as well, but kernels that
+        are made for a mask then give way to XLA.
+      segment_ids: `[..., S]` int32; None is one segment.
+
+    Raises:
+      ValueError: the mask is not square or not bool, or a row of it that is
+        known while tracing sees nothing.
+    """
+    known = not isinstance(mask, jax.core.Tracer)
+    if known:
+      mask = np.asarray(mask)
+    shape = mask.shape
+    if len(shape) != 2 or shape[0] != shape[1] or mask.dtype != bool:
+      raise ValueError(
+        f'mask has shape {shape} and dtype {mask.dtype}, expected [S, S] bool, '
+        'true where row may attend to column'
+      )
+    if known and not mask.any(axis=1).all():
+      row = int(np.argmin(mask.any(axis=1)))
+      raise ValueError(
+        f'mask[{row}] is false everywhere: every token must see one, for '
+        'example itself'
+      )
     dense = jnp.asarray(mask)
     if segment_ids is not None:
       same = segment_ids[..., :, None] == segment_ids[..., None, :]
       dense = (same & jnp.expand_dims(dense, tuple(range(same.ndim - 2))))[
         ..., None, None, :, :
       ]
-    return cls(fixed=Fixed(mask), segment_ids=segment_ids, dense=dense)
+    fixed = Fixed(mask) if known else None
+    return cls(fixed=fixed, segment_ids=segment_ids, dense=dense)
+
+  @classmethod
+  def of(
+    cls, mask: ArrayLike | SequenceMask | None, length: int
+  ) -> SequenceMask:
+    """Returns the mask of a sequence, as it is or made of an array.
+
+    Args:
+      mask: as `make` takes it; None lets all attend to all.
+      length: S, tokens of the sequence.
+
+    Raises:
+      ValueError: as in `make`, or it is the mask of another length.
+    """
+    if mask is None:
+      mask = np.ones((length, length), bool)
+    if not isinstance(mask, cls):
+      mask = cls.make(mask)
+    found = mask.dense.shape[-1]
+    if found != length:
+      raise ValueError(f'mask is for {found} tokens, expected {length}')
+    return mask
 
 
 def choose(backend: Backend, platform: str | None, field: str) -> Backend:
@@ -122,8 +171,8 @@ def attend_sequence(
   """Attention of a sequence to itself.
 
   Args:
-    backend: as `choose` returns it. A kernel that a sequence is too short for
-      gives way to `xla`, which is logged once.
+    backend: as `choose` returns it. A kernel that a sequence is too short for,
+      or a mask known too late, gives way to `xla`, which is logged once.
     queries: `[..., G, R, S, h]`.
     own: keys and values `[..., G, S, h]`.
     mask: of the sequence; every token must see one.
@@ -141,6 +190,12 @@ def attend_sequence(
     kernel = fused_on_gpu
   if kernel is not None and length < _LANES:
     _log_once(f'attention over {length} tokens: xla, too short for {backend}')
+    kernel = None
+  if kernel is splash and mask.fixed is None:
+    _log_once(
+      f'attention over {length} tokens: xla, splash needs a mask that is known '
+      'while tracing, such as one of NumPy'
+    )
     kernel = None
   if kernel is None:
     blocks = [(own, mask.dense)]

@@ -6,11 +6,14 @@ encoder, the tokenizer decoder and the dynamics.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from einops import rearrange
 from flax import linen as nn
 from flax import struct
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 from dreamer4_jax.nn import rope
@@ -30,14 +33,23 @@ _REMAT_POLICIES = {
 
 
 @struct.dataclass
-class _Context:
-  """What all layers of a pass share."""
+class Context:
+  """What all layers of a pass share; made by `make_context`.
+
+  Attributes:
+    space_mask: between the N tokens of a frame.
+    space_rotation: of each token, `[N, 1, h]`, or None for none.
+    time_mask: between the T frames.
+    time_rotation: of each frame, `[T, 1, h]`.
+    ring_mask: slots of the ring that are seen, `[B, 1, 1, 1, 1, S]` bool; None
+      without a cache.
+  """
 
   space_mask: SequenceMask
-  space_rotation: Rotation | None  # [N, 1, h]
+  space_rotation: Rotation | None
   time_mask: SequenceMask
-  time_rotation: Rotation  # [T, 1, h]
-  ring_mask: Array | None  # [B, 1, 1, 1, 1, S] bool
+  time_rotation: Rotation
+  ring_mask: Array | None
 
 
 class Attention(nn.Module):
@@ -52,19 +64,24 @@ class Attention(nn.Module):
   def __call__(
     self,
     x: Array,
-    mask: SequenceMask,
-    rotation: Rotation | None,
+    mask: ArrayLike | SequenceMask | None = None,
+    rotation: Rotation | None = None,
     past: tuple[KeyValues, Array] | None = None,
   ) -> tuple[Array, KeyValues]:
     """Returns the mixed tokens `[..., S, D]` and their keys and values.
 
     Args:
       x: `[..., S, D]`.
-      mask: who sees whom.
+      mask: who sees whom; `[S, S]` bool, or as `SequenceMask` makes it. None
+        lets all attend to all.
       rotation: of each token, `[S, 1, h]`, or None for none.
       past: a block of earlier keys/values and its mask.
+
+    Raises:
+      ValueError: the mask is of another shape or dtype.
     """
     c = self.config
+    mask = SequenceMask.of(mask, x.shape[-2])
     dtype, width = jnp.dtype(c.dtype), x.shape[-1]
     groups, head = c.num_kv_heads, c.width // c.num_heads
     rows = c.num_heads // groups
@@ -101,7 +118,8 @@ class Layer(nn.Module):
   config: TransformerConfig
 
   @nn.compact
-  def __call__(self, x, mask, rotation, past=None):
+  def __call__(self, x, mask=None, rotation=None, past=None):
+    """Maps `x [..., S, D]`; arguments and results as those of `Attention`."""
     c = self.config
     norm = lambda name: RmsNorm(fast_gradient=c.fast_gradient, name=name)
     y, own = Attention(c, name='attention')(
@@ -114,15 +132,27 @@ class Layer(nn.Module):
 
 
 class Period(nn.Module):
-  """Space layers and then a time layer, the body of the scan."""
+  """Space layers and then a time layer, the body of the scan.
+
+  By itself: `Period(config)(x, None, make_context(config, x.shape))`.
+  """
 
   config: TransformerConfig
 
   @nn.compact
   def __call__(
-    self, x: Array, past: KeyValues | None, context: _Context
+    self, x: Array, past: KeyValues | None, context: Context
   ) -> tuple[Array, KeyValues]:
-    """Maps `x [B, T, N, D]`; also returns the time layer's keys and values."""
+    """Maps the tokens of a clip, or of the next frame of a stream.
+
+    Args:
+      x: `[B, T, N, D]`.
+      past: keys and values of past frames, `[B, N, G, S, h]`; or None.
+      context: masks and rotations.
+
+    Returns:
+      `[B, T, N, D]`, and the time layer's keys and values `[B, N, G, T, h]`.
+    """
     for i in range(self.config.time_every - 1):
       x, _ = Layer(self.config, name=f'space_{i}')(
         x, context.space_mask, context.space_rotation
@@ -137,7 +167,11 @@ class Period(nn.Module):
 
 
 class SpaceTimeTransformer(nn.Module):
-  """A stack of periods under `nn.scan`, closed by an RMSNorm."""
+  """A stack of periods under `nn.scan`, closed by an RMSNorm.
+
+  In any Linen module it is one line, its parameters plain arrays:
+  `y, _ = SpaceTimeTransformer(TransformerConfig(width=64))(x)`.
+  """
 
   config: TransformerConfig
 
@@ -146,7 +180,7 @@ class SpaceTimeTransformer(nn.Module):
     self,
     x: Array,
     *,
-    space_mask: np.ndarray,
+    space_mask: ArrayLike | None = None,
     space_angles: Array | None = None,
     segment_ids: Array | None = None,
     cache: TimeCache | None = None,
@@ -155,43 +189,31 @@ class SpaceTimeTransformer(nn.Module):
 
     Args:
       x: `[B, T, N, D]`; with a cache, T must be 1.
-      space_mask: `[N, N]` bool, true where row may attend to column; NumPy,
-        since kernels are made for it.
-      space_angles: `[N, h/2]` rotations of the space layers; zero rotates not.
-      segment_ids: `[B, T]` int32; frames see only their own segment. None is
-        one segment. Not given with a cache, which knows its own.
+      space_mask: as in `make_context`, as are the others.
+      space_angles: rotations of the space layers.
+      segment_ids: segments of the frames.
       cache: past frames; read, never written (see `nn.cache.append`).
 
     Returns:
-      `[B, T, N, D]`, and the time layers' keys and values
+      `[B, T, N, D]` in the compute dtype, and the time layers' keys and values
       `[periods, B, N, G, T, h]`, ready for `append` or `fill`.
 
     Raises:
-      ValueError: a cache is given with more than one frame or a segment.
+      ValueError: x is not of the configured width, or as in `make_context`.
     """
     c = self.config
-    batch, frames = x.shape[:2]
-    if cache is not None and (frames != 1 or segment_ids is not None):
+    if x.ndim != 4 or x.shape[-1] != c.width:
       raise ValueError(
-        f'a cache takes one frame at a time without segment_ids, got T = '
-        f'{frames}; use a clip without cache to prefill'
+        f'x has shape {x.shape}, expected [B, T, N, D] with D = width = '
+        f'{c.width} of the config'
       )
-    if segment_ids is None:
-      segment_ids = jnp.zeros((batch, frames), jnp.int32)
-    pairs = c.width // c.num_heads // 2
-    first = jnp.uint32(0) if cache is None else cache.frame
-    position = first + jnp.arange(frames, dtype=jnp.uint32)
-    ring = None if cache is None else cache.visible()[:, None, None, None, None]
-    angles = rope.angles(position, pairs, c.rope_base)
-    rotation = lambda a: rope.rotation(a[:, None])
-    context = _Context(
-      space_mask=SequenceMask.make(space_mask),
-      space_rotation=None if space_angles is None else rotation(space_angles),
-      time_mask=SequenceMask.make(
-        banded_causal_mask(frames, c.context_length), segment_ids[:, None]
-      ),
-      time_rotation=rotation(angles),
-      ring_mask=ring,
+    context = make_context(
+      c,
+      x.shape,
+      space_mask=space_mask,
+      space_angles=space_angles,
+      segment_ids=segment_ids,
+      cache=cache,
     )
     body, periods = Period, c.depth // c.time_every
     unroll = min(c.unroll, periods)
@@ -214,6 +236,58 @@ class SpaceTimeTransformer(nn.Module):
       x.astype(jnp.dtype(c.dtype)), past, context
     )
     return RmsNorm(fast_gradient=c.fast_gradient, name='norm')(x), new
+
+
+def make_context(
+  config: TransformerConfig,
+  shape: Sequence[int],
+  *,
+  space_mask: ArrayLike | None = None,
+  space_angles: Array | None = None,
+  segment_ids: Array | None = None,
+  cache: TimeCache | None = None,
+) -> Context:
+  """Returns what the layers share when they map an array of this shape.
+
+  Args:
+    config: sizes.
+    shape: `(B, T, N, ...)`; with a cache, T must be 1.
+    space_mask: `[N, N]` bool, true where row may attend to column, of NumPy or
+      JAX; None lets all attend to all. Every token must see one. Kernels are
+      made for a mask that is known while tracing.
+    space_angles: `[N, h/2]` rotations of the space layers; zero rotates not,
+      nor does None.
+    segment_ids: `[B, T]` int32; frames see only their own segment. None is one
+      segment. Not given with a cache, which knows its own.
+    cache: past frames.
+
+  Raises:
+    ValueError: a cache is given with more than one frame or a segment, or the
+      mask is of another shape or dtype, or hides everything from a token.
+  """
+  batch, frames, tokens = shape[:3]
+  if cache is not None and (frames != 1 or segment_ids is not None):
+    raise ValueError(
+      f'a cache takes one frame at a time without segment_ids, got T = '
+      f'{frames}; use a clip without cache to prefill'
+    )
+  if segment_ids is None:
+    segment_ids = jnp.zeros((batch, frames), jnp.int32)
+  pairs = config.width // config.num_heads // 2
+  first = jnp.uint32(0) if cache is None else cache.frame
+  position = first + jnp.arange(frames, dtype=jnp.uint32)
+  ring = None if cache is None else cache.visible()[:, None, None, None, None]
+  angles = rope.angles(position, pairs, config.rope_base)
+  rotation = lambda a: rope.rotation(a[:, None])
+  return Context(
+    space_mask=SequenceMask.of(space_mask, tokens),
+    space_rotation=None if space_angles is None else rotation(space_angles),
+    time_mask=SequenceMask.make(
+      banded_causal_mask(frames, config.context_length), segment_ids[:, None]
+    ),
+    time_rotation=rotation(angles),
+    ring_mask=ring,
+  )
 
 
 def banded_causal_mask(frames: int, context_length: int) -> np.ndarray:

@@ -93,6 +93,22 @@ def test_a_sequence_too_short_for_the_kernel_is_left_to_xla(caplog):
   assert lines == ['attention over 5 tokens: xla, too short for splash']
 
 
+def test_splash_leaves_a_mask_that_is_known_too_late_to_xla(caplog):
+  queries, own, _ = inputs('float32')
+
+  @jax.jit
+  def run(mask):
+    mask = SequenceMask.make(mask)
+    return attend_sequence('splash', queries, own, mask, SOFT_CAP)
+
+  mask = frame_mask()
+  with caplog.at_level('INFO'):
+    got = run(mask.dense)
+  expected = attend(queries, [(own, mask.dense)], SOFT_CAP)
+  np.testing.assert_allclose(got, expected, atol=1e-5)
+  assert 'xla, splash needs a mask that is known' in caplog.text
+
+
 def test_a_platform_without_the_backend_is_named():
   assert choose('auto', 'cpu', 'x') == choose('xla', 'cpu', 'x') == 'xla'
   assert choose('splash', 'tpu', 'x') == 'splash'

@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.nn import init_cache, logical_axes, masks, rope
-from dreamer4_jax.nn.backends import SequenceMask
-from dreamer4_jax.nn.transformer import (
+from dreamer4_jax.nn import (
   Period,
   SpaceTimeTransformer,
-  _Context,
-  banded_causal_mask,
+  init_cache,
+  logical_axes,
+  make_context,
+  masks,
 )
 from tests.nn import reference
 
@@ -55,14 +55,11 @@ def test_stack_matches_float64_loops(
 
 def test_scan_equals_an_unrolled_stack_of_periods(make_stack):
   config, module, params = make_stack()
-  band = banded_causal_mask(5, config.context_length)
-  angles = rope.angles(jnp.arange(5, dtype=jnp.uint32), 4, config.rope_base)
-  context = _Context(
-    space_mask=SequenceMask.make(MASK),
-    space_rotation=None,
-    time_mask=SequenceMask.make(band, jnp.asarray(SEGMENTS)[:, None]),
-    time_rotation=rope.rotation(angles[:, None]),
-    ring_mask=None,
+  context = make_context(
+    config,
+    clip().shape,
+    space_mask=MASK,
+    segment_ids=jnp.asarray(SEGMENTS),
   )
 
   @jax.jit
