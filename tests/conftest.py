@@ -50,6 +50,7 @@ _INTERFACES = (
   'data_pipelines/test_video.py',
   'envs/',
   'evals/',
+  'nn/test_alone.py',
   'nn/test_attention.py',
   'nn/test_backends.py',
   'test_devices.py',

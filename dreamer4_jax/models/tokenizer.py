@@ -47,6 +47,8 @@ class Tokenizer(nn.Module):
 
   Each vector is one token and a modality of its own. Every method works on
   whole clips and, given a cache, on the next frame of a stream; the two agree.
+  `init(key, frames)` makes all parameters, that of hidden patches too; with
+  `vectors`, if the tokenizer has any.
   """
 
   config: TokenizerConfig
@@ -116,6 +118,10 @@ class Tokenizer(nn.Module):
     pixels = patchify(frames.astype(jnp.float32) / 255.0, c.patch_size, c.grid)
     x = self.patch_in(pixels - 0.5)
     vector_mask = None
+    if mask is None and self.is_initializing():
+      # So that parameters are complete, whatever they are made with.
+      tokens = c.grid[0] * c.grid[1] + len(self.vectors)
+      mask = jnp.zeros((*frames.shape[:2], tokens), bool)
     if mask is not None:
       mask, vector_mask = self._split_mask(mask)
       hidden = self.mask_token.table()[None, None]

@@ -104,12 +104,10 @@ class World:
     if room == 'tokenizer':
       t = c.tokenizer
       shape = (1, 1, t.image_height, t.image_width, t.channels)
-      tokens = t.grid[0] * t.grid[1] + len(c.vectors)
       variables = self.tokenizer.init(
         key,
         jnp.zeros(shape, jnp.uint8),
         vectors={v.name: jnp.zeros((1, 1, v.size)) for v in c.vectors},
-        mask=jnp.zeros((1, 1, tokens), bool),
       )
     elif room == 'dynamics':
       z = jnp.zeros((1, 1, c.dynamics.num_spatial_tokens, self.channels))

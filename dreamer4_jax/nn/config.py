@@ -82,10 +82,9 @@ class LayersConfig:
 
   def stack(self, depth: int) -> TransformerConfig:
     """Returns the transformer of `depth` such layers."""
-    names = [f.name for f in dataclasses.fields(LayersConfig)]
-    return TransformerConfig(
-      depth=depth, **{name: getattr(self, name) for name in names}
-    )
+    names = {f.name for f in dataclasses.fields(TransformerConfig)} - {'depth'}
+    own = {name: getattr(self, name) for name in names if hasattr(self, name)}
+    return TransformerConfig(depth=depth, **own)
 
   def _check_depth(self, field: str) -> None:
     depth = getattr(self, field)

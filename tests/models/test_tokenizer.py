@@ -120,6 +120,15 @@ def test_masked_patches_do_not_reach_the_latents():
   assert np.abs(a - c).max() > 0.01
 
 
+def test_init_makes_the_mask_token_too():
+  tokenizer, frames = WORLD.tokenizer, jnp.asarray(BATCH.frames)
+  params = jax.eval_shape(tokenizer.init, jax.random.key(0), frames)
+  mask = jnp.ones((2, FRAMES, 6), bool)
+  masked = lambda params: tokenizer.apply(params, frames, mask=mask)
+  z, images = jax.eval_shape(masked, params)
+  assert z.shape == (2, FRAMES, 4, 4) and images.shape == frames.shape
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def apply_method(name, params, x):
   return WORLD.tokenizer.apply({'params': params}, x, method=name)
