@@ -220,7 +220,7 @@ def test_every_name_is_there_and_a_config_needs_no_jax():
 def test_forward_mode_passes_without_the_fast_gradient(soft_cap):
   config = TransformerConfig(
     width=8,
-    depth=4,
+    depth=2,
     time_every=2,
     num_heads=2,
     num_kv_heads=1,

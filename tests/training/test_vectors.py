@@ -41,7 +41,7 @@ RUN = dataclasses.replace(
   CONFIG,
   phases=Phases(
     tokenizer=TokenizerPhase(
-      steps=500,
+      steps=600,
       vector_weight=3.0,
       max_mask_ratio=0.5,
       optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.0),
@@ -122,7 +122,8 @@ def test_the_term_of_the_tokenizer_is_recomputed():
   key = jax.random.key(5)
   new, metrics = step(state, BATCH, key)
   # One p for an image, and both vectors hidden with it as the patches are.
-  mask = patch_mask(key, BATCH.frames.shape[:2], PATCHES + 2, 0.5)
+  mask_key, _ = jax.random.split(key)  # The other one is for noise.
+  mask = patch_mask(mask_key, BATCH.frames.shape[:2], PATCHES + 2, 0.5)
   assert mask[..., PATCHES:].any() and not mask[..., PATCHES:].all()
   found = jax.device_get(reconstruct(state.params, BATCH, mask))
   got = metrics['tokenizer/vectors']
