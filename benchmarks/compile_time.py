@@ -78,8 +78,8 @@ def _lowering(settings: CompileTime, depth: int) -> Callable[[], Any]:
   batch = worlds.make_batch(world, s.batch, s.length)
 
   def init() -> Any:
-    rooms = worlds.init_params(world, ())
-    frozen = {'tokenizer': {}, 'latents': rooms['latents']}
+    given = worlds.init_params(world, ())
+    frozen = {'tokenizer': {}, 'latents': given['latents']}
     state = init_dynamics_state(world, phase, jax.random.key(0), frozen)
     return nn.meta.unbox(state)
 

@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 from data_pipelines import vpt
-from dreamer4_jax.memory import keep_freed_memory
+from dreamer4_jax.runtime.memory import keep_freed_memory
 
 NAME = '6.13/player-session-20220101-101010'
 

@@ -28,7 +28,7 @@ import tyro
 
 from dreamer4_jax.aot.flops import count_flops
 from dreamer4_jax.config import Backend, require
-from dreamer4_jax.memory import keep_freed_memory
+from dreamer4_jax.runtime.memory import keep_freed_memory
 from dreamer4_jax.types import PyTree
 
 _LEAST = 0.2

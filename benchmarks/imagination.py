@@ -32,7 +32,7 @@ from dreamer4_jax.rollout import (
 )
 from dreamer4_jax.types import Array, PyTree
 
-ROOMS = ('dynamics', 'task', 'policy')
+MODULES = ('dynamics', 'task', 'policy')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Imagination(harness.Settings):
 def make_cases(settings: Imagination) -> dict[str, harness.Case]:
   """Compiles the rollouts and their parts for every batch size."""
   world = worlds.make_world(settings.preset, attention=settings.attention)
-  params = worlds.init_params(world, ROOMS)
+  params = worlds.init_params(world, MODULES)
   return {
     f'{name}_{rows}': case
     for rows in settings.batches

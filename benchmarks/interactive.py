@@ -35,7 +35,7 @@ from dreamer4_jax.rollout import (
 )
 from dreamer4_jax.types import Array, PyTree
 
-ROOMS = ('tokenizer', 'dynamics')
+MODULES = ('tokenizer', 'dynamics')
 LATE = 10_000
 
 
@@ -132,7 +132,7 @@ def _make(settings: Interactive) -> tuple[World, PyTree]:
   """Modules, and parameters as a player would hold them."""
   s = settings
   world = worlds.make_world(s.preset, attention=s.attention)
-  return world, jax.jit(world.cast)(worlds.init_params(world, ROOMS))
+  return world, jax.jit(world.cast)(worlds.init_params(world, MODULES))
 
 
 def play(settings: Interactive) -> dict[str, float]:

@@ -29,7 +29,7 @@ import tyro
 from data_pipelines import writer
 from dreamer4_jax.config import PHASES, ActionComponent, Config
 from dreamer4_jax.data import Description, EpisodeSource, make_loader
-from dreamer4_jax.memory import keep_freed_memory
+from dreamer4_jax.runtime.memory import keep_freed_memory
 
 READ_AT_ONCE = 64
 """Records that raw reading takes in one call."""

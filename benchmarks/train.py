@@ -23,7 +23,7 @@ from benchmarks import harness, worlds
 from dreamer4_jax.aot.flops import count_flops
 from dreamer4_jax.config import PHASES, require
 from dreamer4_jax.models import World
-from dreamer4_jax.training.phases import make
+from dreamer4_jax.training.phases import init_and_step
 from dreamer4_jax.types import Array, PyTree
 
 Phase = Literal['tokenizer', 'dynamics', 'finetune', 'imagination']
@@ -77,13 +77,15 @@ def _case(settings: Train, phase: str) -> harness.Case:
   before = PHASES.index(phase)
 
   def start(world: World) -> PyTree:
-    given = worlds.ROOMS[1:-1] if before > 1 else ()
-    rooms = worlds.init_params(world, given)
-    rooms['tokenizer'] = {}
-    return nn.meta.unbox(make(world, phase)[0](jax.random.key(0), rooms))
+    given = worlds.MODULES[1:-1] if before > 1 else ()
+    given = worlds.init_params(world, given)
+    given['tokenizer'] = {}
+    return nn.meta.unbox(
+      init_and_step(world, phase)[0](jax.random.key(0), given)
+    )
 
   def step_of(world: World) -> Any:
-    step = make(world, phase)[1]
+    step = init_and_step(world, phase)[1]
 
     def run(state: PyTree, number: Array) -> tuple[Any, PyTree]:
       state, metrics = step(
@@ -96,12 +98,12 @@ def _case(settings: Train, phase: str) -> harness.Case:
   state = jax.jit(lambda: start(world))()
   plain = make_world(remat='none', attention='xla')
   traced = jax.make_jaxpr(step_of(plain))(state, jnp.uint32(0))
-  room = 'tokenizer' if phase == 'tokenizer' else 'dynamics'
+  model = 'tokenizer' if phase == 'tokenizer' else 'dynamics'
   case = harness.stepping_case(
     step_of(world),
     state,
     frames=rows * length,
-    dtype=getattr(world.config, room).dtype,
+    dtype=getattr(world.config, model).dtype,
   )
   return dataclasses.replace(case, flops=count_flops(traced))
 

@@ -10,7 +10,6 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from dreamer4_jax import presets
 from dreamer4_jax.config import (
   AgentConfig,
   Config,
@@ -21,6 +20,7 @@ from dreamer4_jax.config import (
   Phases,
   TokenizerConfig,
   TokenizerPhase,
+  presets,
   require,
 )
 from dreamer4_jax.models import World, no_action
@@ -50,7 +50,7 @@ PRESETS = presets.PRESETS | {
   )
 }
 """Those of the package, and the model that is measured on CPUs."""
-ROOMS = (
+MODULES = (
   'tokenizer', 'dynamics', 'task', 'policy', 'reward', 'continuation', 'value',
 )  # fmt: skip
 
@@ -98,13 +98,13 @@ def make_world(
   )
 
 
-def init_params(world: World, rooms: Sequence[str] = ROOMS) -> PyTree:
+def init_params(world: World, modules: Sequence[str] = MODULES) -> PyTree:
   """Returns parameters as they are at the start, on the device."""
 
   def init() -> PyTree:
     t = world.config.tokenizer
     shape = (t.num_latents, t.bottleneck_dim)
-    params = nn.meta.unbox(world.init(jax.random.key(0), tuple(rooms)))
+    params = nn.meta.unbox(world.init(jax.random.key(0), tuple(modules)))
     params['latents'] = {'mean': jnp.zeros(shape), 'std': jnp.ones(shape)}
     return params
 

@@ -1,5 +1,5 @@
 """Everything that makes a dataset on disk."""
 
-from dreamer4_jax.iterator_state import hush_grain
+from dreamer4_jax.runtime.logs import hush_grain
 
 hush_grain()

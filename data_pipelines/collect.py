@@ -37,7 +37,7 @@ from data_pipelines.stage import CollectConfig, Stage
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.data import format as fmt
 from dreamer4_jax.envs import Environment, make_env
-from dreamer4_jax.memory import keep_freed_memory
+from dreamer4_jax.runtime.memory import keep_freed_memory
 
 __all__ = ['CollectConfig', 'collect']
 

@@ -11,7 +11,7 @@ import pathlib
 import sys
 from typing import Any
 
-from dreamer4_jax.memory import keep_freed_memory
+from dreamer4_jax.runtime.memory import keep_freed_memory
 
 MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
 """Exit codes, as those of `dreamer4`."""

@@ -29,7 +29,7 @@ from data_pipelines import writer
 from data_pipelines.command import main_of as main_of_command
 from dreamer4_jax.config import require
 from dreamer4_jax.data import format as fmt
-from dreamer4_jax.memory import keep_freed_memory
+from dreamer4_jax.runtime.memory import keep_freed_memory
 
 _LOG = logging.getLogger(__name__)
 PARTS = 512

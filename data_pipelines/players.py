@@ -13,11 +13,11 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from dreamer4_jax.checkpoint import load_params
 from dreamer4_jax.config import Config, require
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.models import World
 from dreamer4_jax.rollout import act, advance, init_actor, init_prompt
-from dreamer4_jax.training.phases import load_rooms
 from dreamer4_jax.types import Actions, Array, PyTree
 
 _DOORKEY, _CRAFTAX = 'navix:Navix-DoorKey', 'craftax:Craftax-Classic'
@@ -65,7 +65,7 @@ def check_player(kind: str, env: Environment, name: str, run: str) -> None:
     kind in players, 'CollectConfig.policy', kind, f'must be one of {players}'
   )
   if kind == 'checkpoint':
-    _check_space(env, load_rooms(run, 'imagination')[1], run)
+    _check_space(env, load_params(run, 'imagination')[1], run)
   if kind in _KNOWN and not name.startswith(_KNOWN[kind]):
     raise ValueError(
       f'CollectConfig.policy = {kind!r}: there is no {kind} player for '
@@ -179,8 +179,8 @@ def _random(env: Environment, repeat: float, batch: int) -> Player:
 
 
 def _trained(env: Environment, run: str, batch: int) -> Player:
-  rooms, config = load_rooms(run, 'imagination')
-  rooms.pop('prior')
+  params, config = load_params(run, 'imagination')
+  params.pop('prior')
   _check_space(env, config, run)
   world = World.from_config(config)
   stages = [(task, 1) for task in range(config.agent.num_tasks)]
@@ -214,7 +214,7 @@ def _trained(env: Environment, run: str, batch: int) -> Player:
     start=start,
     act=play,
     restart=lambda old, new, which: old,
-    params=jax.tree.map(jnp.asarray, rooms),
+    params=jax.tree.map(jnp.asarray, params),
   )
 
 

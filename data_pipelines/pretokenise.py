@@ -27,13 +27,13 @@ import tqdm
 
 from data_pipelines import writer
 from data_pipelines.command import main_of
+from dreamer4_jax.checkpoint import load_params
 from dreamer4_jax.config import require
 from dreamer4_jax.data import EpisodeSource, novelty
 from dreamer4_jax.data import format as fmt
 from dreamer4_jax.data.sources import Request, Stretch, open_builder
 from dreamer4_jax.models import Params, World, tokenizer_caches
 from dreamer4_jax.nn import TimeCache, append, start_segment
-from dreamer4_jax.training.phases import load_rooms
 from dreamer4_jax.types import Array, Vectors
 
 PART_BYTES = 1 << 28
@@ -78,9 +78,9 @@ def pretokenise(
       holds latents.
   """
   out = writer.check_output(config.out, overwrite=config.overwrite, in_run=True)
-  rooms, run = load_rooms(config.run, 'tokenizer')
+  trained, run = load_params(config.run, 'tokenizer')
   world = World.from_config(run)
-  tokenizer = world.fingerprint(rooms)
+  tokenizer = world.fingerprint(trained)
   t = run.tokenizer
   splits = sorted(open_builder(config.dataset).info.splits)
   sources = {
@@ -108,7 +108,7 @@ def pretokenise(
   )
   work = writer.work_directory(out, key=[tokenizer, str(config)])
   encode = jax.jit(functools.partial(encode_block, world))
-  params = jax.tree.map(jnp.asarray, {'tokenizer': rooms['tokenizer']})
+  params = jax.tree.map(jnp.asarray, {'tokenizer': trained['tokenizer']})
   cache, _ = tokenizer_caches(t, config.streams, run.vectors)
   part_frames = PART_BYTES // (2 * t.num_latents * t.bottleneck_dim)
   frames = {name: int(s.index.lengths.sum()) for name, s in sources.items()}
@@ -153,7 +153,7 @@ def encode_block(
 
   Args:
     world: modules.
-    params: room `tokenizer`.
+    params: entry `tokenizer`.
     cache: of the encoder.
     frames: `[B, T, H, W, C]` uint8.
     vectors: what is seen beside them, components `[B, T, n]`.

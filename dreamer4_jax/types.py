@@ -1,4 +1,4 @@
-"""Structs that travel between rooms, and the axis glossary.
+"""Structs that travel between folders, and the axis glossary.
 
 Axis letters, used in every docstring: `B` batch, `T` frames, `H W C` image,
 `P` patch side, `N` tokens in a frame, `L` tokenizer latents, `D` model width,
@@ -106,6 +106,67 @@ class Batch:
   segment_ids: Array
   relevant: Array
   vectors: Vectors = struct.field(default_factory=dict)
+
+  @classmethod
+  def of(
+    cls,
+    frames: Array,
+    action: Actions | None = None,
+    *,
+    first: Array | None = None,
+    **known: Any,
+  ) -> Batch:
+    """Makes a batch of what there is, and fills in the rest.
+
+    For arrays of your own; datasets are read by `data.make_loader`.
+
+    Args:
+      frames: `[B, T, H, W, C]` uint8, or latents.
+      action: chosen at frame t, components `[B, T, ...]`. None is video without
+        actions, for the tokenizer; the dynamics wants `models.no_action` there,
+        with `action_mask` false.
+      first: `[B, T]` bool, first frames of episodes, by default that of each
+        clip. Frames see only those of their own episode.
+      **known: other fields, as they are. By default all actions are known and
+        to be cloned, there is one task, without a reward, and no frame is
+        terminal.
+
+    Raises:
+      ValueError: an array does not lead with `[B, T]`.
+      TypeError: there is no such field.
+    """
+    lead = jnp.shape(frames)[:2]
+    if first is None:
+      first = jnp.zeros(lead, bool).at[:, 0].set(True)
+    action = action or {}
+    for name, x in {'first': first, **action}.items():
+      if jnp.shape(x)[:2] != lead:
+        raise ValueError(
+          f'{name} has shape {jnp.shape(x)}: must lead with [B, T] = {lead} of '
+          'the frames'
+        )
+    first = jnp.asarray(first, bool)
+    seen = known.get('action_mask', jnp.full(lead, bool(action)))
+
+    def arrive(x: Array) -> Array:
+      x = jnp.roll(jnp.asarray(x), 1, axis=1)
+      blank = first.reshape(*lead, *(1,) * (x.ndim - 2))
+      return jnp.where(blank, jnp.zeros((), x.dtype), x)
+
+    fields = {
+      'action': action,
+      'action_mask': seen,
+      'prev_action': {name: arrive(x) for name, x in action.items()},
+      # What led to the first frame of a clip is not in it.
+      'prev_action_mask': arrive(seen).at[:, 0].set(False),
+      'cloned': seen,
+      'reward': jnp.zeros((*lead, 1)),
+      'cont': jnp.ones(lead),
+      'task': jnp.zeros(lead, jnp.int32),
+      'segment_ids': jnp.cumsum(first.at[:, 0].set(False), axis=1),
+      'relevant': jnp.ones(lead[:1], bool),
+    }
+    return cls(frames=frames, **fields | known)
 
 
 @struct.dataclass

@@ -20,7 +20,6 @@ import numpy as np
 import optax
 
 from data_pipelines import writer
-from dreamer4_jax.cli.loaders import training_loader
 from dreamer4_jax.config import (
   ActionComponent,
   Config,
@@ -34,8 +33,9 @@ from dreamer4_jax.config import (
 )
 from dreamer4_jax.data.format import Description
 from dreamer4_jax.sharding import make_mesh
+from dreamer4_jax.training.clips import training_loader
 from dreamer4_jax.training.loop import ClipIterator, run_phase
-from dreamer4_jax.training.phases import train
+from dreamer4_jax.training.phases import train_phases
 from dreamer4_jax.types import PyTree
 
 SIDE, LENGTH = 16, 12
@@ -154,7 +154,7 @@ def run(
   jax.config.update('jax_compilation_cache_dir', cache)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   if phases:
-    train(config, directory, phases, loaders=slow_loader, progress=False)
+    train_phases(config, directory, phases, loaders=slow_loader, progress=False)
     return
   settings = config.phases.tokenizer
   run_phase(

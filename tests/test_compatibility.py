@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from dreamer4_jax.compatibility import (
+from dreamer4_jax.checkpoint.compatibility import (
   MODEL_FIELDS,
   check_config,
   model_fields,

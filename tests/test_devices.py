@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from dreamer4_jax import devices
+from dreamer4_jax.runtime import devices
 
 ROOT = pathlib.Path(__file__).parents[1]
 JAX = jax.__version__

@@ -24,8 +24,14 @@ from data_pipelines import writer
 from dreamer4_jax.checkpoint import load_arrays
 from dreamer4_jax.config import PHASES, ActionComponent
 from dreamer4_jax.data.format import Description
-from dreamer4_jax.distributed import Cluster, JoinError, join, joined, leave
-from dreamer4_jax.preemption import EXIT_CODE
+from dreamer4_jax.runtime.distributed import (
+  Cluster,
+  JoinError,
+  join,
+  joined,
+  leave,
+)
+from dreamer4_jax.runtime.preemption import EXIT_CODE
 
 STEPS, SIDE = 5, 16
 STARTED = []
@@ -279,7 +285,7 @@ def test_nobody_waits_for_a_process_that_does_not_come(home):
 
 ALONE = """
 import sys, time
-from dreamer4_jax.distributed import Cluster, join, leave
+from dreamer4_jax.runtime.distributed import Cluster, join, leave
 process = int(sys.argv[2])
 join(Cluster(coordinator=sys.argv[1], processes=2, process=process))
 if process == 0:

@@ -6,9 +6,9 @@ import types
 import pytest
 
 from data_pipelines import players
-from dreamer4_jax.cli import checks, experiments
-from dreamer4_jax.config import PHASES, EnvConfig
+from dreamer4_jax.config import PHASES, EnvConfig, experiments
 from dreamer4_jax.envs import make_env
+from dreamer4_jax.training import checks
 
 DOORKEY = ('quickstart', 'doorkey_play', 'doorkey_small', 'doorkey_mixture')
 

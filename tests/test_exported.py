@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from dreamer4_jax import exported
-from dreamer4_jax.checkpoint import Checkpoints
+from dreamer4_jax.checkpoint import Checkpoints, exported
 from dreamer4_jax.cli.main import main
 from dreamer4_jax.models import World
 from tests.models.tiny_world import CONFIG
 
 
 @pytest.fixture(scope='module')
-def rooms():
+def all_params():
   from flax.core.meta import unbox
 
   world = World.from_config(CONFIG)

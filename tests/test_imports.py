@@ -19,16 +19,9 @@ ROOMS = {
   'types': set(),
   'checks': set(),
   'config': set(),
-  'presets': set(),
-  'compatibility': set(),
-  'iterator_state': set(),
-  'memory': set(),
-  'devices': set(),
-  'preemption': set(),
-  'exported': set(),
-  'distributed': set(),
-  'checkpoint': {'compatibility', 'iterator_state'},
+  'runtime': set(),
   'sharding': set(),
+  'checkpoint': set(),
   'nn': set(),
   'objectives': set(),
   'data': set(),
@@ -41,13 +34,13 @@ ROOMS = {
     'objectives',
     'sharding',
     'checkpoint',
-    'compatibility',
-    'preemption',
+    'data',
+    'envs',
+    'runtime',
   },
-  'evals': {'models', 'rollout', 'envs', 'checkpoint', 'data'},
-  'play': {'models', 'rollout', 'envs', 'checkpoint', 'data'},
+  'evals': {'models', 'rollout', 'envs', 'checkpoint', 'data', 'runtime'},
 }
-ROOMS['aot'] = {'models', 'rollout', 'nn', 'training', 'sharding', 'presets'}
+ROOMS['aot'] = {'models', 'rollout', 'nn', 'training', 'sharding'}
 ROOMS['cli'] = set(ROOMS)
 
 

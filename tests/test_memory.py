@@ -9,7 +9,7 @@ import pytest
 COUNT = """
 import resource, sys, threading
 import numpy as np
-from dreamer4_jax import memory
+from dreamer4_jax.runtime import memory
 if sys.argv[1] == 'keep':
   assert memory.keep_freed_memory()
 def work():
@@ -43,7 +43,7 @@ def test_arrays_do_not_ask_the_system_for_pages_again():
 
 
 def test_elsewhere_it_has_no_effect(monkeypatch):
-  from dreamer4_jax import memory
+  from dreamer4_jax.runtime import memory
 
   monkeypatch.setattr(platform, 'libc_ver', lambda: ('', ''))
   assert not memory.keep_freed_memory()

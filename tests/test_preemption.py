@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from dreamer4_jax.cli import main as cli
-from dreamer4_jax.preemption import EXIT_CODE, PreemptedError, Sigterm
+from dreamer4_jax.runtime.preemption import EXIT_CODE, PreemptedError, Sigterm
 
 
 @pytest.fixture

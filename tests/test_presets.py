@@ -6,13 +6,13 @@ from flax import linen as nn
 import jax
 import pytest
 
-from dreamer4_jax import presets
 from dreamer4_jax.config import (
   PHASES,
   ActionComponent,
   AgentConfig,
   Config,
   TokenizerConfig,
+  presets,
 )
 from dreamer4_jax.models import World
 

@@ -12,15 +12,14 @@ import pytest
 from data_pipelines.collect import CollectConfig, collect
 from data_pipelines.pretokenise import PretokeniseConfig, pretokenise
 from dreamer4_jax import sharding
-from dreamer4_jax.cli.evaluation import _held_out
-from dreamer4_jax.cli.loaders import training_loader
+from dreamer4_jax.checkpoint import load_params
 from dreamer4_jax.cli.quickstart import quickstart
-from dreamer4_jax.cli.report import load_results
 from dreamer4_jax.config import EvalConfig, MeshConfig
 from dreamer4_jax.data import EpisodeSource, novelty
 from dreamer4_jax.evals import seeds
+from dreamer4_jax.evals.evaluation import _held_out
 from dreamer4_jax.models import World
-from dreamer4_jax.training.phases import load_rooms
+from dreamer4_jax.training.clips import training_loader
 
 EXPERIMENT = pathlib.Path(__file__).parents[1] / 'experiments/quickstart.py'
 
@@ -189,7 +188,7 @@ def test_the_report_has_all_policies_and_both_comparisons(run):
 
 def test_runs_are_reported_side_by_side(run):
   path, _, _ = run
-  found = seeds.summarise(load_results([path / 'run']))
+  found = seeds.summarise(seeds.load_results([path / 'run']))
   assert found['policies']['bc_all_greedy']['score']['n'] == 1
   assert f'| {path / "run"} | ' in seeds.markdown(found)
 
@@ -218,7 +217,7 @@ def test_a_finished_run_trains_and_records_nothing_again(run, monkeypatch):
 def test_later_phases_read_latents(run):
   path, config, _ = run
   world = World.from_config(config)
-  rooms, saved = load_rooms(path / 'run', 'dynamics')
+  rooms, saved = load_params(path / 'run', 'dynamics')
   source = EpisodeSource(path / 'run/latents', 'train')
   assert source.description.tokenizer == world.fingerprint(rooms)
   assert saved.data.latents == str(path / 'run/latents')
@@ -230,8 +229,8 @@ def test_later_phases_read_latents(run):
 
 def test_phases_start_from_the_phase_before(run):
   path, _, _ = run
-  tokenizer, _ = load_rooms(path / 'run', 'tokenizer')
-  final, _ = load_rooms(path / 'run', 'imagination')
+  tokenizer, _ = load_params(path / 'run', 'tokenizer')
+  final, _ = load_params(path / 'run', 'imagination')
   for a, b in zip(
     jax.tree.leaves(tokenizer['tokenizer']),
     jax.tree.leaves(final['tokenizer']),

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from data_pipelines import writer
-from dreamer4_jax import presets
 from dreamer4_jax.checkpoint import Checkpoints
 from dreamer4_jax.config import (
   ActionComponent,
   AgentConfig,
   Config,
   DataConfig,
+  presets,
 )
 from dreamer4_jax.data.format import Description
 from dreamer4_jax.models import World

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer4_jax import presets, sharding
+from dreamer4_jax import sharding
 from dreamer4_jax.aot.analysis import Measured, measure
 from dreamer4_jax.aot.chips import open_topology
 from dreamer4_jax.aot.flops import count_flops
@@ -23,12 +23,13 @@ from dreamer4_jax.config import (
   AgentConfig,
   Config,
   MeshConfig,
+  presets,
   require,
 )
 from dreamer4_jax.models import World, no_action
 from dreamer4_jax.rollout import empty_stream, next_frame
 from dreamer4_jax.training.loop import jit_step
-from dreamer4_jax.training.phases import make
+from dreamer4_jax.training.phases import init_and_step
 from dreamer4_jax.types import Array, Batch, PyTree
 
 PROGRAMS = (*PHASES, 'frame')
@@ -193,11 +194,11 @@ def _trace(job: Job, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
   world = World.from_config(config, platform='tpu')
   if job.program == 'frame':
     return _trace_frame(world, job, mesh)
-  init, step = make(world, job.program)
+  init, step = init_and_step(world, job.program)
   before = PHASES[: PHASES.index(job.program)]
   # Keys are made while tracing: there is no device to make them on.
   boxed = jax.eval_shape(
-    lambda: init(jax.random.key(0), _rooms(world, job, before))
+    lambda: init(jax.random.key(0), _params(world, job, before))
   )
   state = sharding.place_abstract(mesh, boxed)
   jitted = jit_step(step, job.program, config.seed, mesh, state)
@@ -212,7 +213,7 @@ def _trace_frame(
 ) -> tuple[Any, int]:
   """One frame of play: K passes, one that appends, and the decoder."""
   boxed = jax.eval_shape(
-    lambda: _rooms(world, dataclasses.replace(job, pixels=True), PHASES[:2])
+    lambda: _params(world, dataclasses.replace(job, pixels=True), PHASES[:2])
   )
   placed = sharding.place_abstract(mesh, boxed)
   params = jax.tree.map(
@@ -239,14 +240,14 @@ def _trace_frame(
   return traced, sum(x.size for x in jax.tree.leaves(params))
 
 
-def _rooms(world: World, job: Job, phases: Sequence[str]) -> PyTree:
-  """Rooms that phases leave behind, as they are at the start."""
-  rooms = {
+def _params(world: World, job: Job, phases: Sequence[str]) -> PyTree:
+  """Parameters that phases leave behind, as they are at the start."""
+  modules = {
     'tokenizer': ('tokenizer',) if job.pixels else (),
     'dynamics': ('dynamics',),
     'finetune': ('task', 'policy', 'reward', 'continuation'),
   }
-  names = tuple(room for phase in phases for room in rooms[phase])
+  names = tuple(name for phase in phases for name in modules[phase])
   found = world.init(jax.random.key(0), names)
   found.setdefault('tokenizer', {})
   t = world.config.tokenizer

@@ -12,6 +12,7 @@ from dreamer4_jax.checkpoint.loading import (
   check_run,
   latest_step,
   load_arrays,
+  load_params,
   load_state_dict,
 )
 from dreamer4_jax.checkpoint.manager import Checkpoints, Restored
@@ -24,5 +25,6 @@ __all__ = [
   'check_run',
   'latest_step',
   'load_arrays',
+  'load_params',
   'load_state_dict',
 ]

@@ -16,8 +16,8 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
+from dreamer4_jax.checkpoint.iterator_state import StateText
 from dreamer4_jax.config import Config
-from dreamer4_jax.iterator_state import StateText
 
 _LOG = logging.getLogger(__name__)
 SUBDIR = 'checkpoints'

@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 
 from dreamer4_jax.checkpoint import items
 from dreamer4_jax.checkpoint.best import Best
-from dreamer4_jax.compatibility import check_config, model_fields
+from dreamer4_jax.checkpoint.compatibility import check_config, model_fields
 from dreamer4_jax.config import Config
 
 _LOG = logging.getLogger(__name__)
@@ -109,6 +109,23 @@ def load_state_dict(
     )
   best = Best.of(settings) if which == 'result' else None
   return load_arrays(phase_dir, only=only, best=best)
+
+
+def load_params(
+  run_dir: str | pathlib.Path, phase: str
+) -> tuple[dict[str, Any], Config]:
+  """Loads all parameters that a phase leaves behind, those trained averaged.
+
+  Args:
+    run_dir: run directory.
+    phase: name of the phase.
+
+  Returns:
+    Parameters by module (see `models.World`), and the config they were made
+    with.
+  """
+  state, config = load_state_dict(run_dir, phase, only=('ema', 'frozen'))
+  return {**state['frozen'], **state['ema']}, config
 
 
 def latest_step(run_dir: str | pathlib.Path, phase: str) -> int:

@@ -20,10 +20,10 @@ from dreamer4_jax.checkpoint.best import (
   drop_damaged_values,
   keep_options,
 )
+from dreamer4_jax.checkpoint.compatibility import MODEL_FIELDS, check_config
+from dreamer4_jax.checkpoint.iterator_state import StateText
 from dreamer4_jax.checkpoint.version import code_version
-from dreamer4_jax.compatibility import MODEL_FIELDS, check_config
 from dreamer4_jax.config import Config
-from dreamer4_jax.iterator_state import StateText
 from dreamer4_jax.types import PyTree
 
 _QUESTIONS = itertools.count(1)  # Of the whole process; see `asked_to_stop`.

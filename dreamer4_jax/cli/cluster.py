@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 
 from dreamer4_jax.config import MeshConfig
-from dreamer4_jax.distributed import Cluster
+from dreamer4_jax.runtime.distributed import Cluster
 
 _AXES = tuple(field.name for field in dataclasses.fields(MeshConfig))
 

@@ -1,4 +1,4 @@
-"""Configs on the command line: loading, overriding and listing them.
+"""Fields of a config on the command line: overriding and listing them.
 
 A field has a dotted name: `dynamics.depth`, `phases.finetune.steps`,
 `actions.0.size`. Types and meanings come from the dataclasses themselves.
@@ -11,9 +11,6 @@ import dataclasses
 import difflib
 import functools
 import json
-import os
-import pathlib
-import runpy
 import types
 import typing
 from typing import Any
@@ -22,8 +19,6 @@ import docstring_parser
 import msgspec
 
 from dreamer4_jax.config import Config
-
-FILE = 'config.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,57 +36,6 @@ class Field:
   type: Any
   value: Any
   meaning: str
-
-
-def load_experiment(path: str | pathlib.Path) -> Config:
-  """Runs an experiment file and returns its variable `config`.
-
-  Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: it defines no `config: Config`, or a config in it is refused.
-  """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    near = sorted(str(p) for p in path.parent.glob('*.py'))
-    hint = f'; there are {", ".join(near)}' if near else ''
-    raise FileNotFoundError(f'{path}: no such experiment file{hint}')
-  try:
-    config = runpy.run_path(str(path)).get('config')
-  except (ValueError, TypeError) as error:
-    raise ValueError(f'{path}: {error}') from error
-  if not isinstance(config, Config):
-    raise ValueError(
-      f'{path}: must define a variable `config` of type '
-      f'dreamer4_jax.config.Config, found {type(config).__name__}'
-    )
-  return config
-
-
-def save(config: Config, run_dir: pathlib.Path) -> None:
-  """Writes `config.json` of a run, whole or not at all."""
-  run_dir.mkdir(parents=True, exist_ok=True)
-  new = run_dir / 'config.json.tmp'
-  new.write_text(config.to_json())
-  os.replace(new, run_dir / FILE)
-
-
-def load_run(run_dir: pathlib.Path) -> Config:
-  """Reads `config.json` of a run.
-
-  Raises:
-    FileNotFoundError: there is none.
-    ValueError: it is no config.
-  """
-  path = run_dir / FILE
-  if not path.is_file():
-    raise FileNotFoundError(
-      f'{path}: no such file; name a directory that `dreamer4 train` or '
-      '`dreamer4 quickstart` has written'
-    )
-  try:
-    return Config.from_json(path.read_text())
-  except (ValueError, msgspec.MsgspecError) as error:
-    raise ValueError(f'{path}: {error}') from error
 
 
 def fields(config: Config) -> list[Field]:

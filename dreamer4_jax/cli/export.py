@@ -14,9 +14,9 @@ def add_command(commands) -> None:
   parser = commands.add_parser(
     'export',
     help='write the weights of a phase as safetensors',
-    description='Writes the averaged weights of all rooms that a phase leaves '
-    'behind to OUT/model.safetensors, and the config to OUT/config.json. '
-    '`dreamer4_jax.exported.load` reads them back.',
+    description='Writes the averaged weights of all modules that a phase '
+    'leaves behind to OUT/model.safetensors, and the config to '
+    'OUT/config.json. `dreamer4_jax.checkpoint.exported.load` reads them back.',
   )
   parser.add_argument('run_dir', type=pathlib.Path, help='run directory')
   parser.add_argument(
@@ -35,12 +35,12 @@ def add_command(commands) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-  from dreamer4_jax import exported  # Slow, and not for --help.
-  from dreamer4_jax.cli import logs
-  from dreamer4_jax.training.phases import load_rooms
+  from dreamer4_jax.checkpoint import exported  # Slow, and not for --help.
+  from dreamer4_jax.runtime import logs
+  from dreamer4_jax.training.phases import load_params
 
   logs.show(logging.INFO)
-  rooms, config = load_rooms(args.run_dir, args.phase)
-  path = exported.save(args.out, rooms, config, overwrite=args.overwrite)
-  print(f'{path}: {path.stat().st_size:,} bytes, rooms {", ".join(rooms)}')
+  params, config = load_params(args.run_dir, args.phase)
+  path = exported.save(args.out, params, config, overwrite=args.overwrite)
+  print(f'{path}: {path.stat().st_size:,} bytes, modules {", ".join(params)}')
   return 0

@@ -62,7 +62,9 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _devices() -> dict[str, str]:
-  from dreamer4_jax.devices import check_devices  # Slow, and not for --help.
+  from dreamer4_jax.runtime.devices import (
+    check_devices,  # Slow, and not for --help.
+  )
 
   platforms = os.environ.get('JAX_PLATFORMS', '')
   found = {'JAX_PLATFORMS': platforms} if platforms else {}

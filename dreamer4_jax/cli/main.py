@@ -10,24 +10,23 @@ import pathlib
 import runpy
 import sys
 import traceback
-import warnings
 
-from dreamer4_jax import presets
 from dreamer4_jax.cli import (
   cluster,
   compile,
   configs,
   data,
-  experiments,
+  evaluate,
   export,
   info,
   report,
+  startup,
 )
-from dreamer4_jax.config import PHASES, Config
-from dreamer4_jax.distributed import JoinError, join, joined, leave
-from dreamer4_jax.iterator_state import hush_grain
-from dreamer4_jax.memory import keep_freed_memory
-from dreamer4_jax.preemption import EXIT_CODE, PreemptedError
+from dreamer4_jax.config import PHASES, Config, experiments, presets
+from dreamer4_jax.runtime.distributed import JoinError, join, joined, leave
+from dreamer4_jax.runtime.logs import hush_grain
+from dreamer4_jax.runtime.memory import keep_freed_memory
+from dreamer4_jax.runtime.preemption import EXIT_CODE, PreemptedError
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   commands = parser.add_subparsers(required=True, metavar='COMMAND')
   _add_train(commands)
   _add_quickstart(commands)
-  _add_evaluate(commands)
+  evaluate.add_commands(commands)
   report.add_command(commands)
   data.add_commands(commands)
   export.add_command(commands)
@@ -133,27 +132,6 @@ def _add_quickstart(commands) -> None:
   parser.set_defaults(run=_quickstart)
 
 
-def _add_evaluate(commands) -> None:
-  parser = commands.add_parser(
-    'evaluate',
-    help='evaluate a trained run and report',
-    description='Evaluates a run whose four phases are trained: held-out '
-    'video, and episodes in the real environment. Writes results.json, '
-    'report.md, plots and videos to the run directory. Both options are by '
-    'default as the config of the run says.',
-  )
-  parser.add_argument(
-    'run_dir', type=pathlib.Path, metavar='RUN', help='directory of the run'
-  )
-  parser.add_argument(
-    '--episodes', type=int, metavar='N', help='episodes of each policy'
-  )
-  parser.add_argument(
-    '--seed', type=int, metavar='S', help='first seed of the episodes'
-  )
-  parser.set_defaults(run=_evaluate)
-
-
 def _add_experiment(parser, default: str = '') -> None:
   """Arguments of every command that runs an experiment."""
   parser.add_argument(
@@ -194,7 +172,7 @@ def _start(args: argparse.Namespace) -> tuple[Config, pathlib.Path] | None:
   """Loads the config and prepares the run; None if it is only to be listed."""
   several = cluster.from_arguments(args)
   args.experiment = experiments.find(args.experiment)
-  config = configs.load_experiment(args.experiment)
+  config = experiments.load(args.experiment)
   if args.preset:
     config = presets.apply(config, args.preset)
   config = configs.override(config, cluster.mesh_fields(args) + args.set)
@@ -202,19 +180,8 @@ def _start(args: argparse.Namespace) -> tuple[Config, pathlib.Path] | None:
     print(configs.describe(config))
     return None
   join(several)
-  _report_devices()
-  run_dir = args.run_dir or pathlib.Path('runs') / args.experiment.stem
-  _prepare(run_dir, config, _phases(args))
-  enable_compilation_cache()
-  return config, run_dir
-
-
-def _phases(args: argparse.Namespace) -> tuple[str, ...] | None:
-  """Returns the phases that `train` was asked for; None of `quickstart`."""
-  if 'phase' not in args:
-    return None
-  chosen = {*args.phase}
-  return tuple(p for p in PHASES if chosen & {p, 'all'})
+  startup.prepare()
+  return config, args.run_dir or pathlib.Path('runs') / args.experiment.stem
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -222,10 +189,10 @@ def _train(args: argparse.Namespace) -> int:
   if started is None:
     return 0
   config, run_dir = started
-  from dreamer4_jax.cli.loaders import training_loader
-  from dreamer4_jax.training.phases import train
+  from dreamer4_jax.training.run import train  # Slow, and not for --help.
 
-  train(config, run_dir, _phases(args), loaders=training_loader)
+  chosen = {*args.phase}
+  train(config, run_dir, [p for p in PHASES if chosen & {p, 'all'}])
   return 0
 
 
@@ -241,79 +208,6 @@ def _quickstart(args: argparse.Namespace) -> int:
   quickstart(config, run_dir, **functions)
   print((run_dir / 'report.md').read_text())
   return 0
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-  from dreamer4_jax.cli.evaluation import evaluate_run
-
-  _report_devices()
-  _log_to_stderr()
-  enable_compilation_cache()
-  evaluate_run(args.run_dir, episodes=args.episodes, seed=args.seed)
-  print((args.run_dir / 'report.md').read_text())
-  return 0
-
-
-def _report_devices() -> None:
-  """Says so where an accelerator is here but not used."""
-  # Ours is shorter, and says what to do.
-  warnings.filterwarnings('ignore', 'JAX plugin .* is not compatible')
-  from dreamer4_jax.devices import check_devices
-
-  if problem := check_devices():
-    print(f'dreamer4: {problem}', file=sys.stderr)
-
-
-def _prepare(
-  run_dir: pathlib.Path, config: Config, phases: tuple[str, ...] | None
-) -> None:
-  """Checks the config against the run and its data, then saves it.
-
-  Args:
-    run_dir: run directory.
-    config: the run.
-    phases: those that `train` will train; None for `quickstart`, which checks
-      and saves itself.
-  """
-  _log_to_stderr()
-  from dreamer4_jax.checkpoint import check_run  # Slow, and not for --help.
-
-  check_run(run_dir, config)
-  if phases is None:
-    return
-  from dreamer4_jax.cli import checks
-
-  checks.check_training(config, run_dir, phases)
-  if _is_first():
-    configs.save(config, run_dir)
-
-
-def enable_compilation_cache() -> None:
-  """Keeps compiled programs on disk, so that the next run starts at once.
-
-  They lie in `$JAX_COMPILATION_CACHE_DIR`, by default in
-  `~/.cache/dreamer4_jax/xla`.
-  """
-  import jax
-
-  default = pathlib.Path('~/.cache/dreamer4_jax/xla').expanduser()
-  directory = os.environ.get('JAX_COMPILATION_CACHE_DIR', str(default))
-  jax.config.update('jax_compilation_cache_dir', directory)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-
-
-def _is_first() -> bool:
-  """Whether this process writes what is to be written once."""
-  import jax
-
-  return jax.process_index() == 0
-
-
-def _log_to_stderr() -> None:
-  """Shows the log of the first process, and warnings of the others."""
-  from dreamer4_jax.cli import logs  # Not for --help.
-
-  logs.show(logging.INFO if _is_first() else logging.WARNING)
 
 
 if __name__ == '__main__':

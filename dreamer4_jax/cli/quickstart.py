@@ -12,12 +12,14 @@ import logging
 import pathlib
 from typing import Any
 
-from dreamer4_jax.cli import checks, configs
-from dreamer4_jax.cli.evaluation import evaluate
-from dreamer4_jax.cli.loaders import training_loader
-from dreamer4_jax.config import PHASES, Config
-from dreamer4_jax.training import phases
-from dreamer4_jax.training.clock import Clock
+from dreamer4_jax.config import PHASES, Config, saved
+from dreamer4_jax.data.held_out import check_held_out
+from dreamer4_jax.envs.checks import needed_environment
+from dreamer4_jax.evals.evaluation import evaluate
+from dreamer4_jax.runtime.clock import Clock
+from dreamer4_jax.training import checks
+from dreamer4_jax.training.clips import training_loader
+from dreamer4_jax.training.phases import load_task_vectors, train_phases
 
 _LOG = logging.getLogger(__name__)
 
@@ -53,24 +55,38 @@ def quickstart(
       'example with `python -m data_pipelines.collect --out DIR`, or define a '
       'function `record(path)` in the experiment'
     )
-  env = checks.check_quickstart(plain, run_dir, recorded=record is not None)
-  configs.save(config, run_dir)
+  _check(plain, run_dir, recorded=record is not None)
+  saved.save(config, run_dir)
   if record is not None and not dataset.exists():
     _LOG.info('data: recording %s', config.data.path)
     with Clock(run_dir, 'data'):
       record(config.data.path)
     checks.check_data(plain, run_dir)
-    checks.check_held_out(config)
+    check_held_out(config)
   if pretokenise:
     config = _with_latents(config, run_dir)
   for phase in PHASES:
-    phases.train(config, run_dir, (phase,), loaders=training_loader)
+    train_phases(config, run_dir, (phase,), loaders=training_loader)
     if phase == 'tokenizer' and pretokenise:
       for source in config.data.datasets:
         if not pathlib.Path(source.latents).exists():
           with Clock(run_dir, 'data'):
             pretokenise(str(run_dir), source.path, source.latents)
-  return evaluate(config, run_dir, env)
+  return evaluate(run_dir, config=config)
+
+
+def _check(
+  config: Config, run_dir: str | pathlib.Path, *, recorded: bool
+) -> None:
+  """Checks all that is needed, but what is in a dataset yet to be recorded."""
+  config.check_context(PHASES)
+  checks.check_directories(config, run_dir)
+  if config.data.task_vectors:
+    load_task_vectors(config)
+  needed_environment(config)
+  if not recorded or pathlib.Path(config.data.path).exists():
+    checks.check_data(config, run_dir)
+    check_held_out(config)
 
 
 def _with_latents(config: Config, run_dir: pathlib.Path) -> Config:

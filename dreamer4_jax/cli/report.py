@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-import json
 import pathlib
-from typing import Any
-
-FILE = 'results.json'
 
 
 def add_command(commands) -> None:
@@ -36,37 +31,10 @@ def add_command(commands) -> None:
   parser.set_defaults(run=_report)
 
 
-def load_results(
-  run_dirs: Sequence[pathlib.Path],
-) -> dict[str, dict[str, Any]]:
-  """Reads `results.json` of runs, by directory; each counts once.
-
-  Raises:
-    FileNotFoundError: a run was not evaluated.
-    ValueError: a file is no JSON.
-  """
-  found = {}
-  for run in run_dirs:
-    path = run / FILE
-    if not path.is_file():
-      raise FileNotFoundError(
-        f'{path}: no such file; evaluate the run with `dreamer4 evaluate {run}`'
-      )
-    try:
-      found[str(run)] = json.loads(path.read_text())
-    except ValueError as error:
-      raise ValueError(
-        f'{path}: is no JSON ({error}); write it again with `dreamer4 evaluate '
-        f'{run}`'
-      ) from error
-  return found
-
-
 def _report(args: argparse.Namespace) -> int:
-  results = load_results(args.run_dirs)
   from dreamer4_jax.evals import seeds  # Slow, and not for --help.
 
-  report = seeds.summarise(results)
+  report = seeds.summarise(seeds.load_results(args.run_dirs))
   if args.json:
     from dreamer4_jax.evals.report import write_json
 

@@ -152,6 +152,11 @@ class TokenizerConfig(LayersConfig):
     self._check_depth('decoder_depth')
 
   @property
+  def frame_shape(self) -> tuple[int, int, int]:
+    """Height, width and channels of a frame."""
+    return self.image_height, self.image_width, self.channels
+
+  @property
   def grid(self) -> tuple[int, int]:
     """Patch rows and columns after padding."""
     p = self.patch_size

@@ -111,12 +111,12 @@ class PhaseConfig:
   """Optimizer of this phase."""
 
   def __post_init__(self):
-    room = type(self).__name__
+    kind = type(self).__name__
     at_least(1, self, 'steps', 'batch_size', 'clip_length', 'long_every')
     at_least(1, self, 'accumulate')
     require(
       self.batch_size % self.accumulate == 0,
-      f'{room}.accumulate',
+      f'{kind}.accumulate',
       self.accumulate,
       f'must divide batch_size = {self.batch_size}',
     )
@@ -124,7 +124,7 @@ class PhaseConfig:
     at_least(0, self, 'keep_best')
     require(
       not self.keep_best or self.best_metric != '',
-      f'{room}.keep_best',
+      f'{kind}.keep_best',
       self.keep_best,
       'needs best_metric, a name in metrics.jsonl; or set it to 0',
     )
@@ -132,13 +132,13 @@ class PhaseConfig:
     shares(self, 'relevant_share', 'novel_share')
     require(
       self.long_only_share == 0 or self.long_clip_length > 0,
-      f'{room}.long_only_share',
+      f'{kind}.long_only_share',
       self.long_only_share,
       'needs long_clip_length, which is 0; or set it to 0',
     )
     require(
       self.long_clip_length == 0 or self.long_clip_length > self.clip_length,
-      f'{room}.long_clip_length',
+      f'{kind}.long_clip_length',
       self.long_clip_length,
       f'must exceed clip_length = {self.clip_length}, or be 0',
     )
@@ -208,10 +208,10 @@ class DynamicsPhase(PhaseConfig):
   def __post_init__(self):
     super().__post_init__()
     rows = self.bootstrap_rows
-    room = type(self).__name__
+    kind = type(self).__name__
     require(
       0 < rows <= 1 and abs(1 / rows - round(1 / rows)) < 1e-6,
-      f'{room}.bootstrap_rows',
+      f'{kind}.bootstrap_rows',
       rows,
       'must be 1/n for a whole number n, for example 0.25',
     )

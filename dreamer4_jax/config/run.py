@@ -44,16 +44,16 @@ class SourceConfig:
 
   def __post_init__(self):
     shares(self, 'labeled_share')
-    room = type(self).__name__
+    kind = type(self).__name__
     require(
       0 < self.weight < math.inf,
-      f'{room}.weight',
+      f'{kind}.weight',
       self.weight,
       'must be positive; leave the dataset out instead',
     )
     require(
       self.labeled_hours is None or self.labeled_hours >= 0,
-      f'{room}.labeled_hours',
+      f'{kind}.labeled_hours',
       self.labeled_hours,
       'must be at least 0, or none',
     )
@@ -292,17 +292,17 @@ class Config:
     """
     for name in phases:
       phase = getattr(self.phases, name)
-      room = 'tokenizer' if name == 'tokenizer' else 'dynamics'
+      model = 'tokenizer' if name == 'tokenizer' else 'dynamics'
       trained, dreamt = max(phase.clip_length, phase.long_clip_length), ''
       # The last frame of a dream is only arrived at. A world model that trains
       # along does so on clips alone.
       if name == 'imagination' and not phase.world_rate:
         trained += phase.horizon - 1
         dreamt = ' with the horizon'
-      context = getattr(self, room).context_length
+      context = getattr(self, model).context_length
       require(
         context <= trained,
-        f'{room}.context_length',
+        f'{model}.context_length',
         context,
         f'must not exceed the longest clips of the phase {name}{dreamt}, '
         f'{trained} frames: at what lies further back, nothing that it trains '

@@ -123,42 +123,42 @@ class Description:
   source: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
-    room = 'Description'
+    kind = 'Description'
     require(
       self.chunk_length >= 1,
-      f'{room}.chunk_length',
+      f'{kind}.chunk_length',
       self.chunk_length,
       'must be at least 1',
     )
     sizes = {c.name: c.size for c in self.actions}
     require(
       all(len(v) == sizes.get(k) for k, v in self.labels.items()),
-      f'{room}.labels',
+      f'{kind}.labels',
       self.labels,
       f'needs a name for each class or bit of a component, {sizes}',
     )
     require(
       self.frame_rate >= 0,
-      f'{room}.frame_rate',
+      f'{kind}.frame_rate',
       self.frame_rate,
       'must be frames per second, or 0 if they mean nothing',
     )
     require(
       len(self.frame_shape) == 3 and min(self.frame_shape) >= 1,
-      f'{room}.frame_shape',
+      f'{kind}.frame_shape',
       self.frame_shape,
       'must be height, width, channels',
     )
     require(
       len(self.latent_shape) == (2 if self.tokenizer else 0),
-      f'{room}.latent_shape',
+      f'{kind}.latent_shape',
       self.latent_shape,
       'must be latents and channels if there is a tokenizer, else empty',
     )
     names = [v.name for v in self.vectors]
     require(
       len(set(names)) == len(names),
-      f'{room}.vectors',
+      f'{kind}.vectors',
       names,
       'must have distinct names',
     )

@@ -1,5 +1,7 @@
 """Video metrics, closed-loop evaluation, statistics and reports."""
 
+from etils import epy as _epy
+
 from dreamer4_jax.evals.closed_loop import (
   Episodes,
   Evaluator,
@@ -35,6 +37,9 @@ from dreamer4_jax.evals.video import (
   vector_errors,
 )
 
+with _epy.lazy_api_imports(globals()):  # They draw, and plots load slowly.
+  from dreamer4_jax.evals.evaluation import dream, evaluate, play
+
 __all__ = [
   'Episodes',
   'Evaluator',
@@ -46,8 +51,10 @@ __all__ = [
   'best_policy',
   'compare_policies',
   'compare_steps',
+  'dream',
   'dream_and_play',
   'dream_tiles',
+  'evaluate',
   'find_palette',
   'has_events',
   'one_episode_clips',
@@ -55,6 +62,7 @@ __all__ = [
   'open_loop_psnr',
   'paired_comparison',
   'paired_difference',
+  'play',
   'psnr',
   'random_agent',
   'reconstruction_tiles',

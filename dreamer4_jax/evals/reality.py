@@ -27,7 +27,7 @@ PHANTOMS = 6
 """Broken promises that are kept for the eye."""
 _PROMISE = 0.5
 """A promise is what is dreamed to be more likely than this, above reality."""
-_ROOMS = (
+_MODULES = (
   'tokenizer',
   'latents',
   'dynamics',
@@ -155,7 +155,7 @@ def dream_and_play(
 
   Args:
     world: modules.
-    agents: by name, rooms `tokenizer`, `latents`, `dynamics`, `task`,
+    agents: by name, entries `tokenizer`, `latents`, `dynamics`, `task`,
       `policy`, `reward`, `continuation`.
     env: functional environment.
     key: all randomness, the same for every agent.
@@ -189,7 +189,7 @@ def dream_and_play(
   acting, dreaming = jax.random.split(key)
   results = {}
   for name, params in agents.items():
-    params = {room: params[room] for room in _ROOMS if room in params}
+    params = {name: params[name] for name in _MODULES if name in params}
     parts = []
     for moment in play(params, acting, seeds, starts):
       batch = moment.context(world, context)

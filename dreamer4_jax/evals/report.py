@@ -263,15 +263,11 @@ def _decibel(value: float | None) -> str:
   return '-' if value is None else f'{value:.1f} dB'
 
 
-def _policies(results: Mapping[str, Any]) -> list[str]:
-  """The table of all policies, and what their names mean."""
-  agents = results['agents']
-  events = tuple(agents['rl']['events'])
+def _table(agents: Mapping[str, Any]) -> list[str]:
+  """The table of policies."""
+  events = next(iter(agents.values()))['events']
   head = ('policy', 'success', 'steps', 'return', *events)
-  lines = [
-    f'| {" | ".join(head)} |',
-    '|' + '---|' * len(head),
-  ]
+  lines = [f'| {" | ".join(head)} |', '|' + '---|' * len(head)]
   for name, a in agents.items():
     cells = [
       name,
@@ -281,6 +277,29 @@ def _policies(results: Mapping[str, Any]) -> list[str]:
       *(f'{a["events"][event]:.3f}' for event in events),
     ]
     lines.append(f'| {" | ".join(cells)} |')
+  return lines
+
+
+def played(results: Mapping[str, Any]) -> str:
+  """Returns what `evaluation.play` found as Markdown."""
+  lines = _table(results['agents'])
+  for pair, compare in results['comparisons'].items():
+    lines += [
+      '',
+      f'{pair}, {compare["measure"]} = {_difference(compare)} '
+      f'({compare["test"]}, same episodes).',
+    ]
+    if steps := compare['steps']:
+      lines.append(
+        f'Steps, in the {steps["episodes"]} episodes in which both succeed: '
+        f'{_difference(steps)}.'
+      )
+  return '\n'.join(lines)
+
+
+def _policies(results: Mapping[str, Any]) -> list[str]:
+  """The table of all policies, and what their names mean."""
+  agents = results['agents']
   meaning = 'bc is cloned behaviour'
   if 'bc_all' in agents:
     meaning += (
@@ -288,7 +307,7 @@ def _policies(results: Mapping[str, Any]) -> list[str]:
       'better half of them'
     )
   return [
-    *lines,
+    *_table(agents),
     '',
     f'The same {agents["rl"]["episodes"]} episodes for all. A number is the '
     f'temperature, which is 1 without; {meaning}. '

@@ -8,7 +8,9 @@ training seed, and its interval is over seeds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+import json
 import math
+import pathlib
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,36 @@ _NEEDED = (
   'rl_vs_best_clone', 'rl_vs_best_clone_steps',
 )  # fmt: skip
 """What `results.json` must have."""
+RESULTS = 'results.json'
+"""What an evaluation writes into the directory of a run."""
 BEST = 'best clone'
 """Stands among the policies for the best clone of each run."""
+
+
+def load_results(
+  run_dirs: Sequence[pathlib.Path],
+) -> dict[str, dict[str, Any]]:
+  """Reads `results.json` of runs, by directory; each counts once.
+
+  Raises:
+    FileNotFoundError: a run was not evaluated.
+    ValueError: a file is no JSON.
+  """
+  found = {}
+  for run in run_dirs:
+    path = run / RESULTS
+    if not path.is_file():
+      raise FileNotFoundError(
+        f'{path}: no such file; evaluate the run with `dreamer4 evaluate {run}`'
+      )
+    try:
+      found[str(run)] = json.loads(path.read_text())
+    except ValueError as error:
+      raise ValueError(
+        f'{path}: is no JSON ({error}); write it again with `dreamer4 evaluate '
+        f'{run}`'
+      ) from error
+  return found
 
 
 def student_interval(

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dreamer4_jax.data.held_out import CLIP_BATCHES
 from dreamer4_jax.models import Params, World
 from dreamer4_jax.rollout import fixed_actions, imagine
 from dreamer4_jax.types import Array, Batch
@@ -27,8 +28,6 @@ WORST = 16
 """Frames that are kept to be looked at."""
 REGION = 8
 """Side of the regions of a frame, in pixels."""
-CLIP_BATCHES = 200
-"""Batches that are looked through for clips within one episode."""
 
 
 def psnr(squared_error: float) -> float:
@@ -161,7 +160,7 @@ def reconstructions(
 
   Args:
     world: modules.
-    params: room `tokenizer`.
+    params: entry `tokenizer`.
     batches: of frames, `B T` of them in each.
     side: of the regions in pixels.
     name: makes `[N, rows, columns]` numbers of tiles of `[N, H, W, C]` uint8.
@@ -214,7 +213,7 @@ def vector_errors(
 
   Args:
     world: modules.
-    params: room `tokenizer`.
+    params: entry `tokenizer`.
     batches: of frames and vectors.
 
   Returns:
@@ -302,7 +301,7 @@ def open_loop(
 
   Args:
     world: modules.
-    params: rooms `tokenizer`, `latents`, `dynamics`.
+    params: entries `tokenizer`, `latents`, `dynamics`.
     clips: `[B, context + horizon, ...]`, each within one episode.
     key: all randomness; the same for true and shuffled actions.
     context_frames: real frames given.

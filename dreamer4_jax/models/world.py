@@ -62,10 +62,10 @@ class World:
     Raises:
       ValueError: the platform lacks the attention backend that is asked for.
     """
-    settle = lambda room: dataclasses.replace(
-      getattr(config, room),
+    settle = lambda model: dataclasses.replace(
+      getattr(config, model),
       attention=choose(
-        getattr(config, room).attention, platform, f'{room}.attention'
+        getattr(config, model).attention, platform, f'{model}.attention'
       ),
     )
     tokenizer, dynamics = settle('tokenizer'), settle('dynamics')
@@ -92,16 +92,16 @@ class World:
     """The action space."""
     return self.config.actions
 
-  def init(self, key: Array, rooms: tuple[str, ...]) -> Params:
-    """Initialises the named rooms, with logical-axis metadata boxes."""
-    keys = dict(zip(rooms, jax.random.split(key, len(rooms)), strict=True))
+  def init(self, key: Array, modules: tuple[str, ...]) -> Params:
+    """Initialises the named modules, with logical-axis metadata boxes."""
+    keys = dict(zip(modules, jax.random.split(key, len(modules)), strict=True))
     with logical_axes():
-      return {room: self._init_room(room, k) for room, k in keys.items()}
+      return {name: self._init(name, k) for name, k in keys.items()}
 
-  def _init_room(self, room: str, key: Array) -> Any:
+  def _init(self, name: str, key: Array) -> Any:
     c = self.config
     hidden = jnp.zeros((1, 1, c.dynamics.width))
-    if room == 'tokenizer':
+    if name == 'tokenizer':
       t = c.tokenizer
       shape = (1, 1, t.image_height, t.image_width, t.channels)
       variables = self.tokenizer.init(
@@ -109,19 +109,19 @@ class World:
         jnp.zeros(shape, jnp.uint8),
         vectors={v.name: jnp.zeros((1, 1, v.size)) for v in c.vectors},
       )
-    elif room == 'dynamics':
+    elif name == 'dynamics':
       z = jnp.zeros((1, 1, c.dynamics.num_spatial_tokens, self.channels))
       levels = Levels(0, 0, c.dynamics.max_steps).broadcast((1, 1))
       action = no_action(self.space, (1, 1))
       known = jnp.zeros((1, 1), bool)
       variables = self.dynamics.init(key, z, levels, action, known)
-    elif room == 'task':
+    elif name == 'task':
       task = jnp.zeros((1, 1), jnp.int32)
       if size := c.agent.task_vector_size:
         task = jnp.zeros((1, 1, size))
       variables = self.task.init(key, task)
     else:
-      variables = getattr(self, room).init(key, hidden)
+      variables = getattr(self, name).init(key, hidden)
     return variables['params']
 
   def cast(self, params: Params) -> Params:
@@ -132,22 +132,22 @@ class World:
     for every frame; the results are the same, bit for bit.
 
     Args:
-      params: any rooms.
+      params: any entries.
 
     Returns:
-      The rooms, with kernels and tables in the dtype of their config.
+      The same, with kernels and tables in the dtype of their config.
     """
 
-    def cast_room(room: Any, dtype: str) -> Any:
+    def cast_own(own: Any, dtype: str) -> Any:
       return jax.tree_util.tree_map_with_path(
-        lambda path, x: x.astype(dtype) if path[-1].key in _CAST else x, room
+        lambda path, x: x.astype(dtype) if path[-1].key in _CAST else x, own
       )
 
     c = self.config
     dtypes = {'tokenizer': c.tokenizer.dtype, 'dynamics': c.dynamics.dtype}
     return {
-      name: cast_room(room, dtypes[name]) if name in dtypes else room
-      for name, room in params.items()
+      name: cast_own(own, dtypes[name]) if name in dtypes else own
+      for name, own in params.items()
     }
 
   @property
@@ -155,13 +155,13 @@ class World:
     """Channels of a z token."""
     return self.dynamics.channels
 
-  # Thin wrappers: pick the room's parameters and call its module.
+  # Thin wrappers: pick the parameters of a module and call it.
 
   def encode(self, params: Params, frames: Array, **kwargs):
     """Returns standardised packed tokens `[B, T, N_z, C]` and new entries.
 
     Args:
-      params: rooms `tokenizer`, `latents`.
+      params: entries `tokenizer`, `latents`.
       frames: as in `latents`.
       **kwargs: as in `Tokenizer.encode`.
     """
@@ -182,7 +182,7 @@ class World:
     """Returns the tokenizer's latents `[B, T, L, b]` and new entries.
 
     Args:
-      params: room `tokenizer`.
+      params: entry `tokenizer`.
       frames: `[B, T, H, W, C]` uint8; or `[B, T, L, b]` floats, the latents of
         a pre-tokenised dataset, which come back as float32, without entries;
         vectors are in them already.
@@ -198,7 +198,7 @@ class World:
     """Names the tokenizer: its config and every bit of its parameters.
 
     Args:
-      params: room `tokenizer`, as arrays that this process can read.
+      params: entry `tokenizer`, as arrays that this process can read.
     """
     plain = dataclasses.asdict(self.config.tokenizer)
     for free in FREE_FIELDS:
@@ -263,16 +263,16 @@ class World:
       **kwargs,
     )
 
-  def head(self, params: Params, room: str, h: Array) -> Any:
-    """Calls the head `room`; `prior` is the policy with other parameters."""
-    module = self.policy if room == 'prior' else getattr(self, room)
-    return module.apply({'params': params[room]}, h)
+  def head(self, params: Params, name: str, h: Array) -> Any:
+    """Calls a head; `prior` is the policy with other parameters."""
+    module = self.policy if name == 'prior' else getattr(self, name)
+    return module.apply({'params': params[name]}, h)
 
   def agent_token(self, params: Params, task: Array) -> Array:
     """Embeds tasks for the agent token, `[B, T, D]`.
 
     Args:
-      params: room `task`; with `agent.task_vector_size`, for ids, also
+      params: entry `task`; with `agent.task_vector_size`, for ids, also
         `task_vectors`, `[num_tasks, E]`.
       task: `[B, T]` ids; or, with `agent.task_vector_size`, any vectors
         `[B, T, E]`, also of tasks that training has not seen.

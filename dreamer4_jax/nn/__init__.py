@@ -4,11 +4,11 @@ A config is plain data and comes without JAX, which is imported with the first
 of the other names that is asked for.
 """
 
-from typing import TYPE_CHECKING, Any
+from etils import epy as _epy
 
 from dreamer4_jax.nn.config import LayersConfig, TransformerConfig
 
-if TYPE_CHECKING:
+with _epy.lazy_api_imports(globals()):
   from dreamer4_jax.nn.attention import KeyValues, attend
   from dreamer4_jax.nn.backends import SequenceMask, choose
   from dreamer4_jax.nn.cache import (
@@ -53,22 +53,3 @@ __all__ = [
   'make_context',
   'start_segment',
 ]
-
-
-def __getattr__(name: str) -> Any:
-  """Imports a name that is not there yet."""
-  if name in __all__:
-    from dreamer4_jax.nn import (
-      attention,
-      backends,
-      cache,
-      layers,
-      partition,
-      transformer,
-    )
-
-    homes = (attention, backends, cache, layers, partition, transformer)
-    for module in homes:
-      if hasattr(module, name):
-        return globals().setdefault(name, getattr(module, name))
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

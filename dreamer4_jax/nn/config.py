@@ -54,13 +54,13 @@ class LayersConfig:
   is no loop: faster on CPU, and longer to compile."""
 
   def __post_init__(self):
-    room = type(self).__name__
+    kind = type(self).__name__
     at_least(1, self, 'width', 'num_heads', 'num_kv_heads', 'mlp_hidden')
     at_least(1, self, 'context_length', 'unroll')
     at_least(2, self, 'time_every')
     require(
       self.width % (4 * self.num_heads) == 0,
-      f'{room}.width',
+      f'{kind}.width',
       self.width,
       f'must be divisible by 4 * num_heads = '
       f'{4 * self.num_heads}, since axial RoPE splits each head in '
@@ -68,13 +68,13 @@ class LayersConfig:
     )
     require(
       self.num_heads % self.num_kv_heads == 0,
-      f'{room}.num_kv_heads',
+      f'{kind}.num_kv_heads',
       self.num_kv_heads,
       f'must divide num_heads = {self.num_heads}',
     )
     require(
       self.soft_cap is None or 0 < self.soft_cap <= 80,
-      f'{room}.soft_cap',
+      f'{kind}.soft_cap',
       self.soft_cap,
       'must be positive and at most 80, whose exponential float32 holds, or '
       'none; 50 is usual',

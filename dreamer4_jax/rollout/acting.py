@@ -65,7 +65,7 @@ def act(
 
   Args:
     world: modules.
-    params: parameters, rooms `tokenizer`, `latents`, `dynamics`, `task`,
+    params: parameters, entries `tokenizer`, `latents`, `dynamics`, `task`,
       `policy`.
     state: memory.
     frame: `[B, H, W, C]` uint8.

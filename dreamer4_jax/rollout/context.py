@@ -40,7 +40,7 @@ def prepare_context(
 
   Args:
     world: modules.
-    params: parameters, rooms `tokenizer`, `latents`, `dynamics`, and `task`
+    params: parameters, entries `tokenizer`, `latents`, `dynamics`, and `task`
       with an agent.
     batch: clips of T frames.
     key: draws the context noise, once per frame.

@@ -42,7 +42,7 @@ def denoise_frame(
 
   Args:
     world: modules.
-    params: parameters, rooms `dynamics`.
+    params: parameters, entries `dynamics`.
     cache: past frames at the context level.
     inputs: action and task.
     noise: `[B, 1, N_z, C]` standard normal, the frame at tau = 0.
@@ -94,7 +94,7 @@ def append_frame(
 
   Args:
     world: modules.
-    params: parameters, rooms `dynamics`.
+    params: parameters, entries `dynamics`.
     cache: past frames.
     inputs: action and task.
     z: `[B, 1, N_z, C]` clean tokens.

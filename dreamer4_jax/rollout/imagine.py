@@ -132,7 +132,7 @@ def arrivals(
 
   Args:
     world: modules.
-    params: rooms `reward`, `continuation`.
+    params: entries `reward`, `continuation`.
     rollout: with agent states.
 
   Returns:
@@ -146,12 +146,12 @@ def arrivals(
   return reward, jax.nn.sigmoid(cont)
 
 
-def sample_policy(world: World, params: Params, room: str = 'policy') -> Policy:
-  """Samples from the policy head `room` (`policy` or `prior`)."""
+def sample_policy(world: World, params: Params, head: str = 'policy') -> Policy:
+  """Samples from the policy head (`policy` or `prior`)."""
 
   def policy(key: Array, h: Array, step: Array) -> Actions:
     del step
-    logits = jax.tree.map(lambda x: x[:, 0], world.head(params, room, h))
+    logits = jax.tree.map(lambda x: x[:, 0], world.head(params, head, h))
     return distributions.sample(key, logits, world.space)
 
   return policy

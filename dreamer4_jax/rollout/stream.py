@@ -42,7 +42,7 @@ def init_stream(
 
   Args:
     world: modules.
-    params: rooms `tokenizer`, `latents`, `dynamics`.
+    params: entries `tokenizer`, `latents`, `dynamics`.
     clips: real frames and the actions that led to them, `[B, T, ...]`. Longer
       than a ring, only their end is remembered.
     key: draws the context noise.
@@ -81,7 +81,7 @@ def next_frame(
 
   Args:
     world: modules.
-    params: rooms `tokenizer`, `latents`, `dynamics`; best from `World.cast`.
+    params: entries `tokenizer`, `latents`, `dynamics`; best from `World.cast`.
     stream: the past; donate it to the program, which writes it in place.
     action: components `[B, ...]`.
     key: all randomness.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flax import struct
+from jax import lax
 import jax.numpy as jnp
 
 from dreamer4_jax import sharding
@@ -27,7 +28,13 @@ from dreamer4_jax.rollout import context_levels
 from dreamer4_jax.training.optimizer import make_optimizer
 from dreamer4_jax.training.schedule import bootstraps
 from dreamer4_jax.training.state import TrainState, make_state
-from dreamer4_jax.training.update import Metrics, Objective, in_parts, update
+from dreamer4_jax.training.update import (
+  Means,
+  Metrics,
+  Objective,
+  in_parts,
+  make_step,
+)
 from dreamer4_jax.types import Array, Batch, Levels, PyTree
 
 
@@ -66,7 +73,7 @@ def corrupt_batch(
 
   Args:
     world: modules.
-    params: rooms `tokenizer`, `latents`, `dynamics`.
+    params: entries `tokenizer`, `latents`, `dynamics`.
     batch: clips.
     phase: hyperparameters.
     step: `[]` int32; the two extra passes run only on steps that bootstrap.
@@ -128,8 +135,42 @@ def denoise(
 
 
 def dynamics_loss(
-  world: World, phase: DynamicsPhase, prediction: Array, data: Corrupted
-) -> tuple[Mean, dict[str, Mean]]:
+  world: World,
+  params: Params,
+  batch: Batch,
+  key: Array,
+  phase: DynamicsPhase,
+  step: Array | int = 0,
+) -> tuple[Means, Means]:
+  """Computes what the dynamics minimises (equation 7 of the paper).
+
+  Args:
+    world: modules.
+    params: entries `tokenizer`, `latents`, `dynamics`.
+    batch: clips.
+    key: all randomness.
+    phase: hyperparameters.
+    step: `[]` int32, since which steps bootstrap is up to the phase.
+
+  Returns:
+    The term `dynamics`, and the means `flow` and `bootstrap`.
+  """
+  data = corrupt_batch(world, params, batch, phase, step, key)
+  return denoising_losses(world, phase, params, lax.stop_gradient(data))
+
+
+def denoising_losses(
+  world: World, phase: DynamicsPhase, params: Params, data: Corrupted
+) -> tuple[Means, Means]:
+  """Does what comes after `corrupt_batch` in `dynamics_loss`."""
+  prediction = denoise(world, params, data).prediction
+  loss, parts = frame_loss(phase, prediction, data)
+  return {'dynamics': loss}, parts
+
+
+def frame_loss(
+  phase: DynamicsPhase, prediction: Array, data: Corrupted
+) -> tuple[Mean, Means]:
   """Mean of equation 7 over frames, each of which has one of the two terms.
 
   The two terms are one loss and are normalised as one. Divided each by its own
@@ -138,7 +179,6 @@ def dynamics_loss(
   consistent, and a flow term that grows is divided by its own growth.
 
   Args:
-    world: modules.
     phase: hyperparameters.
     prediction: `[B, T, N_z, C]`.
     data: what it was predicted from; rows that train the dynamics count.
@@ -153,7 +193,7 @@ def dynamics_loss(
 def frame_means(
   losses: ShortcutLosses, rows: Array
 ) -> tuple[Mean, dict[str, Mean]]:
-  """Takes the means of `dynamics_loss` over the frames of `rows [B]`."""
+  """Takes the means of `frame_loss` over the frames of `rows [B]`."""
   weight = jnp.broadcast_to(rows[:, None], losses.flow.shape)
   return Mean.of(losses.loss, weight), {
     'flow': Mean.of(losses.flow, weight & losses.is_flow),
@@ -164,7 +204,7 @@ def frame_means(
 def init_dynamics_state(
   world: World, phase: DynamicsPhase, key: Array, frozen: Params
 ) -> TrainState:
-  """Returns the initial state; `frozen` has rooms `tokenizer`, `latents`."""
+  """Returns the initial state; `frozen` has entries `tokenizer`, `latents`."""
   params = world.init(key, ('dynamics',))
   optimizer = make_optimizer(phase.optimizer, phase.steps)
   return make_state(params, frozen, optimizer, ('dynamics',))
@@ -174,13 +214,13 @@ def dynamics_objective(world: World, phase: DynamicsPhase) -> Objective:
   """Returns what the phase learns."""
 
   def prepare(state: TrainState, batch: Batch, key: Array) -> Corrupted:
-    return corrupt_batch(world, state.rooms(), batch, phase, state.step, key)
+    return corrupt_batch(
+      world, state.all_params(), batch, phase, state.step, key
+    )
 
   def terms(params: Params, state: TrainState, data: Corrupted):
     del state
-    prediction = denoise(world, params, data).prediction
-    loss, parts = dynamics_loss(world, phase, prediction, data)
-    return {'dynamics': loss}, parts
+    return denoising_losses(world, phase, params, data)
 
   return Objective(
     prepare=prepare,
@@ -197,9 +237,4 @@ def make_dynamics_step(
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """Returns the pure train step `(state, batch, key) -> (state, metrics)`."""
   optimizer = make_optimizer(phase.optimizer, phase.steps)
-  objective = dynamics_objective(world, phase)
-
-  def step(state: TrainState, batch: Batch, key: Array):
-    return update(state, batch, key, objective, optimizer, phase)
-
-  return step
+  return make_step(dynamics_objective(world, phase), optimizer, phase)

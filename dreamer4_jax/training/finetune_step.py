@@ -30,11 +30,11 @@ from dreamer4_jax.training.dynamics_step import (
   Corrupted,
   corrupt_batch,
   denoise,
-  dynamics_loss,
+  frame_loss,
 )
 from dreamer4_jax.training.optimizer import make_optimizer
 from dreamer4_jax.training.state import TrainState, make_state
-from dreamer4_jax.training.update import Means, Metrics, Objective, update
+from dreamer4_jax.training.update import Means, Metrics, Objective, make_step
 from dreamer4_jax.types import Array, Batch
 
 TERMS = ('dynamics', 'policy', 'reward', 'continuation')
@@ -64,11 +64,10 @@ def init_finetune_state(
     world: modules.
     phase: hyperparameters.
     key: initialises the task embedding and the heads.
-    pretrained: rooms `tokenizer`, `latents`, and `dynamics`, which is carried
+    pretrained: entries `tokenizer`, `latents`, and `dynamics`, which is carried
       over as it is.
   """
-  rooms = ('task', 'policy', 'reward', 'continuation')
-  params = world.init(key, rooms)
+  params = world.init(key, ('task', 'policy', 'reward', 'continuation'))
   params['dynamics'] = pretrained['dynamics']
   frozen = {k: v for k, v in pretrained.items() if k != 'dynamics'}
   optimizer = _optimizer(phase)
@@ -115,7 +114,7 @@ def prepare_clips(
 
   Args:
     world: modules.
-    params: rooms `tokenizer`, `latents`, `dynamics`.
+    params: entries `tokenizer`, `latents`, `dynamics`.
     batch: clips.
     phase: hyperparameters.
     step: `[]` int32.
@@ -153,17 +152,17 @@ def clip_losses(
   Args:
     world: modules.
     phase: hyperparameters.
-    params: rooms `dynamics`, `task`, `reward`, `continuation` and that of the
+    params: entries `dynamics`, `task`, `reward`, `continuation` and that of the
       cloned policy.
     clips: from `prepare_clips`.
-    policy: room of the head that is cloned into.
+    policy: name of the head that is cloned into.
 
   Returns:
     Terms `dynamics`, `policy`, `reward`, `continuation`; and other means.
   """
   token = world.agent_token(params, clips.noisy.batch.task)
   output = denoise(world, params, clips.noisy, token)
-  dynamics, parts = dynamics_loss(world, phase, output.prediction, clips.noisy)
+  dynamics, parts = frame_loss(phase, output.prediction, clips.noisy)
   terms, others = agent_losses(
     world, phase, params, output.agent, clips.noisy.batch,
     clips.judged, clips.expected, policy,
@@ -186,13 +185,13 @@ def agent_losses(
   Args:
     world: modules.
     phase: hyperparameters.
-    params: rooms `reward`, `continuation` and that of the policy.
+    params: entries `reward`, `continuation` and that of the policy.
     h: `[B, T, D]` agent states.
     batch: targets; actions are cloned where `cloned`.
     judged: `[B]` weight of each row's rewards and continuations.
     expected: `[B]` its mean over draws. The sums are divided by this: divided
       by what a small batch happens to hold, few rows would count too little.
-    policy: room of the head that is cloned into.
+    policy: name of the head that is cloned into.
 
   Returns:
     Terms `policy`, `reward`, `continuation`; and other means.
@@ -248,11 +247,39 @@ def loss_weights(phase: FinetunePhase) -> dict[str, float]:
   }
 
 
+def finetune_loss(
+  world: World,
+  params: Params,
+  batch: Batch,
+  key: Array,
+  phase: FinetunePhase,
+  step: Array | int = 0,
+) -> tuple[Means, Means]:
+  """Computes what finetuning minimises (section 3.3 of the paper).
+
+  Args:
+    world: modules.
+    params: entries `tokenizer`, `latents`, `dynamics`, `task`, `policy`,
+      `reward`, `continuation`.
+    batch: clips.
+    key: all randomness.
+    phase: hyperparameters.
+    step: `[]` int32, since which steps bootstrap is up to the phase.
+
+  Returns:
+    As `clip_losses`.
+  """
+  clips = prepare_clips(world, params, batch, phase, step, key)
+  return clip_losses(world, phase, params, jax.lax.stop_gradient(clips))
+
+
 def finetune_objective(world: World, phase: FinetunePhase) -> Objective:
   """Returns what the phase learns."""
 
   def prepare(state: TrainState, batch: Batch, key: Array) -> Clips:
-    return prepare_clips(world, state.rooms(), batch, phase, state.step, key)
+    return prepare_clips(
+      world, state.all_params(), batch, phase, state.step, key
+    )
 
   def terms(params: Params, state: TrainState, clips: Clips):
     return clip_losses(world, phase, {**state.frozen, **params}, clips)
@@ -270,9 +297,4 @@ def make_finetune_step(
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """Returns the pure train step `(state, batch, key) -> (state, metrics)`."""
   optimizer = _optimizer(phase)
-  objective = finetune_objective(world, phase)
-
-  def step(state: TrainState, batch: Batch, key: Array):
-    return update(state, batch, key, objective, optimizer, phase)
-
-  return step
+  return make_step(finetune_objective(world, phase), optimizer, phase)

@@ -47,12 +47,12 @@ from dreamer4_jax.training.update import (
   Metrics,
   Objective,
   in_parts,
-  update,
+  make_step,
 )
 from dreamer4_jax.types import Actions, Array, Batch, DreamBatch
 
-WORLD_ROOMS = ('dynamics', 'task', 'prior', 'reward', 'continuation')
-"""Rooms that train along with `world_rate`."""
+WORLD_MODULES = ('dynamics', 'task', 'prior', 'reward', 'continuation')
+"""Modules that train along with `world_rate`."""
 
 
 @struct.dataclass
@@ -93,7 +93,7 @@ def init_imagination_state(
     world: modules.
     phase: hyperparameters.
     key: initialises the value head.
-    finetuned: all rooms of phase 2.
+    finetuned: all parameters of phase 2.
   """
   params = world.init(key, ('value',))
   params['policy'] = jax.tree.map(jnp.copy, finetuned['policy'])
@@ -101,7 +101,7 @@ def init_imagination_state(
   frozen['prior'] = finetuned['policy']
   terms = ('policy', 'value')
   if phase.world_rate:
-    params |= {room: frozen.pop(room) for room in WORLD_ROOMS}
+    params |= {name: frozen.pop(name) for name in WORLD_MODULES}
     terms += tuple(_upkeep_weights(world))
   return make_state(params, frozen, make_phase_optimizer(phase), terms)
 
@@ -112,7 +112,7 @@ def make_phase_optimizer(
   """Returns the optimizer, with the rate of the world model."""
   rates = {}
   if phase.world_rate not in (0, 1):
-    rates = dict.fromkeys(WORLD_ROOMS, phase.world_rate)
+    rates = dict.fromkeys(WORLD_MODULES, phase.world_rate)
   return make_optimizer(phase.optimizer, phase.steps, rates)
 
 
@@ -189,7 +189,7 @@ def agent_states(world: World, params: Params, e: Experience) -> Array:
 
   Args:
     world: modules.
-    params: rooms `dynamics`, `task`.
+    params: entries `dynamics`, `task`.
     e: the dream.
 
   Returns:
@@ -223,7 +223,7 @@ def dream_losses(
   Args:
     world: modules.
     phase: hyperparameters.
-    params: rooms `policy`, `prior`, `value`, and with `world_rate` `dynamics`
+    params: entries `policy`, `prior`, `value`, and with `world_rate` `dynamics`
       and `task`.
     e: the dream.
 
@@ -260,16 +260,45 @@ def dream_losses(
   return terms, others
 
 
-def imagination_objective(world: World, phase: ImaginationPhase) -> Objective:
-  """Returns what the phase learns."""
-  upkeep = _upkeep(world, phase)
-  # PMPO uses the sign of the advantage: it has no scale to remove.
-  plain = {
+def imagination_loss(
+  world: World,
+  params: Params,
+  contexts: Batch,
+  key: Array,
+  phase: ImaginationPhase,
+) -> tuple[Means, Means]:
+  """Computes what imagination minimises, with the world model frozen.
+
+  Args:
+    world: modules.
+    params: of all modules, `prior` and `value` among them.
+    contexts: clips that dreams go on from.
+    key: all randomness.
+    phase: hyperparameters; `world_rate` is not heeded.
+
+  Returns:
+    As `dream_losses`; `dream_weights` has the weights of the terms.
+  """
+  e = gather_experience(world, phase, params, contexts, key)
+  return dream_losses(world, phase, params, jax.lax.stop_gradient(e))
+
+
+def dream_weights(phase: ImaginationPhase) -> dict[str, float]:
+  """Returns the weight of each term of `dream_losses`."""
+  return {
     'positive': -phase.alpha,
     'negative': 1 - phase.alpha,
     'kl': phase.beta,
+    'value': phase.value_weight,
   }
-  weights = {**plain, 'value': phase.value_weight}
+
+
+def imagination_objective(world: World, phase: ImaginationPhase) -> Objective:
+  """Returns what the phase learns."""
+  upkeep = _upkeep(world, phase)
+  weights = dream_weights(phase)
+  # PMPO uses the sign of the advantage: it has no scale to remove.
+  plain = ('positive', 'negative', 'kl')
   if phase.world_rate:
     weights |= _upkeep_weights(world)
 
@@ -285,27 +314,27 @@ def imagination_objective(world: World, phase: ImaginationPhase) -> Objective:
 
     def dream(part: Array, contexts: Batch) -> Experience:
       own = key if phase.accumulate == 1 else jax.random.fold_in(key, part)
-      return gather_experience(world, phase, state.rooms(), contexts, own)
+      return gather_experience(world, phase, state.all_params(), contexts, own)
 
     e = in_parts(dream, contexts, phase.accumulate)
     if not phase.world_rate:
       return e
     clips = prepare_clips(
-      world, state.rooms(), batch.clips, upkeep, state.step, clips_key
+      world, state.all_params(), batch.clips, upkeep, state.step, clips_key
     )
     return e.replace(clips=clips)
 
   def terms(params: Params, state: TrainState, e: Experience):
-    rooms = {**state.frozen, **params}
-    found, others = dream_losses(world, phase, rooms, e)
+    params = {**state.frozen, **params}
+    found, others = dream_losses(world, phase, params, e)
     if phase.world_rate:
-      kept, more = clip_losses(world, upkeep, rooms, e.clips, 'prior')
+      kept, more = clip_losses(world, upkeep, params, e.clips, 'prior')
       kept['prior'] = kept.pop('policy')
       found, others = {**found, **kept}, {**others, **more}
     return found, others
 
   def report(means: dict[str, Array]) -> Metrics:
-    policy = sum(plain[k] * means.pop(k) for k in ('positive', 'negative'))
+    policy = sum(weights[k] * means.pop(k) for k in ('positive', 'negative'))
     means['policy'] = policy + phase.beta * means['kl']
     return {f'imagination/{k}': v for k, v in means.items()}
 
@@ -314,7 +343,7 @@ def imagination_objective(world: World, phase: ImaginationPhase) -> Objective:
     terms=terms,
     weights=weights,
     report=report,
-    plain=tuple(plain),
+    plain=plain,
   )
 
 
@@ -329,9 +358,4 @@ def make_imagination_step(
   has clips for the losses of finetuning beside them.
   """
   optimizer = make_phase_optimizer(phase)
-  objective = imagination_objective(world, phase)
-
-  def step(state: TrainState, batch: Batch | DreamBatch, key: Array):
-    return update(state, batch, key, objective, optimizer, phase)
-
-  return step
+  return make_step(imagination_objective(world, phase), optimizer, phase)

@@ -20,9 +20,9 @@ import tqdm
 
 from dreamer4_jax import sharding
 from dreamer4_jax.checkpoint import Best, Checkpoints
-from dreamer4_jax.compatibility import model_fields
+from dreamer4_jax.checkpoint.compatibility import model_fields
 from dreamer4_jax.config import PHASES, Config, PhaseConfig
-from dreamer4_jax.preemption import PreemptedError, Sigterm
+from dreamer4_jax.runtime.preemption import PreemptedError, Sigterm
 from dreamer4_jax.training.metrics import MetricWriter
 from dreamer4_jax.training.prefetch import Drawn, prefetch
 from dreamer4_jax.training.schedule import clip_length_at
@@ -84,11 +84,11 @@ def run_phase(
     init_state: makes the train state. It runs under `jax.jit`, so that big
       states are born sharded; `nn.with_logical_partitioning` boxes tell how,
       and are taken off.
-    given: arguments of `init_state`, such as rooms that were trained before:
-      trees of arrays that every process holds whole, in boxes if they have
-      logical axes. They are cut over the mesh.
+    given: arguments of `init_state`, such as what was trained before: trees of
+      arrays that every process holds whole, in boxes if they have logical axes.
+      They are cut over the mesh.
     step_fn: pure `(state, batch, key) -> (state, metrics)`; jitted here, with
-      the state donated. Metrics are scalars by `room/name`; of those whose
+      the state donated. Metrics are scalars by `module/name`; of those whose
       last part is `loss` or `skipped`, see `Watch`.
     iterators: an iterator for `clip_length` and, if that is not 0, one for
       `long_clip_length`.

@@ -14,9 +14,9 @@ import tensorboardX
 
 
 class MetricWriter:
-  """Writes flat `room/name` scalars to `metrics.jsonl` and TensorBoard.
+  """Writes flat `module/name` scalars to `metrics.jsonl` and TensorBoard.
 
-  A line is `{"step": int, "time": seconds since the epoch, "room/name":
+  A line is `{"step": int, "time": seconds since the epoch, "module/name":
   float, ...}`. JSON has no NaN or infinity in the standard; Python's reader
   takes the `NaN` and `Infinity` that are written here. Of several processes,
   which have the same metrics, only the first writes.
@@ -57,7 +57,7 @@ class MetricWriter:
 
     Args:
       step: train steps done.
-      metrics: scalars by `room/name`.
+      metrics: scalars by `module/name`.
 
     Raises:
       ValueError: a metric is no scalar.

@@ -36,7 +36,7 @@ def make_optimizer(
   Args:
     config: hyperparameters.
     steps: of the phase.
-    rates: learning rates of some rooms, relative to that of the others.
+    rates: learning rates of some modules, relative to that of the others.
   """
   schedule = make_schedule(config, steps)
   if config.name == 'muon':
@@ -59,16 +59,16 @@ def make_optimizer(
       mask=_matrices,
     )
   scales = [
-    optax.masked(optax.scale(rate), functools.partial(_in_room, room))
-    for room, rate in (rates or {}).items()
+    optax.masked(optax.scale(rate), functools.partial(_within, module))
+    for module, rate in (rates or {}).items()
   ]
   clip = optax.clip_by_global_norm(config.clip_norm)
   return optax.chain(clip, update, *scales)
 
 
-def _in_room(room: str, params: PyTree) -> PyTree:
+def _within(module: str, params: PyTree) -> PyTree:
   return {
-    name: jax.tree.map(lambda _, own=name == room: own, tree)
+    name: jax.tree.map(lambda _, own=name == module: own, tree)
     for name, tree in params.items()
   }
 

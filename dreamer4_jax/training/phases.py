@@ -15,31 +15,51 @@ import numpy as np
 from dreamer4_jax import checkpoint, sharding
 from dreamer4_jax.config import PHASES, Config, PhaseConfig
 from dreamer4_jax.models import Params, World
-from dreamer4_jax.objectives import load_lpips
-from dreamer4_jax.preemption import PreemptedError, Sigterm
+from dreamer4_jax.runtime.clock import Clock
+from dreamer4_jax.runtime.preemption import PreemptedError, Sigterm
 from dreamer4_jax.training import (
   dynamics_step,
   finetune_step,
   imagination_step,
   tokenizer_step,
 )
-from dreamer4_jax.training.clock import Clock
 from dreamer4_jax.training.loop import ClipIterator, run_phase
 from dreamer4_jax.training.state import TrainState
 
 _LOG = logging.getLogger(__name__)
 
-GIVEN_ROOMS = {'latents', 'task_vectors'}
-"""Rooms that are not initialised but found."""
+GIVEN = {'latents', 'task_vectors'}
+"""Parameters that are found and not initialised."""
 STATISTICS_BATCHES = 32
 """Batches over which the latents' statistics are taken."""
+
+STEPS = {
+  'tokenizer': (
+    tokenizer_step.init_tokenizer_state,
+    tokenizer_step.make_tokenizer_step,
+  ),
+  'dynamics': (
+    dynamics_step.init_dynamics_state,
+    dynamics_step.make_dynamics_step,
+  ),
+  'finetune': (
+    finetune_step.init_finetune_state,
+    finetune_step.make_finetune_step,
+  ),
+  'imagination': (
+    imagination_step.init_imagination_state,
+    imagination_step.make_imagination_step,
+  ),
+}
+"""How each phase begins, `(world, settings, key, what was trained before) ->
+state`, and `(world, settings) -> train step`."""
 
 # (config, phase name, clip length, fingerprint of the trained tokenizer or '')
 # -> endless iterator of batches
 Loaders = Callable[[Config, str, int, str], ClipIterator]
 
 
-def train(
+def train_phases(
   config: Config,
   run_dir: str | pathlib.Path,
   phases: Sequence[str] = PHASES,
@@ -94,24 +114,6 @@ def _check_batches(
       raise ValueError(f'phases.{phase}.{error}') from error
 
 
-def load_rooms(
-  run_dir: str | pathlib.Path, phase: str
-) -> tuple[Params, Config]:
-  """Loads all rooms that a phase leaves behind, averaged parameters included.
-
-  Args:
-    run_dir: run directory.
-    phase: name of the phase.
-
-  Returns:
-    Rooms by name (see `models.World`) and the config they were made with.
-  """
-  state, config = checkpoint.load_state_dict(
-    run_dir, phase, only=('ema', 'frozen')
-  )
-  return {**state['frozen'], **state['ema']}, config
-
-
 def _train_phase(
   world: World,
   run_dir: pathlib.Path,
@@ -125,18 +127,20 @@ def _train_phase(
   settings: PhaseConfig = getattr(config.phases, phase)
   lengths = {settings.clip_length, settings.long_clip_length} - {0}
   before = PHASES.index(phase) - 1
-  rooms = load_rooms(run_dir, PHASES[before])[0] if before >= 0 else {}
-  tokenizer = world.fingerprint(rooms) if rooms else ''
+  given = {}
+  if before >= 0:
+    given, _ = checkpoint.load_params(run_dir, PHASES[before])
+  tokenizer = world.fingerprint(given) if given else ''
   iterators = {n: loaders(config, phase, n, tokenizer) for n in lengths}
   if phase == 'dynamics':
     fresh = loaders(config, phase, settings.clip_length, tokenizer)
     batches = [next(fresh) for _ in range(STATISTICS_BATCHES)]
-    rooms['latents'] = tokenizer_step.latent_statistics(world, rooms, batches)
+    given['latents'] = tokenizer_step.latent_statistics(world, given, batches)
   if phase == 'finetune' and config.data.task_vectors:
-    rooms['task_vectors'] = load_task_vectors(config)
+    given['task_vectors'] = load_task_vectors(config)
   if phase == 'tokenizer':
     _say_if_lpips_is_off(config, run_dir)
-  init, step = make(world, phase)
+  init, step = init_and_step(world, phase)
   # A stream of its own: the loop's step keys are of the same seed.
   key = jax.random.fold_in(jax.random.key(config.seed), 1_000 + before)
   run_phase(
@@ -144,7 +148,7 @@ def _train_phase(
     config=config,
     directory=run_dir,
     init_state=functools.partial(init, key),
-    given=(boxed(world, rooms),),
+    given=(boxed(world, given),),
     step_fn=step,
     iterators=iterators,
     phase_config=settings,
@@ -197,45 +201,21 @@ def load_task_vectors(config: Config) -> np.ndarray:
   return vectors
 
 
-def boxed(world: World, rooms: Params) -> Params:
+def boxed(world: World, params: Params) -> Params:
   """Puts the logical axes back that checkpoints do not hold."""
   boxes = jax.eval_shape(
-    lambda: world.init(jax.random.key(0), tuple(rooms.keys() - GIVEN_ROOMS))
+    lambda: world.init(jax.random.key(0), tuple(params.keys() - GIVEN))
   )
   return {
-    name: nn.meta.replace_boxed(boxes[name], room) if name in boxes else room
-    for name, room in rooms.items()
+    name: nn.meta.replace_boxed(boxes[name], own) if name in boxes else own
+    for name, own in params.items()
   }
 
 
-def make(
+def init_and_step(
   world: World, phase: str
 ) -> tuple[Callable[[jax.Array, Params], TrainState], Callable[..., Any]]:
-  """Returns `(key, rooms of the phase before) -> state`, and the train step."""
-  p = world.config.phases
-  if phase == 'tokenizer':
-    lpips = None
-    if p.tokenizer.lpips_path:
-      lpips = load_lpips(p.tokenizer.lpips_path)
-    return (
-      lambda key, rooms: tokenizer_step.init_tokenizer_state(
-        world, p.tokenizer, key
-      ),
-      tokenizer_step.make_tokenizer_step(world, p.tokenizer, lpips),
-    )
-  if phase == 'dynamics':
-    return (
-      functools.partial(dynamics_step.init_dynamics_state, world, p.dynamics),
-      dynamics_step.make_dynamics_step(world, p.dynamics),
-    )
-  if phase == 'finetune':
-    return (
-      functools.partial(finetune_step.init_finetune_state, world, p.finetune),
-      finetune_step.make_finetune_step(world, p.finetune),
-    )
-  return (
-    functools.partial(
-      imagination_step.init_imagination_state, world, p.imagination
-    ),
-    imagination_step.make_imagination_step(world, p.imagination),
-  )
+  """Returns `(key, what was trained before) -> state`, and the train step."""
+  init, make_step = STEPS[phase]
+  settings = getattr(world.config.phases, phase)
+  return functools.partial(init, world, settings), make_step(world, settings)

@@ -18,9 +18,9 @@ class TrainState:
 
   Attributes:
     step: `[]` int32, updates so far.
-    params: trained rooms.
+    params: trained, by module.
     ema: their running average; the same arrays as `params` if it is off.
-    frozen: rooms that this phase reads and does not train.
+    frozen: those that this phase reads and does not train.
     opt_state: optimizer state.
     rms: running RMS of each loss term.
     skipped: `[]` int32, updates left out since they were not finite.
@@ -34,8 +34,8 @@ class TrainState:
   rms: dict[str, RmsState]
   skipped: Array
 
-  def rooms(self) -> Params:
-    """All rooms with the trained parameters."""
+  def all_params(self) -> Params:
+    """All parameters, trained and frozen."""
     return {**self.frozen, **self.params}
 
 

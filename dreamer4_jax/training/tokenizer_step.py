@@ -12,26 +12,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamer4_jax.config import TokenizerPhase
-from dreamer4_jax.models import Params, World
+from dreamer4_jax.models import Params, Tokenizer, World
 from dreamer4_jax.objectives import (
   Mean,
   hard_mse,
+  load_lpips,
   mse,
   patch_mask,
   vector_mse,
 )
 from dreamer4_jax.training.optimizer import make_optimizer
 from dreamer4_jax.training.state import TrainState, make_state
-from dreamer4_jax.training.update import Metrics, Objective, update
-from dreamer4_jax.types import Array, Batch
+from dreamer4_jax.training.update import Means, Metrics, Objective, make_step
+from dreamer4_jax.types import Array, Batch, Vectors
 
 Lpips = Callable[[Array, Array], Array]
 
 
 def init_tokenizer_state(
-  world: World, phase: TokenizerPhase, key: Array
+  world: World, phase: TokenizerPhase, key: Array, given: Params | None = None
 ) -> TrainState:
-  """Returns the initial state (with logical-axis boxes)."""
+  """Returns the initial state, with logical-axis boxes."""
+  del given
   params = world.init(key, ('tokenizer',))
   optimizer = make_optimizer(phase.optimizer, phase.steps)
   images = 'hard_mse' if phase.hard_regions else 'mse'
@@ -39,62 +41,134 @@ def init_tokenizer_state(
   return make_state(params, {}, optimizer, terms)
 
 
+def tokenizer_loss(
+  tokenizer: Tokenizer,
+  params: Params,
+  frames: Array,
+  key: Array,
+  *,
+  vectors: Vectors | None = None,
+  segment_ids: Array | None = None,
+  phase: TokenizerPhase | None = None,
+  lpips: Lpips | None = None,
+) -> tuple[Means, Means]:
+  """Computes what the tokenizer minimises (equation 5 of the paper).
+
+  Args:
+    tokenizer: the module.
+    params: its parameters.
+    frames: `[B, T, H, W, C]` uint8.
+    key: all randomness: which patches are hidden, noise on the latents.
+    vectors: what is seen beside the frames, components `[B, T, n]`.
+    segment_ids: `[B, T]` int32; frames see only their own segment.
+    phase: hyperparameters, by default those of the paper.
+    lpips: perceptual distance of images `[B, T, H, W, C]` in [0, 1] to
+      `[B, T]`; None leaves the term out.
+
+  Returns:
+    Terms, of which `total` makes the loss: `mse` or `hard_mse`, and where they
+    apply `lpips` and `vectors`; and other means.
+  """
+  phase = phase or TokenizerPhase()
+  mask, noise = corruption(tokenizer, phase, frames.shape[:2], key)
+  data = frames, vectors, mask, segment_ids, noise
+  return reconstruction_losses(tokenizer, phase, params, data, lpips)
+
+
+def corruption(
+  tokenizer: Tokenizer, phase: TokenizerPhase, lead: tuple[int, int], key: Array
+) -> tuple[Array, Array | None]:
+  """Draws what is hidden from the encoder, and noise for the decoder.
+
+  Args:
+    tokenizer: the module.
+    phase: hyperparameters.
+    lead: `(B, T)`.
+    key: all randomness.
+
+  Returns:
+    Mask `[B, T, patches + vectors]` bool, and noise `[B, T, L,
+    bottleneck_dim]`, or None without `latent_noise`.
+  """
+  c = tokenizer.config
+  mask_key, noise_key = jax.random.split(key)
+  tokens = c.grid[0] * c.grid[1] + len(tokenizer.vectors)
+  mask = patch_mask(mask_key, lead, tokens, phase.max_mask_ratio)
+  if not phase.latent_noise:
+    return mask, None
+  shape = (*lead, c.num_latents, c.bottleneck_dim)
+  return mask, frame_noise(noise_key, shape, phase.latent_noise)
+
+
+def reconstruction_losses(
+  tokenizer: Tokenizer,
+  phase: TokenizerPhase,
+  params: Params,
+  data: tuple[Any, ...],
+  lpips: Lpips | None = None,
+) -> tuple[Means, Means]:
+  """Does what comes after `corruption` in `tokenizer_loss`.
+
+  Args:
+    tokenizer: the module.
+    phase: hyperparameters.
+    params: of the tokenizer.
+    data: frames, vectors, mask, segment ids, noise.
+    lpips: as in `tokenizer_loss`.
+  """
+  frames, vectors, mask, segment_ids, noise = data
+  _, decoded = tokenizer.apply(
+    {'params': params},
+    frames,
+    vectors=vectors,
+    mask=mask,
+    segment_ids=segment_ids,
+    noise=noise,
+    method='reconstruct',
+  )
+  images = decoded.images
+  target = frames.astype(jnp.float32) / 255.0
+  terms, others = {}, {'mse': Mean.of(mse(images, target))}
+  if phase.hard_regions:
+    error = hard_mse(images, target, phase.hard_regions)
+    terms['hard_mse'] = Mean.of(error)
+  else:
+    terms['mse'] = others.pop('mse')
+  if lpips is not None:
+    terms['lpips'] = Mean.of(lpips(images, target))
+  spread = {v.name: v.std for v in tokenizer.vectors}
+  if spread:
+    error = vector_mse(decoded.vectors, vectors, spread)
+    terms['vectors'] = Mean.of(error)
+  return terms, others
+
+
 def tokenizer_objective(
   world: World, phase: TokenizerPhase, lpips: Lpips | None = None
 ) -> Objective:
   """Returns what the phase learns; arguments as in `make_tokenizer_step`."""
-  c = world.config.tokenizer
-  rows, cols = c.grid
-  spread = {v.name: v.std for v in world.config.vectors}
-  tokens = rows * cols + len(spread)
+  tokenizer = world.tokenizer
 
   def prepare(state: TrainState, batch: Batch, key: Array):
     del state
-    leading = batch.frames.shape[:2]
-    mask_key, noise_key = jax.random.split(key)
-    mask = patch_mask(mask_key, leading, tokens, phase.max_mask_ratio)
-    noise = None
-    if phase.latent_noise:
-      shape = (*leading, c.num_latents, c.bottleneck_dim)
-      noise = frame_noise(noise_key, shape, phase.latent_noise)
+    lead = batch.frames.shape[:2]
+    mask, noise = corruption(tokenizer, phase, lead, key)
     return batch.frames, batch.vectors, mask, batch.segment_ids, noise
 
   def terms(params: Params, state: TrainState, data: tuple[Any, ...]):
     del state
-    frames, vectors, mask, segment_ids, noise = data
-    _, decoded = world.tokenizer.apply(
-      {'params': params['tokenizer']},
-      frames,
-      vectors=vectors,
-      mask=mask,
-      segment_ids=segment_ids,
-      noise=noise,
-      method='reconstruct',
-    )
-    images = decoded.images
-    target = frames.astype(jnp.float32) / 255.0
-    losses, others = {}, {'mse': Mean.of(mse(images, target))}
-    if phase.hard_regions:
-      error = hard_mse(images, target, phase.hard_regions)
-      losses['hard_mse'] = Mean.of(error)
-    else:
-      losses['mse'] = others.pop('mse')
-    if lpips is not None:
-      losses['lpips'] = Mean.of(lpips(images, target))
-    if spread:
-      error = vector_mse(decoded.vectors, vectors, spread)
-      losses['vectors'] = Mean.of(error)
-    return losses, others
+    own = params['tokenizer']
+    return reconstruction_losses(tokenizer, phase, own, data, lpips)
 
   def report(means: dict[str, Array]) -> Metrics:
     metrics = {f'tokenizer/{k}': v for k, v in means.items()}
     return {**metrics, 'tokenizer/psnr': -10 * jnp.log10(means['mse'])}
 
-  weights = {'hard_mse' if phase.hard_regions else 'mse': 1.0}
-  if lpips is not None:
-    weights['lpips'] = phase.lpips_weight
-  if spread:
-    weights['vectors'] = phase.vector_weight
+  weights = {
+    'lpips': phase.lpips_weight,
+    'vectors': phase.vector_weight,
+    'hard_mse' if phase.hard_regions else 'mse': 1.0,
+  }
   return Objective(prepare=prepare, terms=terms, weights=weights, report=report)
 
 
@@ -120,16 +194,12 @@ def make_tokenizer_step(
   Args:
     world: modules.
     phase: hyperparameters.
-    lpips: perceptual distance of images `[B, T, H, W, C]` in [0, 1] to
-      `[B, T]`; None leaves the term out.
+    lpips: as in `tokenizer_loss`; by default that of `phase.lpips_path`.
   """
+  if lpips is None and phase.lpips_path:
+    lpips = load_lpips(phase.lpips_path)
   optimizer = make_optimizer(phase.optimizer, phase.steps)
-  objective = tokenizer_objective(world, phase, lpips)
-
-  def step(state: TrainState, batch: Batch, key: Array):
-    return update(state, batch, key, objective, optimizer, phase)
-
-  return step
+  return make_step(tokenizer_objective(world, phase, lpips), optimizer, phase)
 
 
 def latent_statistics(
@@ -145,7 +215,7 @@ def latent_statistics(
 
   Args:
     world: modules.
-    params: room `tokenizer`.
+    params: entry `tokenizer`.
     batches: clips of the dataset, of each process its own; whitening needs
       many more frames than a frame has values.
 

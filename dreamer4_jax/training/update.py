@@ -39,7 +39,7 @@ class Objective:
       what is frozen comes from the state.
     weights: of the terms in the loss.
     plain: terms that are not divided by their running RMS.
-    report: `(means of terms and others) -> metrics` by `room/name`.
+    report: `(means of terms and others) -> metrics` by `module/name`.
   """
 
   prepare: Callable[[TrainState, PyTree, Array], PyTree]
@@ -104,7 +104,7 @@ def update(
 
   Returns:
     The state after, and metrics with `loss`, the norms of gradient and update,
-    also by room, and `skipped`, 1 if there was no update.
+    also by module, and `skipped`, 1 if there was no update.
   """
   data = jax.lax.stop_gradient(objective.prepare(state, batch, key))
   loss, rms, metrics, grads = _gradients(
@@ -144,10 +144,42 @@ def update(
     'skipped_total': state.skipped.astype(jnp.float32),
   }
   if len(grads) > 1:
-    for room in grads:
-      metrics[f'{room}/grad_norm'] = optax.tree.norm(grads[room])
-      metrics[f'{room}/update_norm'] = optax.tree.norm(updates[room])
+    for module in grads:
+      metrics[f'{module}/grad_norm'] = optax.tree.norm(grads[module])
+      metrics[f'{module}/update_norm'] = optax.tree.norm(updates[module])
   return state, metrics
+
+
+def make_step(
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  phase: PhaseConfig,
+) -> Callable[[TrainState, PyTree, Array], tuple[TrainState, Metrics]]:
+  """Returns the pure train step `(state, batch, key) -> (state, metrics)`.
+
+  Arguments as in `update`.
+  """
+
+  def step(state: TrainState, batch: PyTree, key: Array):
+    return update(state, batch, key, objective, optimizer, phase)
+
+  return step
+
+
+def total(terms: Means, weights: Mapping[str, float] | None = None) -> Array:
+  """Adds loss terms up, as they are.
+
+  A train step divides most terms by their running RMS besides, see `combine`.
+
+  Args:
+    terms: means, as the loss of a phase returns them.
+    weights: of the terms; 1 for those that are not named.
+
+  Returns:
+    `[]` float32.
+  """
+  weights = weights or {}
+  return sum(weights.get(k, 1.0) * mean.value() for k, mean in terms.items())
 
 
 def combine(
@@ -190,7 +222,7 @@ def _gradients(
 
   pieces = _split(data, parts)
 
-  def total(function: Callable[[PyTree], PyTree]) -> PyTree:
+  def add_up(function: Callable[[PyTree], PyTree]) -> PyTree:
     """Sum of a function over the parts."""
     first = jax.tree.map(lambda x: x[0], pieces)
     shapes = jax.eval_shape(function, first)
@@ -216,7 +248,7 @@ def _gradients(
   if alone:
     slopes = {name: jnp.ones(()) for name in objective.weights}
   else:
-    terms = total(lambda part: objective.terms(state.params, state, part)[0])
+    terms = add_up(lambda part: objective.terms(state.params, state, part)[0])
     (loss, rms), slopes = slopes_of(terms)
 
   def part_of(part):
@@ -226,7 +258,7 @@ def _gradients(
 
     return jax.grad(weighted, has_aux=True)(state.params)
 
-  grads, (terms, others) = total(part_of)
+  grads, (terms, others) = add_up(part_of)
   if alone:
     (loss, rms), slopes = slopes_of(terms)
     (slope,) = slopes.values()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dreamer4_jax.checkpoint import Best, Checkpoints
+from dreamer4_jax.checkpoint.compatibility import model_fields
 from dreamer4_jax.checkpoint.version import code_version
-from dreamer4_jax.compatibility import model_fields
 from dreamer4_jax.config import Config, DynamicsConfig
 from tests.checkpoint.states import abstract, make_state, save_two
 

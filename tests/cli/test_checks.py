@@ -5,13 +5,12 @@ import pathlib
 
 import pytest
 
-from dreamer4_jax.cli import checks
-from dreamer4_jax.cli.evaluation import evaluate_run
-from dreamer4_jax.cli.loaders import training_loader
 from dreamer4_jax.cli.main import main
 from dreamer4_jax.cli.quickstart import quickstart
 from dreamer4_jax.config import PHASES, ActionComponent, SourceConfig
-from dreamer4_jax.training import phases
+from dreamer4_jax.evals.evaluation import evaluate
+from dreamer4_jax.training import checks
+from dreamer4_jax.training.clips import training_loader
 from tests.cli import small_run
 
 EXPERIMENT = """
@@ -30,9 +29,13 @@ def data(tmp_path_factory):
 def started(monkeypatch):
   """Phases whose training began."""
   found = []
-  monkeypatch.setattr(phases, 'train', lambda *args, **_: found.append(args[2]))
+  for module in ('cli.quickstart', 'training.run'):
+    monkeypatch.setattr(
+      f'dreamer4_jax.{module}.train_phases',
+      lambda *args, **_: found.append(args[2]),
+    )
   monkeypatch.setattr(
-    'dreamer4_jax.cli.main.enable_compilation_cache', lambda: None
+    'dreamer4_jax.cli.startup.enable_compilation_cache', lambda: None
   )
   return found
 
@@ -318,7 +321,7 @@ def test_a_dataset_to_be_recorded_is_checked_before_training(tmp_path, started):
 
 def test_what_cannot_be_evaluated_is_told(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'config\.json: no such file'):
-    evaluate_run(tmp_path)
+    evaluate(tmp_path)
   (tmp_path / 'config.json').write_text('{"seed": "x"}')
   with pytest.raises(ValueError, match=r'config\.json: .*seed'):
-    evaluate_run(tmp_path)
+    evaluate(tmp_path)

@@ -12,7 +12,8 @@ import pytest
 import dreamer4_jax as d4
 from dreamer4_jax.checkpoint import Checkpoints
 from dreamer4_jax.cli import configs
-from dreamer4_jax.cli.main import enable_compilation_cache, main
+from dreamer4_jax.cli.main import main
+from dreamer4_jax.cli.startup import enable_compilation_cache
 from dreamer4_jax.config import (
   PHASES,
   ActionComponent,
@@ -21,6 +22,7 @@ from dreamer4_jax.config import (
   EnvConfig,
   EvalConfig,
   SourceConfig,
+  experiments,
 )
 
 EXPERIMENT = """
@@ -43,14 +45,14 @@ def calls(monkeypatch):
   """Calls of the train function, which does nothing."""
   found = []
   monkeypatch.setattr(
-    'dreamer4_jax.training.phases.train',
+    'dreamer4_jax.training.run.train_phases',
     lambda *args, **unused: found.append(args),
   )
   monkeypatch.setattr(
-    'dreamer4_jax.cli.checks.check_training', lambda *unused_args: None
+    'dreamer4_jax.training.checks.check_training', lambda *unused_args: None
   )
   monkeypatch.setattr(
-    'dreamer4_jax.cli.main.enable_compilation_cache', lambda: None
+    'dreamer4_jax.cli.startup.enable_compilation_cache', lambda: None
   )
   return found
 
@@ -235,7 +237,7 @@ def test_the_listing_has_every_field_with_type_value_and_meaning(
   assert all(f.meaning for f in found)
   # A line of the listing is what --set takes.
   again = [line.split('  (')[0] for line in lines[::2]]
-  config = configs.load_experiment(experiment)
+  config = experiments.load(experiment)
   changed = configs.override(config, again)
   assert changed == dataclasses.replace(config, seed=9)
 
@@ -350,14 +352,14 @@ def test_a_missing_extra_is_a_sentence_and_another_import_is_not(
   def absent(*args, **unused):
     raise ImportError("run `pip install 'dreamer4_jax[navix]'`")
 
-  monkeypatch.setattr('dreamer4_jax.training.phases.train', absent)
+  monkeypatch.setattr('dreamer4_jax.training.run.train_phases', absent)
   assert main(['train', experiment]) == 2
   assert 'dreamer4_jax[navix]' in capsys.readouterr().err
 
   def broken(*args, **unused):
     raise ModuleNotFoundError('no flux', name='flux')
 
-  monkeypatch.setattr('dreamer4_jax.training.phases.train', broken)
+  monkeypatch.setattr('dreamer4_jax.training.run.train_phases', broken)
   with pytest.raises(ModuleNotFoundError):
     main(['train', experiment])
 

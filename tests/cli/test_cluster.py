@@ -6,9 +6,9 @@ import jax
 import pytest
 
 from dreamer4_jax.cli.cluster import parse_mesh
-from dreamer4_jax.cli.loaders import training_loader
 from dreamer4_jax.cli.main import main
 from dreamer4_jax.config import Config, MeshConfig, Phases, TokenizerPhase
+from dreamer4_jax.training.clips import training_loader
 
 EXPERIMENT = """
 from dreamer4_jax.config import Config

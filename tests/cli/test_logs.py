@@ -7,7 +7,7 @@ import sys
 CODE = """
 import logging
 {before}
-from dreamer4_jax.cli import logs
+from dreamer4_jax.runtime import logs
 logs.show(logging.INFO)
 logs.show(logging.INFO)
 from absl import logging as absl

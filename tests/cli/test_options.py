@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dreamer4_jax.cli.loaders import training_loader
 from dreamer4_jax.config import AgentConfig, EnvConfig
+from dreamer4_jax.training.clips import training_loader
 from dreamer4_jax.types import DreamBatch
 from tests.cli import small_run
 

@@ -16,14 +16,12 @@ import numpy as np
 import pytest
 
 from data_pipelines import pretokenise
-from dreamer4_jax.checkpoint import load_arrays
-from dreamer4_jax.cli import evaluation
-from dreamer4_jax.cli.loaders import training_loader
+from dreamer4_jax.checkpoint import load_arrays, load_params
 from dreamer4_jax.config import PHASES
 from dreamer4_jax.data import EpisodeSource
-from dreamer4_jax.evals import report
+from dreamer4_jax.evals import evaluation, report
 from dreamer4_jax.models import World
-from dreamer4_jax.training.phases import load_rooms
+from dreamer4_jax.training.clips import training_loader
 from tests.cli import small_run
 
 pytest.importorskip('gymnasium')
@@ -152,7 +150,7 @@ def test_a_trained_run_is_evaluated_by_its_directory(
   before = json.loads((run / 'results.json').read_text())
   for name in ('results.json', 'report.md', 'dreams.mp4', 'agent.mp4'):
     (run / name).unlink()
-  found = evaluation.evaluate_run(run, episodes=5, seed=7)
+  found = evaluation.evaluate(run, episodes=5, seed=7)
   saved = json.loads((run / 'results.json').read_text())
   assert saved == json.loads(json.dumps(found))
   # Of other clips; pixels are alike on all of them, states are not.
@@ -184,7 +182,7 @@ def test_what_is_for_the_eye_costs_no_results(
   run = home / 'runs/x'
   (run / 'results.json').unlink()
   (run / 'agent.mp4').unlink()
-  found = evaluation.evaluate_run(run)
+  found = evaluation.evaluate(run)
   assert json.loads((run / 'results.json').read_text())['agents']
   assert found['versions']['gymnasium'] == 'not installed'
   assert not (run / 'agent.mp4').exists()
@@ -205,7 +203,7 @@ def test_the_state_goes_all_the_way(home, evaluated):
     progress=False,
   )
   # Latents hold the state: nothing stands beside them.
-  rooms, config = load_rooms(run, 'tokenizer')
+  rooms, config = load_params(run, 'tokenizer')
   data = dataclasses.replace(config.data, path=noise, latents=latents)
   config = dataclasses.replace(config, data=data)
   name = World.from_config(config).fingerprint(rooms)
@@ -231,8 +229,8 @@ def test_an_agent_that_sees_the_state_records(home, trained):
 
 
 def test_the_world_model_trained_on_in_imagination(home, trained):
-  before, _ = load_rooms(home / 'runs/x', 'finetune')
-  after, _ = load_rooms(home / 'runs/x', 'imagination')
+  before, _ = load_params(home / 'runs/x', 'finetune')
+  after, _ = load_params(home / 'runs/x', 'imagination')
   np.testing.assert_array_equal(after['task_vectors'], np.eye(1, 3))
   for room in ('policy', 'dynamics', 'reward', 'task'):
     old, new = (jax.tree.leaves(rooms[room]) for rooms in (before, after))
@@ -244,4 +242,4 @@ def test_a_run_that_is_not_trained_is_named(home, trained, tmp_path):
   config = (home / 'runs/x/config.json').read_text()
   (tmp_path / 'config.json').write_text(config)
   with pytest.raises(FileNotFoundError, match='the phase tokenizer is not tr'):
-    evaluation.evaluate_run(tmp_path)
+    evaluation.evaluate(tmp_path)

@@ -5,12 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dreamer4_jax import compatibility
-from dreamer4_jax.cli import checks, configs
+from dreamer4_jax.checkpoint import compatibility
+from dreamer4_jax.cli import configs
 from dreamer4_jax.config import VectorComponent
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.evals import dataset
 from dreamer4_jax.models import World
+from dreamer4_jax.training import checks
 from tests.cli import small_run
 
 pytest.importorskip('gymnasium')

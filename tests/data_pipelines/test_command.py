@@ -208,9 +208,9 @@ def test_the_small_talk_of_libraries_is_left_out(files):
   code = """
 import sys
 from data_pipelines import command
-from dreamer4_jax.training.phases import load_rooms
+from dreamer4_jax.checkpoint import load_params
 command.quiet()
-load_rooms(sys.argv[1], 'tokenizer')
+load_params(sys.argv[1], 'tokenizer')
 """
   found = subprocess.run(
     [sys.executable, '-c', code, files / 'run'],

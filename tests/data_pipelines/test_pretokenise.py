@@ -9,16 +9,16 @@ import pytest
 
 from data_pipelines import pretokenise as lib
 from data_pipelines import writer
-from dreamer4_jax import presets
-from dreamer4_jax.cli.loaders import training_loader
 from dreamer4_jax.config import (
   ActionComponent,
   Config,
   DataConfig,
   VectorComponent,
+  presets,
 )
 from dreamer4_jax.data import Description, EpisodeSource, novelty
 from dreamer4_jax.models import World
+from dreamer4_jax.training.clips import training_loader
 
 SIDE, LENGTHS = 16, (9, 1, 30, 4, 17, 5, 12)
 
@@ -54,7 +54,7 @@ def world():
 
 
 @pytest.fixture(scope='module')
-def rooms(world):
+def all_params(world):
   rooms = unbox(world.init(jax.random.key(0), ('tokenizer',)))
   return jax.tree.map(np.asarray, rooms)
 
@@ -77,7 +77,7 @@ def frames(tmp_path_factory):
 def trained(monkeypatch, world, rooms):
   """Stands for a run whose tokenizer is trained."""
   load = lambda run, phase: (rooms, world.config)
-  monkeypatch.setattr(lib, 'load_rooms', load)
+  monkeypatch.setattr(lib, 'load_params', load)
 
 
 def settings(frames, out, **kwargs):
@@ -128,7 +128,7 @@ def test_vectors_are_in_the_latents(frames, tmp_path, monkeypatch, world):
   seeing = World.from_config(config)
   rooms = unbox(seeing.init(jax.random.key(1), ('tokenizer',)))
   rooms = jax.tree.map(np.asarray, rooms)
-  monkeypatch.setattr(lib, 'load_rooms', lambda run, phase: (rooms, config))
+  monkeypatch.setattr(lib, 'load_params', lambda run, phase: (rooms, config))
   rng = np.random.default_rng(0)
 
   def with_arm(lengths):
@@ -219,7 +219,7 @@ def test_latents_are_not_tokenised_again(frames, tmp_path):
 
 def test_finished_parts_are_kept(frames, tmp_path, monkeypatch):
   # Latents of 20 frames a part.
-  t = lib.load_rooms('run', 'tokenizer')[1].tokenizer
+  t = lib.load_params('run', 'tokenizer')[1].tokenizer
   monkeypatch.setattr(
     lib, 'PART_BYTES', 20 * 2 * t.num_latents * t.bottleneck_dim
   )

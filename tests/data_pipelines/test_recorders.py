@@ -67,7 +67,7 @@ def test_an_error_arrives_as_it_was(tmp_path):
   with pytest.raises(FileNotFoundError, match='no/such/run') as caught:
     collect._play_in_processes(shares, lambda count: None)
   (note,) = caught.value.__notes__
-  assert 'in _child' in note and 'in load_rooms' in note
+  assert 'in _child' in note and 'in load_params' in note
   assert not multiprocessing.active_children()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from dreamer4_jax.config import DataConfig
 from dreamer4_jax.models import World
 from dreamer4_jax.objectives import TwoHot
-from tests.models.tiny_world import CONFIG, ROOMS, world_and_params
+from tests.models.tiny_world import CONFIG, MODULES, world_and_params
 
 H = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16)), jnp.float32)
 
@@ -88,7 +88,7 @@ def test_tasks_given_as_vectors_are_projected():
 
 def test_every_parameter_of_every_room_has_logical_axes_and_is_float32():
   world = World.from_config(CONFIG)
-  rooms = tuple(r for r in ROOMS if r != 'prior')
+  rooms = tuple(r for r in MODULES if r != 'prior')
   shapes = jax.eval_shape(lambda k: world.init(k, rooms), jax.random.key(0))
   is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
   flat = jax.tree.leaves_with_path(shapes, is_leaf=is_box)

@@ -59,7 +59,7 @@ CONFIG = Config(
     num_tasks=2, hidden=16, layers=1, distances=3, bins=31, bin_limit=5.0
   ),
 )
-ROOMS = (
+MODULES = (
   'tokenizer',
   'dynamics',
   'task',
@@ -86,7 +86,7 @@ def world_and_params(config=CONFIG):
   """
   world = World.from_config(config)
 
-  rooms = tuple(r for r in ROOMS if r != 'prior')
+  rooms = tuple(r for r in MODULES if r != 'prior')
   shapes = jax.eval_shape(
     lambda key: nn.unbox(world.init(key, rooms)), jax.random.key(0)
   )

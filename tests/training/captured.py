@@ -59,7 +59,7 @@ def captured(phase, settings, monkeypatch, config=CONFIG):
   config = dataclasses.replace(config, phases=Phases(**{phase: settings}))
   world = world_of(config)
   monkeypatch.setattr(STEPS[phase], 'update', lambda *args: args)
-  _, step = phases.make(world, phase)
+  _, step = phases.init_and_step(world, phase)
   _, _, _, objective, optimizer, given = step(None, None, None)
   assert given is settings
   return Captured(objective, optimizer, world)

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from dreamer4_jax.training.clock import Clock, seconds
+from dreamer4_jax.runtime.clock import Clock, seconds
 from tests.training import toy
 
 KILLED = """
 import os, signal, sys, time
-from dreamer4_jax.training.clock import Clock
+from dreamer4_jax.runtime.clock import Clock
 with Clock(sys.argv[1], 'dynamics', every=0.05):
   time.sleep(0.6)
   os.kill(os.getpid(), signal.SIGKILL)

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.cli import loaders
 from dreamer4_jax.config import (
   PHASES,
   OptimizerConfig,
@@ -23,6 +22,7 @@ from dreamer4_jax.config import (
 from dreamer4_jax.objectives import patch_mask
 from dreamer4_jax.rollout.imagine import Rollout
 from dreamer4_jax.training import (
+  clips,
   imagination_step,
   tokenizer_step,
 )
@@ -37,10 +37,10 @@ def loader_of(phase, settings, monkeypatch):
   """What a phase asks of its data."""
   asked = []
   monkeypatch.setattr(
-    loaders, 'make_loader', lambda *_, **kwargs: asked.append(kwargs)
+    clips, 'make_loader', lambda *_, **kwargs: asked.append(kwargs)
   )
   config = dataclasses.replace(CONFIG, phases=Phases(**{phase: settings}))
-  loaders.training_loader(config, phase, settings.clip_length, '')
+  clips.training_loader(config, phase, settings.clip_length, '')
   names = (
     'batch_size', 'length', 'separate_images', 'relevant_share',
     'baseline_share', 'novel_share',
@@ -71,7 +71,7 @@ class State:
   def __init__(self, step=0):
     self.step = step
 
-  def rooms(self):
+  def all_params(self):
     return self.frozen
 
 
@@ -371,7 +371,7 @@ def test_lpips_has_a_weight_where_there_are_weights():
 def test_imagination_has_no_clips_of_baselines(monkeypatch):
   asked = []
   monkeypatch.setattr(
-    loaders, 'make_loader', lambda *_, **kwargs: asked.append(kwargs)
+    clips, 'make_loader', lambda *_, **kwargs: asked.append(kwargs)
   )
   p = Phases(
     finetune=dataclasses.replace(BASE['finetune'], baseline_share=0.25),
@@ -379,7 +379,7 @@ def test_imagination_has_no_clips_of_baselines(monkeypatch):
   )
   config = dataclasses.replace(CONFIG, phases=p)
   for phase in ('finetune', 'imagination'):
-    loaders.training_loader(config, phase, 5, '')
+    clips.training_loader(config, phase, 5, '')
   assert [kwargs['baseline_share'] for kwargs in asked] == [0.25, 0, 0]
 
 

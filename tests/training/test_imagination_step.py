@@ -56,8 +56,8 @@ def mortal_world():
 
 
 WORLD, PARAMS = mortal_world()
-ROOMS = ('tokenizer', 'latents', 'dynamics', 'task', 'policy', 'reward')
-FINETUNED = {k: PARAMS[k] for k in (*ROOMS, 'continuation', 'logit')}
+MODULES = ('tokenizer', 'latents', 'dynamics', 'task', 'policy', 'reward')
+FINETUNED = {k: PARAMS[k] for k in (*MODULES, 'continuation', 'logit')}
 BATCH = jax.tree.map(jnp.asarray, make_batch(4, 3))
 
 

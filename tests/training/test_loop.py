@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec
 import numpy as np
 import pytest
 
-from dreamer4_jax import checkpoint, preemption
+from dreamer4_jax import checkpoint
 from dreamer4_jax.config import Config
+from dreamer4_jax.runtime import preemption
 from dreamer4_jax.training import loop
 from tests.training.toy import Clips, Interrupted, lines, make_mesh, run
 

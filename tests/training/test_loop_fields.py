@@ -82,7 +82,7 @@ def hand_over(monkeypatch):
     phases._train_phase(world, 'run', phase, None, clips, False, None)
     return seen
 
-  monkeypatch.setattr(phases, 'load_rooms', lambda *_: ({}, None))
+  monkeypatch.setattr(phases.checkpoint, 'load_params', lambda *_: ({}, None))
   monkeypatch.setattr(phases, 'Clock', lambda *_: None)
   monkeypatch.setattr(phases, 'boxed', lambda world, rooms: rooms)
   monkeypatch.setattr(

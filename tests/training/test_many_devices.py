@@ -70,7 +70,7 @@ def train(phase, name=''):
   world = World.from_config(TINY)
   rooms = {k: v for k, v in world_and_params(SMALL)[1].items() if k != 'prior'}
   rooms = phases.boxed(world, rooms)
-  init, step = phases.make(world, phase)
+  init, step = phases.init_and_step(world, phase)
   init = functools.partial(init, jax.random.key(0))
   with sharding.use_mesh(mesh):
     abstract = sharding.place_abstract(mesh, jax.eval_shape(init, rooms))
@@ -125,7 +125,7 @@ def test_bootstrap_rows_stay_on_their_devices():
   )
   mesh = sharding.make_mesh(MESHES['1,8,1'])
   world = World.from_config(config)
-  init, step = phases.make(world, 'dynamics')
+  init, step = phases.init_and_step(world, 'dynamics')
   latents = world_and_params(SMALL)[1]['latents']
   rooms = phases.boxed(world, {'latents': latents})
   rooms['tokenizer'] = {}

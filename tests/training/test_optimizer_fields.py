@@ -109,7 +109,7 @@ def test_the_optimizer(phase, field, monkeypatch):
 
 SLOW = [
   ('finetune', 'dynamics_rate', 0.25, ('dynamics',)),
-  ('imagination', 'world_rate', 0.5, imagination_step.WORLD_ROOMS),
+  ('imagination', 'world_rate', 0.5, imagination_step.WORLD_MODULES),
 ]
 
 

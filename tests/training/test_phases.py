@@ -14,7 +14,7 @@ from dreamer4_jax.config import (
   TokenizerPhase,
 )
 from dreamer4_jax.models import World
-from dreamer4_jax.preemption import PreemptedError
+from dreamer4_jax.runtime.preemption import PreemptedError
 from dreamer4_jax.training import phases
 from tests.training import toy
 
@@ -31,7 +31,9 @@ def test_sigterm_between_phases_is_not_lost(tmp_path, monkeypatch):
   def train():
     begun.clear()
     names = ('tokenizer', 'dynamics')
-    phases.train(Config(seed=3), tmp_path, names, loaders=None, progress=False)
+    phases.train_phases(
+      Config(seed=3), tmp_path, names, loaders=None, progress=False
+    )
 
   monkeypatch.setattr(phases, '_train_phase', train_phase)
   stop_after = 'tokenizer'
@@ -57,7 +59,7 @@ def test_statistics_come_from_iterators_that_only_know_next(monkeypatch):
   taken = []
   statistics = lambda world, rooms, batches: taken.extend(batches)
   monkeypatch.setattr(
-    phases, 'load_rooms', lambda *_: ({'tokenizer': {}}, None)
+    phases.checkpoint, 'load_params', lambda *_: ({'tokenizer': {}}, None)
   )
   monkeypatch.setattr(phases, 'boxed', lambda world, rooms: rooms)
   monkeypatch.setattr(phases, 'run_phase', lambda **_: None)

@@ -19,7 +19,7 @@ from dreamer4_jax.config import (
   TokenizerPhase,
 )
 from dreamer4_jax.objectives import patch_mask, vector_mse
-from dreamer4_jax.training.phases import make
+from dreamer4_jax.training.phases import init_and_step
 from dreamer4_jax.training.tokenizer_step import (
   init_tokenizer_state,
   latent_statistics,
@@ -91,7 +91,7 @@ def start(world, params, init):
 def tokenizer():
   """Start, train step and reconstruction, compiled once."""
   world, params = world_and_params(RUN)
-  init, step = make(world, 'tokenizer')
+  init, step = init_and_step(world, 'tokenizer')
 
   def reconstruct(params, batch, mask):
     _, decoded = world.tokenizer.apply(
@@ -176,7 +176,7 @@ def test_without_vectors_there_is_no_term():
 @pytest.mark.parametrize('phase', PHASES[1:])
 def test_later_phases_train(phase):
   world, params = world_and_params(RUN)
-  init, step = make(world, phase)
+  init, step = init_and_step(world, phase)
   state = start(world, params, init)
   step = jax.jit(step)
   for i in range(2):

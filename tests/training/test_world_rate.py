@@ -12,7 +12,7 @@ from dreamer4_jax.config import ImaginationPhase
 from dreamer4_jax.models import World
 from dreamer4_jax.training import imagination_step
 from dreamer4_jax.training.imagination_step import (
-  WORLD_ROOMS,
+  WORLD_MODULES,
   imagination_objective,
   init_imagination_state,
   make_phase_optimizer,
@@ -22,8 +22,8 @@ from dreamer4_jax.types import DreamBatch
 from tests.models.tiny_world import make_batch, world_and_params
 from tests.training.test_imagination_step import (
   BATCH,
+  MODULES,
   PHASE,
-  ROOMS,
   equal,
   moved_policy,
 )
@@ -35,7 +35,7 @@ WAKING = dataclasses.replace(PHASE, world_rate=0.5)
 def waking():
   """A step that trains the world model as well, with beta as an argument."""
   world, params = world_and_params()
-  finetuned = {k: params[k] for k in (*ROOMS, 'continuation')}
+  finetuned = {k: params[k] for k in (*MODULES, 'continuation')}
   state = jax.jit(
     lambda key: nn.unbox(init_imagination_state(world, WAKING, key, finetuned))
   )(jax.random.key(0))
@@ -63,7 +63,7 @@ def awake(beta=PHASE.beta):
 
 def test_the_world_model_trains_along():
   state, new, metrics = awake()
-  assert set(state.params) == {'policy', 'value', *WORLD_ROOMS}
+  assert set(state.params) == {'policy', 'value', *WORLD_MODULES}
   assert 'dynamics' not in state.frozen and 'tokenizer' in state.frozen
   assert np.isfinite(list(metrics.values())).all()
   for room in state.params:
@@ -92,7 +92,7 @@ def test_the_prior_learns_from_cloning_alone():
 
 
 def test_the_world_model_has_a_rate_of_its_own():
-  rooms = {room: {'x': jnp.float32(1)} for room in (*WORLD_ROOMS, 'policy')}
+  rooms = {room: {'x': jnp.float32(1)} for room in (*WORLD_MODULES, 'policy')}
 
   def updates(rate):
     phase = dataclasses.replace(PHASE, world_rate=rate)
@@ -101,7 +101,7 @@ def test_the_world_model_has_a_rate_of_its_own():
 
   slow, full = updates(0.5), updates(1.0)
   for room in rooms:
-    expected = 0.5 if room in WORLD_ROOMS else 1
+    expected = 0.5 if room in WORLD_MODULES else 1
     np.testing.assert_allclose(slow[room]['x'] / full[room]['x'], expected)
 
 

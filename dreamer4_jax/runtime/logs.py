@@ -29,6 +29,18 @@ def show(level: int) -> None:
     logging.root.addHandler(_Handler())
 
 
+def hush_grain() -> None:
+  """Drops a line that Grain logs when it is imported, on jaxlib before 0.11.
+
+  It is about profiles of worker processes, which are not used here. For
+  commands, to be called before Grain is imported.
+  """
+  from absl import logging
+
+  of_grain = 'Grain multiprocess worker profiling requires'
+  logging.get_absl_logger().addFilter(lambda r: of_grain not in str(r.msg))
+
+
 def _is_nobodys_choice(handler: logging.Handler) -> bool:
   """Whether a handler is as `logging.basicConfig()` makes it."""
   form = getattr(handler.formatter, '_fmt', None)

@@ -1,7 +1,7 @@
 """Weights of a phase as safetensors, for other programs.
 
 A directory holds `model.safetensors`, one tensor for each parameter with the
-name `room/module/.../parameter`, and `config.json`, which is enough to rebuild
+name `module/.../parameter`, and `config.json`, which is enough to rebuild
 the modules. Arrays are stored as they are, in float32.
 """
 
@@ -24,7 +24,7 @@ WEIGHTS, CONFIG = 'model.safetensors', 'config.json'
 
 def save(
   out: str | pathlib.Path,
-  rooms: Mapping[str, Any],
+  params: Mapping[str, Any],
   config: Config,
   *,
   overwrite: bool = False,
@@ -33,7 +33,8 @@ def save(
 
   Args:
     out: the directory, made if need be.
-    rooms: nested dictionaries of arrays by room, as `load_rooms` returns them.
+    params: nested dictionaries of arrays by module, as `load_params` returns
+      them.
     config: of the run.
     overwrite: replace weights that are there.
 
@@ -52,7 +53,7 @@ def save(
       'or choose another directory'
     )
   out.mkdir(parents=True, exist_ok=True)
-  flat = {k: np.asarray(v, order='C') for k, v in _flatten(rooms)}
+  flat = {k: np.asarray(v, order='C') for k, v in _flatten(params)}
   new = [out / f'{name}.tmp' for name in (WEIGHTS, CONFIG)]
   save_file(flat, new[0], metadata={'format': 'dreamer4_jax'})
   new[1].write_text(config.to_json())
@@ -67,7 +68,7 @@ def load(directory: str | pathlib.Path) -> tuple[dict[str, Any], Config]:
   """Reads what `save` wrote.
 
   Returns:
-    The rooms as nested dictionaries of numpy arrays, and the config.
+    The parameters as nested dictionaries of numpy arrays, and the config.
 
   Raises:
     FileNotFoundError: there are no exported weights.
@@ -85,15 +86,15 @@ def load(directory: str | pathlib.Path) -> tuple[dict[str, Any], Config]:
     raise ValueError(
       f'{directory / WEIGHTS}: damaged ({str(error)[:200]}); export it again'
     ) from error
-  rooms: dict[str, Any] = {}
+  params: dict[str, Any] = {}
   for name, value in flat.items():
     *groups, last = name.split('/')
-    node = rooms
+    node = params
     for group in groups:
       node = node.setdefault(group, {})
     node[last] = value
   text = (directory / CONFIG).read_text()
-  return rooms, Config.from_saved(text, str(directory))
+  return params, Config.from_saved(text, str(directory))
 
 
 def _flatten(

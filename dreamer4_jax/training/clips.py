@@ -1,4 +1,4 @@
-"""Connects training, which knows no dataset, to the data room."""
+"""The clips that feed each phase."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ from dreamer4_jax.config import (
 from dreamer4_jax.data import make_loader
 from dreamer4_jax.training.loop import ClipIterator
 from dreamer4_jax.types import DreamBatch
-
-EVALUATION_BATCH = 16
-"""Held-out clips in a batch."""
 
 
 class DreamBatches:
@@ -112,7 +109,7 @@ def _loader(
     switch_tasks=config.data.switch_tasks,
     process_index=jax.process_index(),
     process_count=processes,
-    frame_shape=frame_shape(config),
+    frame_shape=config.tokenizer.frame_shape,
     vectors=config.vectors,
     tokenizer=tokenizer,
     only_with_tasks=phase in ('finetune', 'imagination'),
@@ -190,24 +187,3 @@ def _check_shares(config: Config, phase: str, batch_size: int) -> None:
     f'must divide the devices of a process, {devices}, so that no two '
     'processes share a row of the batch',
   )
-
-
-def evaluation_loader(config: Config, room: str, length: int):
-  """Returns an iterator of held-out clips, the same each time."""
-  return make_loader(
-    config.data.path,
-    config.data.eval_split,
-    actions=config.actions,
-    tasks=config.tasks,
-    batch_size=EVALUATION_BATCH,
-    length=length,
-    seed=config.eval.seed + PHASES.index(room),
-    frame_shape=frame_shape(config),
-    vectors=config.vectors,
-  )
-
-
-def frame_shape(config: Config) -> tuple[int, int, int]:
-  """Returns height, width and channels of the frames that a run expects."""
-  t = config.tokenizer
-  return t.image_height, t.image_width, t.channels

@@ -9,18 +9,6 @@ from typing import Any
 import numpy as np
 
 
-def hush_grain() -> None:
-  """Drops a line that Grain logs when it is imported, on jaxlib before 0.11.
-
-  It is about profiles of worker processes, which are not used here. For
-  commands, to be called before Grain is imported.
-  """
-  from absl import logging
-
-  of_grain = 'Grain multiprocess worker profiling requires'
-  logging.get_absl_logger().addFilter(lambda r: of_grain not in str(r.msg))
-
-
 class StateText:
   """JSON text in the shape of a Grain iterator.
 

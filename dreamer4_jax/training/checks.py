@@ -10,19 +10,12 @@ import pathlib
 import numpy as np
 
 from dreamer4_jax import checkpoint
-from dreamer4_jax.cli.loaders import (
-  EVALUATION_BATCH,
-  evaluation_loader,
-  frame_shape,
-  training_loader,
-)
 from dreamer4_jax.config import PHASES, Config, PhaseConfig, require
 from dreamer4_jax.data import EpisodeSource
-from dreamer4_jax.data.epochs import Epochs
-from dreamer4_jax.envs import Environment, make_env
-from dreamer4_jax.evals.video import CLIP_BATCHES
+from dreamer4_jax.envs.checks import check_environment
 from dreamer4_jax.models import World
-from dreamer4_jax.training.phases import load_rooms, load_task_vectors
+from dreamer4_jax.training.clips import training_loader
+from dreamer4_jax.training.phases import load_task_vectors
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,45 +51,6 @@ def check_training(
   check_data(config, run_dir, phases)
 
 
-def check_quickstart(
-  config: Config, run_dir: str | pathlib.Path, *, recorded: bool
-) -> Environment:
-  """Checks all that `quickstart` needs, and returns the environment.
-
-  Args:
-    config: the run.
-    run_dir: where everything but the dataset will go.
-    recorded: a dataset that is not there will be recorded; what is in it can
-      then be checked later only, with `check_data` and `check_held_out`.
-
-  Raises:
-    ValueError: something does not fit; the sentence names the field.
-    FileNotFoundError: there is no dataset.
-  """
-  config.check_context(PHASES)
-  check_directories(config, run_dir)
-  if config.data.task_vectors:
-    load_task_vectors(config)
-  env = needed_environment(config)
-  if not recorded or pathlib.Path(config.data.path).exists():
-    check_data(config, run_dir)
-    check_held_out(config)
-  return env
-
-
-def check_evaluation(config: Config) -> Environment:
-  """Checks all that the evaluation needs, and returns the environment.
-
-  Raises:
-    ValueError: something does not fit, or the environment's engine is not
-      installed.
-    FileNotFoundError: there is no dataset.
-  """
-  env = needed_environment(config)
-  check_held_out(config)
-  return env
-
-
 def check_directories(config: Config, run_dir: str | pathlib.Path) -> None:
   """Checks that what a run writes and its datasets do not lie in each other.
 
@@ -109,7 +63,7 @@ def check_directories(config: Config, run_dir: str | pathlib.Path) -> None:
   run = run_dir.resolve()
   written = [run / phase for phase in PHASES]
   for i, dataset in enumerate(config.data.datasets):
-    room = f'data.more.{i - 1}' if i else 'data'
+    where = f'data.more.{i - 1}' if i else 'data'
     for name in ('path', 'latents'):
       value = getattr(dataset, name)
       if not value:
@@ -119,54 +73,11 @@ def check_directories(config: Config, run_dir: str | pathlib.Path) -> None:
       around = any(w == path or w in path.parents for w in written)
       require(
         not inside and not around,
-        f'{room}.{name}',
+        f'{where}.{name}',
         value,
         f'the run directory {run_dir} would write checkpoints into this '
         'dataset; choose another --run-dir',
       )
-
-
-def check_environment(config: Config) -> Environment:
-  """Returns the environment, which must be that of the config.
-
-  Raises:
-    ValueError: it is unknown, has other frames, actions or tasks, or does not
-      show the vectors.
-    ImportError: its engine is not installed.
-  """
-  env = make_env(config.env)
-  spec, name = env.spec, config.env.name
-  for field, value, found in (
-    (
-      'tokenizer.image_height, image_width, channels',
-      frame_shape(config),
-      spec.frame_shape,
-    ),
-    ('actions', config.actions, spec.actions),
-    ('tasks', config.tasks, spec.tasks),
-  ):
-    require(
-      tuple(value) == tuple(found),
-      field,
-      value,
-      f'env.name = {name!r} has {found}; change one of the two',
-    )
-  shown = {v.name: v.size for v in spec.vectors}
-  require(
-    all(shown.get(v.name) == v.size for v in config.vectors),
-    'vectors',
-    {v.name: v.size for v in config.vectors},
-    f'env.name = {name!r} shows {shown or "none"}; change one of the two',
-  )
-  return env
-
-
-def needed_environment(config: Config) -> Environment:
-  """Returns what `check_environment` does; no engine is a `ValueError`."""
-  try:
-    return check_environment(config)
-  except ImportError as error:
-    raise ValueError(str(error)) from error
 
 
 def check_data(
@@ -183,7 +94,7 @@ def check_data(
         config.data.train_split,
         actions=config.actions,
         tasks=config.tasks,
-        frame_shape=frame_shape(config),
+        frame_shape=config.tokenizer.frame_shape,
         vectors=config.vectors,
         cache_bytes=0,
       )
@@ -197,41 +108,6 @@ def check_data(
           training_loader(config, phase, length, tokenizer)
   if 'imagination' in phases:
     _warn_of_no_reward(config)
-
-
-def check_held_out(config: Config) -> None:
-  """Checks that the held-out split has the clips of the evaluation.
-
-  Raises:
-    ValueError: it has not; or the split is missing.
-    FileNotFoundError: there is no dataset.
-  """
-  e = config.eval
-  length = e.context_frames + max(e.horizons)
-  evaluation_loader(config, 'tokenizer', config.dynamics.context_length)
-  index = EpisodeSource(
-    config.data.path, config.data.eval_split, cache_bytes=0
-  ).index
-  longest = int(index.lengths.max())
-  require(
-    length <= longest,
-    'eval.horizons',
-    e.horizons,
-    f'with eval.context_frames = {e.context_frames} needs clips of {length} '
-    f'frames, and the longest episode of {config.data.eval_split!r} in '
-    f'{config.data.path} has {longest}; use shorter horizons or less context',
-  )
-  epochs = Epochs(index.lengths, length, e.seed + PHASES.index('dynamics'))
-  drawn = range(CLIP_BATCHES * EVALUATION_BATCH)
-  whole = sum(len(epochs[number]) == 1 for number in drawn)
-  require(
-    whole >= e.clips,
-    'eval.clips',
-    e.clips,
-    f'only {whole} of the first {len(drawn):,} held-out clips of {length} '
-    'frames lie within one episode; use shorter horizons, fewer clips or '
-    'longer episodes',
-  )
 
 
 def _check_order(run_dir: str | pathlib.Path, phases: Sequence[str]) -> None:
@@ -259,8 +135,8 @@ def _final_fingerprint(
     return ''
   if 'tokenizer' in phases and not any(d.latents for d in config.data.datasets):
     return ''  # Nobody asks.
-  rooms, _ = load_rooms(run_dir, 'tokenizer')
-  return World.from_config(config).fingerprint(rooms)
+  params, _ = checkpoint.load_params(run_dir, 'tokenizer')
+  return World.from_config(config).fingerprint(params)
 
 
 def _check_latents(

@@ -1,0 +1,63 @@
+"""Held-out clips, on which a run is evaluated."""
+
+from __future__ import annotations
+
+from dreamer4_jax.config import PHASES, Config, require
+from dreamer4_jax.data.epochs import Epochs
+from dreamer4_jax.data.pipeline import make_loader
+from dreamer4_jax.data.sources import EpisodeSource
+
+BATCH_SIZE = 16
+"""Held-out clips in a batch."""
+CLIP_BATCHES = 200
+"""Batches that are looked through for clips within one episode."""
+
+
+def held_out_clips(config: Config, phase: str, length: int):
+  """Returns an iterator of held-out clips, the same each time."""
+  return make_loader(
+    config.data.path,
+    config.data.eval_split,
+    actions=config.actions,
+    tasks=config.tasks,
+    batch_size=BATCH_SIZE,
+    length=length,
+    seed=config.eval.seed + PHASES.index(phase),
+    frame_shape=config.tokenizer.frame_shape,
+    vectors=config.vectors,
+  )
+
+
+def check_held_out(config: Config) -> None:
+  """Checks that the held-out split has the clips of the evaluation.
+
+  Raises:
+    ValueError: it has not; or the split is missing.
+    FileNotFoundError: there is no dataset.
+  """
+  e = config.eval
+  length = e.context_frames + max(e.horizons)
+  held_out_clips(config, 'tokenizer', config.dynamics.context_length)
+  index = EpisodeSource(
+    config.data.path, config.data.eval_split, cache_bytes=0
+  ).index
+  longest = int(index.lengths.max())
+  require(
+    length <= longest,
+    'eval.horizons',
+    e.horizons,
+    f'with eval.context_frames = {e.context_frames} needs clips of {length} '
+    f'frames, and the longest episode of {config.data.eval_split!r} in '
+    f'{config.data.path} has {longest}; use shorter horizons or less context',
+  )
+  epochs = Epochs(index.lengths, length, e.seed + PHASES.index('dynamics'))
+  drawn = range(CLIP_BATCHES * BATCH_SIZE)
+  whole = sum(len(epochs[number]) == 1 for number in drawn)
+  require(
+    whole >= e.clips,
+    'eval.clips',
+    e.clips,
+    f'only {whole} of the first {len(drawn):,} held-out clips of {length} '
+    'frames lie within one episode; use shorter horizons, fewer clips or '
+    'longer episodes',
+  )

@@ -1,0 +1,196 @@
+"""The policies of a trained run, played on the same episodes and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+
+from dreamer4_jax import checkpoint
+from dreamer4_jax.config import Config, require
+from dreamer4_jax.envs import Environment
+from dreamer4_jax.evals.closed_loop import (
+  Episodes,
+  Evaluator,
+  best_policy,
+  has_events,
+  random_agent,
+  streaming_agent,
+  streaming_memory,
+)
+from dreamer4_jax.evals.statistics import compare_policies, compare_steps
+from dreamer4_jax.models import Params, World
+
+RANDOM = 'random'
+"""Name of the policy that draws actions uniformly."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """A trained policy, and what it pursues.
+
+  Attributes:
+    params: parameters by module, the policy's own as `policy`.
+    prompt: id of the prompt that it follows throughout; None for every task
+      once, in order.
+  """
+
+  params: Params
+  prompt: int | None = None
+
+
+def load_policies(
+  run_dir: str | pathlib.Path, config: Config
+) -> dict[str, Policy]:
+  """Loads all trained policies of a run, clones first.
+
+  Args:
+    run_dir: run directory.
+    config: of the run.
+
+  Returns:
+    By name: `bc`, cloned; `bc_all` and `bc_best`, clones without a task, if
+    finetuning had baselines; `rl`, after imagination, if that is trained.
+
+  Raises:
+    FileNotFoundError: the run has no finetuned phase.
+  """
+  load = lambda phase: jax.tree.map(
+    jax.numpy.asarray, checkpoint.load_params(run_dir, phase)[0]
+  )
+  if not checkpoint.latest_step(run_dir, 'imagination'):
+    cloned, imagined = load('finetune'), None
+  else:
+    imagined = load('imagination')
+    prior = imagined.pop('prior')
+    cloned = {**imagined, 'policy': prior}
+    if config.phases.imagination.world_rate:
+      # The clone is that of finetuning, not what became of it since.
+      cloned |= load('finetune')
+  policies = {'bc': Policy(cloned)}
+  for prompt, name in enumerate(config.baselines, config.agent.num_tasks):
+    policies[f'bc_{name}'] = Policy(cloned, prompt)
+  if imagined is not None:
+    policies['rl'] = Policy(imagined)
+  return policies
+
+
+def play_policies(
+  world: World,
+  policies: Mapping[str, Policy],
+  env: Environment,
+  *,
+  seeds: Sequence[int],
+  key: jax.Array,
+  temperatures: Sequence[float] = (1.0,),
+  keep_frames: int = 0,
+) -> dict[str, Episodes]:
+  """Plays policies at all temperatures, each on the same episodes.
+
+  Args:
+    world: modules.
+    policies: by name; all have parameters of the same names.
+    env: the environment.
+    seeds: one per episode.
+    key: of the agents' randomness.
+    temperatures: of trained policies; 0 is greedy.
+    keep_frames: episodes whose frames are kept.
+
+  Returns:
+    Episodes by policy, those of random actions first: `rl` at temperature 1,
+    `rl_0.5` at another one, `rl_greedy` at 0.
+  """
+  settings: dict[str, Any] = {
+    'seeds': seeds, 'key': key, 'keep_frames': keep_frames
+  }  # fmt: skip
+  random = Evaluator(env, random_agent(world))
+  episodes = {RANDOM: random.play({}, (), label=RANDOM, **settings)}
+  agent, _ = streaming_agent(world, len(seeds))
+  trained = Evaluator(env, agent)  # Compiled once for all of them.
+  for kind, policy in policies.items():
+    for temperature in temperatures:
+      name = tempered(kind, temperature)
+      memory = streaming_memory(world, len(seeds), policy.prompt, temperature)
+      episodes[name] = trained.play(
+        policy.params, memory, label=name, **settings
+      )
+  return episodes
+
+
+def tempered(kind: str, temperature: float) -> str:
+  """Names a policy: `rl` at temperature 1, `rl_0.5`, `rl_greedy` at 0."""
+  if temperature == 1:
+    return kind
+  return f'{kind}_{temperature:g}' if temperature else f'{kind}_greedy'
+
+
+def summaries(
+  env: Environment, episodes: Mapping[str, Episodes]
+) -> dict[str, Any]:
+  """Summaries of all policies, with the share of episodes with each event."""
+  agents: dict[str, Any] = {}
+  for name, e in episodes.items():
+    rates = {}
+    if has_events(env):
+      rates = dict(
+        zip(env.spec.tasks, e.achieved.mean(axis=0).tolist(), strict=True)
+      )
+    agents[name] = {**e.summary(), 'events': rates}
+  return agents
+
+
+def compare(a: Episodes, b: Episodes) -> dict[str, Any]:
+  """Compares two policies by success or return; see `compare_policies`."""
+  return compare_policies(a.success, b.success, a.returns, b.returns)
+
+
+def compare_with_clones(episodes: Mapping[str, Episodes]) -> dict[str, Any]:
+  """Compares `rl` at temperature 1 with its clone and with the best clone.
+
+  The best clone is chosen on these very episodes, which favours it.
+  """
+  clones = {k: e for k, e in episodes.items() if k.startswith('bc')}
+  name = best_policy(clones)
+  rl, best = episodes['rl'], episodes[name]
+  return {
+    'best_clone': name,
+    'rl_vs_bc': compare(rl, episodes['bc']),
+    'rl_vs_best_clone': compare(rl, best),
+    'rl_vs_best_clone_steps': compare_steps(
+      rl.success, best.success, rl.length, best.length
+    ),
+  }
+
+
+def choose(
+  policies: Mapping[str, Policy], names: Sequence[str]
+) -> dict[str, Policy]:
+  """Returns the policies of these names; random ones are always played.
+
+  Raises:
+    ValueError: the run has no such policy.
+  """
+  for name in names:
+    require(
+      name in policies or name == RANDOM,
+      'agents',
+      name,
+      f'this run has {", ".join([RANDOM, *policies])}',
+    )
+  return {name: policies[name] for name in names if name != RANDOM}
+
+
+def against_first(episodes: Mapping[str, Episodes]) -> dict[str, Any]:
+  """Compares the first trained policy with every other one, paired."""
+  first, *others = [n for n in episodes if n != RANDOM] + [RANDOM]
+  found = {}
+  for name in others:
+    a, b = episodes[first], episodes[name]
+    found[f'{first} - {name}'] = {
+      **compare(a, b),
+      'steps': compare_steps(a.success, b.success, a.length, b.length),
+    }
+  return found
