@@ -20,7 +20,7 @@ from tests.models.tiny_world import CONFIG
 
 
 @pytest.fixture(scope='module')
-def all_params():
+def weights():
   from flax.core.meta import unbox
 
   world = World.from_config(CONFIG)
@@ -28,18 +28,18 @@ def all_params():
   return jax.tree.map(np.asarray, made)
 
 
-def test_weights_and_config_come_back(rooms, tmp_path):
-  path = exported.save(tmp_path / 'out', rooms, CONFIG)
+def test_weights_and_config_come_back(weights, tmp_path):
+  path = exported.save(tmp_path / 'out', weights, CONFIG)
   loaded, config = exported.load(tmp_path / 'out')
   assert config == CONFIG
-  jax.tree.map(np.testing.assert_array_equal, rooms, loaded)
+  jax.tree.map(np.testing.assert_array_equal, weights, loaded)
   # Others read it by the names of modules.
   with safe_open(path, framework='numpy') as file:
-    assert {name.split('/')[0] for name in file.keys()} == set(rooms)
+    assert {name.split('/')[0] for name in file.keys()} == set(weights)
   # What is loaded works: a head gives the same logits.
   world = World.from_config(config)
   h = jax.random.normal(jax.random.key(1), (1, 1, config.dynamics.width))
-  same = [world.head(r, 'value', h) for r in (rooms, loaded)]
+  same = [world.head(r, 'value', h) for r in (weights, loaded)]
   np.testing.assert_array_equal(*same)
 
 
@@ -53,29 +53,29 @@ def test_arrays_that_are_views_are_written_as_they_look(tmp_path):
   np.testing.assert_array_equal(room['b'], table[:, 1])
 
 
-def test_the_config_of_a_run_is_not_replaced(rooms, tmp_path):
+def test_the_config_of_a_run_is_not_replaced(weights, tmp_path):
   (tmp_path / 'config.json').write_text('mine')
   with pytest.raises(FileExistsError, match=r'config\.json: exists'):
-    exported.save(tmp_path, rooms, CONFIG)
+    exported.save(tmp_path, weights, CONFIG)
   assert (tmp_path / 'config.json').read_text() == 'mine'
 
 
 @pytest.mark.parametrize(('umask', 'mode'), [(0o022, 0o644), (0o077, 0o600)])
-def test_who_may_read_is_up_to_the_umask(rooms, tmp_path, umask, mode):
+def test_who_may_read_is_up_to_the_umask(weights, tmp_path, umask, mode):
   before = os.umask(umask)
   try:
-    path = exported.save(tmp_path, rooms, CONFIG)
+    path = exported.save(tmp_path, weights, CONFIG)
   finally:
     os.umask(before)
   for file in (path, tmp_path / exported.CONFIG):
     assert stat.S_IMODE(file.stat().st_mode) == mode, file
 
 
-def test_nothing_is_replaced_unasked(rooms, tmp_path):
-  exported.save(tmp_path, rooms, CONFIG)
+def test_nothing_is_replaced_unasked(weights, tmp_path):
+  exported.save(tmp_path, weights, CONFIG)
   with pytest.raises(FileExistsError, match=r'model\.safetensors: exists'):
     exported.save(tmp_path, {'x': {'y': np.zeros(1)}}, CONFIG)
-  assert exported.load(tmp_path)[0].keys() == rooms.keys()
+  assert exported.load(tmp_path)[0].keys() == weights.keys()
   exported.save(tmp_path, {'x': {'y': np.zeros(1)}}, CONFIG, overwrite=True)
   assert exported.load(tmp_path)[0].keys() == {'x'}
 
@@ -89,24 +89,24 @@ def test_nothing_is_replaced_unasked(rooms, tmp_path):
     lambda data: b'text instead',
   ],
 )
-def test_damage_is_named(rooms, tmp_path, damage):
-  path = exported.save(tmp_path, rooms, CONFIG)
+def test_damage_is_named(weights, tmp_path, damage):
+  path = exported.save(tmp_path, weights, CONFIG)
   path.write_bytes(damage(path.read_bytes()))
   with pytest.raises(ValueError, match=r'model\.safetensors: damaged'):
     exported.load(tmp_path)
 
 
-def test_missing_files_are_named(rooms, tmp_path):
+def test_missing_files_are_named(weights, tmp_path):
   with pytest.raises(FileNotFoundError, match=r'no model\.safetensors'):
     exported.load(tmp_path)
-  exported.save(tmp_path, rooms, CONFIG)
+  exported.save(tmp_path, weights, CONFIG)
   (tmp_path / exported.CONFIG).unlink()
   with pytest.raises(FileNotFoundError, match=r'no config\.json'):
     exported.load(tmp_path)
 
 
-def test_a_wrong_config_is_named(rooms, tmp_path):
-  exported.save(tmp_path, rooms, CONFIG)
+def test_a_wrong_config_is_named(weights, tmp_path):
+  exported.save(tmp_path, weights, CONFIG)
   path = tmp_path / exported.CONFIG
   plain = json.loads(path.read_text())
   plain['dynamics']['width'] = -3
@@ -116,14 +116,14 @@ def test_a_wrong_config_is_named(rooms, tmp_path):
 
 
 @pytest.fixture(scope='module')
-def run_dir(rooms, tmp_path_factory):
+def run_dir(weights, tmp_path_factory):
   """A run with two phases; their averages differ from what is trained."""
   path = tmp_path_factory.mktemp('runs') / 'toy'
   for phase, trained in (('finetune', 'task'), ('imagination', 'policy')):
-    kept = {'value': rooms['value']} if phase == 'imagination' else {}
+    kept = {'value': weights['value']} if phase == 'imagination' else {}
     state = {
-      'params': {trained: rooms[trained]},
-      'ema': {trained: jax.tree.map(lambda x: x + 1, rooms[trained])},
+      'params': {trained: weights[trained]},
+      'ema': {trained: jax.tree.map(lambda x: x + 1, weights[trained])},
       'frozen': kept,
     }
     with Checkpoints(path / phase) as checkpoints:
@@ -132,21 +132,21 @@ def run_dir(rooms, tmp_path_factory):
 
 
 def test_the_command_writes_the_averages_of_a_phase(
-  rooms, run_dir, tmp_path, capsys
+  weights, run_dir, tmp_path, capsys
 ):
   out = tmp_path / 'deep' / 'out'
   assert main(['export', str(run_dir), '--out', str(out)]) == 0
   said = capsys.readouterr().out
   path = out / exported.WEIGHTS
-  assert said.startswith(f'{path}: {path.stat().st_size:,} bytes, rooms ')
+  assert said.startswith(f'{path}: {path.stat().st_size:,} bytes, modules ')
   loaded, config = exported.load(out)
   assert config == CONFIG and set(loaded) == {'policy', 'value'}
   jax.tree.map(
     np.testing.assert_array_equal,
     loaded,
     {
-      'policy': jax.tree.map(lambda x: x + 1, rooms['policy']),
-      'value': rooms['value'],
+      'policy': jax.tree.map(lambda x: x + 1, weights['policy']),
+      'value': weights['value'],
     },
   )
 

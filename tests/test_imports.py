@@ -41,7 +41,8 @@ ROOMS = {
   'evals': {'models', 'rollout', 'envs', 'checkpoint', 'data', 'runtime'},
 }
 ROOMS['aot'] = {'models', 'rollout', 'nn', 'training', 'sharding'}
-ROOMS['cli'] = set(ROOMS)
+ROOMS['__init__'] = set(ROOMS)  # The face, which imports lazily.
+ROOMS['cli'] = set(ROOMS) - {'__init__'}
 
 
 def imported(source: str, module: str) -> Iterator[str]:
@@ -80,7 +81,6 @@ def violations(module: str, source: str) -> list[str]:
     elif inside and (top in OUTER or name == '<computed>'):
       found.append(f'{module}: {name}')
     elif inside and top == PACKAGE:
-      # The face itself imports nothing.
       if target and target not in allowed and not name.startswith(part):
         found.append(f'{module}: {name}; {room} may import {sorted(allowed)}')
     elif top == PACKAGE and target == 'cli':
@@ -103,14 +103,15 @@ def test_every_module_keeps_to_its_room():
 
 def test_every_room_is_in_the_table():
   rooms = {n.split('.')[1] for n, _ in modules() if n.startswith(PACKAGE)}
-  assert rooms - {'__init__'} <= set(ROOMS)
+  assert rooms <= set(ROOMS)
 
 
-def test_the_readme_has_the_same_table():
-  text = (ROOT / 'README.md').read_text()
+def test_the_docs_have_the_same_table():
+  text = (ROOT / 'docs/layout.md').read_text()
   rows = re.findall(r'^\| `(\w+)` \|.*\| (.*?) ?\|$', text, re.MULTILINE)
   table = {room: set(re.findall(r'`(\w+)`', used)) for room, used in rows}
   built = {p.stem for p in (ROOT / PACKAGE).iterdir()} & set(ROOMS)
+  built.remove('__init__')
   expected = {room: ROOMS[room] for room in built - EVERYWHERE}
   found = {room: table.get(room) for room in expected}
   assert found == expected | {'cli': set()}  # May import everything.
@@ -155,7 +156,7 @@ def test_what_all_may_import_stands_on_little():
     ('nn.x', 'from dreamer4_jax import config'),
     ('types', 'from dreamer4_jax import config'),
     ('checks', 'from dreamer4_jax.config import Config'),
-    ('__init__', 'from dreamer4_jax.models import tokenizer'),
+    ('__init__', 'from dreamer4_jax.cli import main'),
   ],
 )
 def test_an_import_that_points_up_is_found(module, source):

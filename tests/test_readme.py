@@ -26,7 +26,7 @@ from dreamer4_jax.training.imagination_step import init_imagination_state
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
-STEP, DREAM = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+STEP, DREAM, MODEL = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 TASKS, CLASSES, SIDE = ('near', 'far'), 3, 16
 
 
@@ -55,13 +55,13 @@ def episodes(count, rng):
 def last_state(config):
   """The state of the last phase, as the loop saves it."""
   world, key = World.from_config(config), jax.random.key(0)
-  rooms = world.init(
+  params = world.init(
     key, ('tokenizer', 'dynamics', 'task', 'policy', 'reward', 'continuation')
   )
   latents = (config.tokenizer.num_latents, config.tokenizer.bottleneck_dim)
-  rooms['latents'] = {name: jnp.zeros(latents) for name in ('mean', 'std')}
+  params['latents'] = {name: jnp.zeros(latents) for name in ('mean', 'std')}
   return nn.meta.unbox(
-    init_imagination_state(world, config.phases.imagination, key, rooms)
+    init_imagination_state(world, config.phases.imagination, key, params)
   )
 
 
@@ -97,7 +97,7 @@ def checkpoint(tmp_path, monkeypatch):
     checkpoints.save(1, state, {}, config)
 
 
-@pytest.mark.parametrize('code', [STEP, DREAM])
+@pytest.mark.parametrize('code', [STEP, DREAM, MODEL])
 def test_an_example_is_short(code):
   assert len([line for line in code.splitlines() if line.strip()]) <= 15
   assert max(map(len, code.splitlines())) <= 80
@@ -115,9 +115,9 @@ def test_one_train_step_on_own_arrays():
 def test_a_rollout_from_a_checkpoint(checkpoint):
   space = run(DREAM)
   images, actions = space['images'], space['actions']['action']
-  assert images.shape == (4, 16, SIDE, SIDE, 3)
+  assert images.shape == (16, 16, SIDE, SIDE, 3)
   assert np.isfinite(images).all()
-  assert actions.shape == (4, 16)
+  assert actions.shape == (16, 16)
   assert set(np.unique(actions).tolist()) <= set(range(CLASSES))
 
 
@@ -140,3 +140,14 @@ def test_what_the_readme_points_to_is_there():
   assert links and named
   for path in [*links, *named]:
     assert (ROOT / path).exists(), path
+
+
+def test_the_transformer_in_a_foreign_model():
+  model = run(MODEL)['VideoModel']()
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5, 7)), 'float32')
+  params = model.init(jax.random.key(0), x)
+  assert model.apply(params, x).shape == (2, 3, 5, 1)
+
+
+def test_it_can_be_read_in_ten_minutes():
+  assert len(README.split()) <= 900

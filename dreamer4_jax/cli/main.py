@@ -192,7 +192,8 @@ def _train(args: argparse.Namespace) -> int:
   from dreamer4_jax.training.run import train  # Slow, and not for --help.
 
   chosen = {*args.phase}
-  train(config, run_dir, [p for p in PHASES if chosen & {p, 'all'}])
+  phases = tuple(p for p in PHASES if chosen & {p, 'all'})
+  train(config, run_dir, phases)
   return 0
 
 

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from dreamer4_jax.config import PHASES, Config, require
+from collections.abc import Iterator
+
+from dreamer4_jax.config import Config, require
 from dreamer4_jax.data.epochs import Epochs
 from dreamer4_jax.data.pipeline import make_loader
 from dreamer4_jax.data.sources import EpisodeSource
+from dreamer4_jax.types import Batch
 
 BATCH_SIZE = 16
 """Held-out clips in a batch."""
+DREAMS = 1
+"""Stream of the clips that dreams are compared with."""
 CLIP_BATCHES = 200
 """Batches that are looked through for clips within one episode."""
 
 
-def held_out_clips(config: Config, phase: str, length: int):
-  """Returns an iterator of held-out clips, the same each time."""
+def held_out_clips(
+  config: Config, length: int, stream: int = 0
+) -> Iterator[Batch]:
+  """Returns an endless iterator of held-out clips, the same each time.
+
+  Args:
+    config: the run.
+    length: frames of a clip.
+    stream: another number, another order.
+  """
   return make_loader(
     config.data.path,
     config.data.eval_split,
@@ -22,7 +35,7 @@ def held_out_clips(config: Config, phase: str, length: int):
     tasks=config.tasks,
     batch_size=BATCH_SIZE,
     length=length,
-    seed=config.eval.seed + PHASES.index(phase),
+    seed=config.eval.seed + stream,
     frame_shape=config.tokenizer.frame_shape,
     vectors=config.vectors,
   )
@@ -37,7 +50,7 @@ def check_held_out(config: Config) -> None:
   """
   e = config.eval
   length = e.context_frames + max(e.horizons)
-  held_out_clips(config, 'tokenizer', config.dynamics.context_length)
+  held_out_clips(config, config.dynamics.context_length)
   index = EpisodeSource(
     config.data.path, config.data.eval_split, cache_bytes=0
   ).index
@@ -50,7 +63,7 @@ def check_held_out(config: Config) -> None:
     f'frames, and the longest episode of {config.data.eval_split!r} in '
     f'{config.data.path} has {longest}; use shorter horizons or less context',
   )
-  epochs = Epochs(index.lengths, length, e.seed + PHASES.index('dynamics'))
+  epochs = Epochs(index.lengths, length, e.seed + DREAMS)
   drawn = range(CLIP_BATCHES * BATCH_SIZE)
   whole = sum(len(epochs[number]) == 1 for number in drawn)
   require(

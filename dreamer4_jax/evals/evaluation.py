@@ -25,6 +25,7 @@ from dreamer4_jax.config import PHASES, Config, require, saved
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.data.held_out import (
   BATCH_SIZE,
+  DREAMS,
   check_held_out,
   held_out_clips,
 )
@@ -383,7 +384,7 @@ def _held_out(config: Config) -> list[Batch]:
     config.data.path, config.data.eval_split, cache_bytes=0
   ).index
   frames = min(config.eval.frames, int(index.lengths.sum()))
-  clips = held_out_clips(config, 'tokenizer', length)
+  clips = held_out_clips(config, length)
   count = math.ceil(frames / (BATCH_SIZE * length))
   return [next(clips) for _ in range(count)]
 
@@ -419,7 +420,7 @@ def _dream(
 ) -> video.OpenLoop:
   e = config.eval
   length = e.context_frames + max(e.horizons)
-  clips = held_out_clips(config, 'dynamics', length)
+  clips = held_out_clips(config, length, DREAMS)
   return video.open_loop(
     world,
     params,

@@ -212,6 +212,28 @@ def boxed(world: World, params: Params) -> Params:
   }
 
 
+def init_state(
+  world: World, phase: str, key: jax.Array, given: Params | None = None
+) -> TrainState:
+  """Returns the state before the first step of a phase, as plain arrays.
+
+  Args:
+    world: modules.
+    phase: one of `config.PHASES`.
+    key: all randomness.
+    given: what was trained before, as `checkpoint.load_params` returns it; for
+      the dynamics also `latents`, from `latent_statistics`. None for the
+      tokenizer.
+  """
+  init, _ = init_and_step(world, phase)
+  return jax.jit(lambda *given: nn.meta.unbox(init(key, *given)))(given)
+
+
+def train_step(world: World, phase: str) -> Callable[..., Any]:
+  """Returns a pure train step, `(state, batch, key) -> (state, metrics)`."""
+  return init_and_step(world, phase)[1]
+
+
 def init_and_step(
   world: World, phase: str
 ) -> tuple[Callable[[jax.Array, Params], TrainState], Callable[..., Any]]:

@@ -185,7 +185,7 @@ def test_without_an_engine_one_can_train_but_not_evaluate(
   def make_env(config):
     raise ImportError('EnvConfig.name needs the package x: run `pip install`')
 
-  monkeypatch.setattr(checks, 'make_env', make_env)
+  monkeypatch.setattr('dreamer4_jax.envs.checks.make_env', make_env)
   config = small_run.make_config(data)
   checks.check_training(config, tmp_path)
   with pytest.raises(ValueError, match='needs the package x: run'):

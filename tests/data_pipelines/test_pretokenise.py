@@ -54,9 +54,9 @@ def world():
 
 
 @pytest.fixture(scope='module')
-def all_params(world):
-  rooms = unbox(world.init(jax.random.key(0), ('tokenizer',)))
-  return jax.tree.map(np.asarray, rooms)
+def weights(world):
+  weights = unbox(world.init(jax.random.key(0), ('tokenizer',)))
+  return jax.tree.map(np.asarray, weights)
 
 
 @pytest.fixture(scope='module')
@@ -74,9 +74,9 @@ def frames(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def trained(monkeypatch, world, rooms):
+def trained(monkeypatch, world, weights):
   """Stands for a run whose tokenizer is trained."""
-  load = lambda run, phase: (rooms, world.config)
+  load = lambda run, phase: (weights, world.config)
   monkeypatch.setattr(lib, 'load_params', load)
 
 
@@ -88,12 +88,12 @@ def settings(frames, out, **kwargs):
 
 @pytest.mark.parametrize(('streams', 'block'), [(3, 4), (1, 64), (16, 1)])
 def test_latents_equal_the_tokenizers(
-  frames, world, rooms, tmp_path, streams, block
+  frames, world, weights, tmp_path, streams, block
 ):
   out = tmp_path / 'z'
   config = settings(frames, out, streams=streams, block=block)
   assert lib.pretokenise(config, progress=False) == {'train': 78, 'test': 9}
-  encode = jax.jit(lambda x: world.latents(rooms, x)[0])
+  encode = jax.jit(lambda x: world.latents(weights, x)[0])
   for split, count in (('train', 7), ('test', 2)):
     old, new = EpisodeSource(frames, split), EpisodeSource(out, split)
     assert len(new) == count
@@ -126,9 +126,9 @@ def test_vectors_are_in_the_latents(frames, tmp_path, monkeypatch, world):
   part = VectorComponent(name='arm', size=2, mean=(0.5,), std=(2.0,))
   config = dataclasses.replace(world.config, vectors=(part,))
   seeing = World.from_config(config)
-  rooms = unbox(seeing.init(jax.random.key(1), ('tokenizer',)))
-  rooms = jax.tree.map(np.asarray, rooms)
-  monkeypatch.setattr(lib, 'load_params', lambda run, phase: (rooms, config))
+  weights = unbox(seeing.init(jax.random.key(1), ('tokenizer',)))
+  weights = jax.tree.map(np.asarray, weights)
+  monkeypatch.setattr(lib, 'load_params', lambda run, phase: (weights, config))
   rng = np.random.default_rng(0)
 
   def with_arm(lengths):
@@ -155,7 +155,7 @@ def test_vectors_are_in_the_latents(frames, tmp_path, monkeypatch, world):
 
   path, out = write(tmp_path / 'd', (part,)), tmp_path / 'z'
   lib.pretokenise(settings(path, out, streams=2, block=4), progress=False)
-  encode = jax.jit(lambda x, v: seeing.latents(rooms, x, vectors=v)[0])
+  encode = jax.jit(lambda x, v: seeing.latents(weights, x, vectors=v)[0])
   old, new = EpisodeSource(path, 'train'), EpisodeSource(out, 'train')
   for i in range(3):
     a, b = old[i], new[i]
@@ -168,7 +168,7 @@ def test_vectors_are_in_the_latents(frames, tmp_path, monkeypatch, world):
   # Training on them needs no vector beside them.
   data = DataConfig(path=str(path), latents=str(out))
   run = dataclasses.replace(config, data=data)
-  fingerprint = seeing.fingerprint(rooms)
+  fingerprint = seeing.fingerprint(weights)
   assert next(training_loader(run, 'dynamics', 3, fingerprint)).vectors == {}
   batch = next(training_loader(run, 'tokenizer', 3))
   assert batch.vectors['arm'].shape == (*batch.frames.shape[:2], 2)
@@ -177,29 +177,31 @@ def test_vectors_are_in_the_latents(frames, tmp_path, monkeypatch, world):
     lib.pretokenise(settings(bare, tmp_path / 'y'), progress=False)
 
 
-def test_the_fingerprint_names_the_tokenizer(frames, world, rooms, tmp_path):
+def test_the_fingerprint_names_the_tokenizer(frames, world, weights, tmp_path):
   lib.pretokenise(settings(frames, tmp_path / 'z'), progress=False)
   found = EpisodeSource(tmp_path / 'z', 'train').description.tokenizer
-  assert found == world.fingerprint(rooms)
-  other = jax.tree.map(np.copy, rooms)
+  assert found == world.fingerprint(weights)
+  other = jax.tree.map(np.copy, weights)
   jax.tree.leaves(other)[0].flat[0] += 1e-6
   assert world.fingerprint(other) != found
   faster = dataclasses.replace(world.config.tokenizer, dtype='bfloat16')
   same = dataclasses.replace(world.config, tokenizer=faster)
-  assert World.from_config(same).fingerprint(rooms) == found
+  assert World.from_config(same).fingerprint(weights) == found
   wider = dataclasses.replace(world.config.tokenizer, soft_cap=51.0)
   changed = dataclasses.replace(world.config, tokenizer=wider)
-  assert World.from_config(changed).fingerprint(rooms) != found
+  assert World.from_config(changed).fingerprint(weights) != found
 
 
 def test_training_reads_latents_of_its_own_tokenizer_only(
-  frames, world, rooms, tmp_path
+  frames, world, weights, tmp_path
 ):
   out = tmp_path / 'z'
   lib.pretokenise(settings(frames, out), progress=False)
   data = DataConfig(path=str(frames), latents=str(out))
   config = dataclasses.replace(world.config, data=data)
-  batch = next(training_loader(config, 'dynamics', 6, world.fingerprint(rooms)))
+  batch = next(
+    training_loader(config, 'dynamics', 6, world.fingerprint(weights))
+  )
   t = config.tokenizer
   assert batch.frames.shape[2:] == (t.num_latents, t.bottleneck_dim)
   batch = next(training_loader(config, 'tokenizer', 6))

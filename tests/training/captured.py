@@ -13,23 +13,11 @@ from dreamer4_jax.config import (
   TokenizerPhase,
 )
 from dreamer4_jax.models import World
-from dreamer4_jax.training import (
-  dynamics_step,
-  finetune_step,
-  imagination_step,
-  phases,
-  tokenizer_step,
-)
+from dreamer4_jax.training import phases, update
 from dreamer4_jax.training.update import Objective
 from tests.models.tiny_world import CONFIG
 from tests.rollout.fakes import make_fake
 
-STEPS = {
-  'tokenizer': tokenizer_step,
-  'dynamics': dynamics_step,
-  'finetune': finetune_step,
-  'imagination': imagination_step,
-}
 COMMON = dict(batch_size=8, clip_length=5, best_metric='toy/loss')
 BASE = {
   'tokenizer': TokenizerPhase(**COMMON),
@@ -58,7 +46,7 @@ def captured(phase, settings, monkeypatch, config=CONFIG):
   """The parts that a phase's train step hands to `update`."""
   config = dataclasses.replace(config, phases=Phases(**{phase: settings}))
   world = world_of(config)
-  monkeypatch.setattr(STEPS[phase], 'update', lambda *args: args)
+  monkeypatch.setattr(update, 'update', lambda *args: args)
   _, step = phases.init_and_step(world, phase)
   _, _, _, objective, optimizer, given = step(None, None, None)
   assert given is settings
