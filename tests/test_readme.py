@@ -26,6 +26,7 @@ from dreamer4_jax.training.imagination_step import init_imagination_state
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
+RUNNING = (ROOT / 'docs/running.md').read_text()
 STEP, DREAM, MODEL = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 TASKS, CLASSES, SIDE = ('near', 'far'), 3, 16
 
@@ -123,7 +124,7 @@ def test_a_rollout_from_a_checkpoint(checkpoint):
 
 def test_the_table_of_presets_is_that_of_the_module():
   for name in presets.PRESETS:
-    ours = re.search(rf'\| `{name}` \| (\S+) M \| (\S+) M', README)
+    ours = re.search(rf'\| `{name}` \| (\S+) M \| (\S+) M', RUNNING)
     theirs = re.search(
       rf'\| {name} +\| +\S+ +\| +(\S+) +\| +(\S+)', presets.__doc__
     )
@@ -132,13 +133,19 @@ def test_the_table_of_presets_is_that_of_the_module():
     )
 
 
-def test_what_the_readme_points_to_is_there():
-  links = re.findall(r'\]\(([^):]+)\)', README)
-  named = re.findall(
-    r'`((?:dreamer4_jax|tests|data_pipelines)/\S+\.py)`', README
-  )
-  assert links and named
-  for path in [*links, *named]:
+PAGES = ['README.md', *sorted(f'docs/{p.name}' for p in ROOT.glob('docs/*.md'))]
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_what_a_page_points_to_is_there(page):
+  text = (ROOT / page).read_text()
+  folder = (ROOT / page).parent
+  links = re.findall(r'\]\(([^):]+)\)', text)
+  named = re.findall(r'`((?:dreamer4_jax|tests|data_pipelines)/\S+?\.py)', text)
+  assert links or named or page.endswith('report.md')
+  for path in links:
+    assert (folder / path.partition('#')[0]).exists(), path
+  for path in named:
     assert (ROOT / path).exists(), path
 
 
