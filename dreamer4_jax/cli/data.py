@@ -1,16 +1,45 @@
-"""`dreamer4 data`: what is in a dataset."""
+"""`dreamer4 data`: what makes datasets, and what is in them."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 import json
+import os
 import pathlib
+import sys
+
+CONVERTERS = {
+  'video': ('video', 'mp4, mkv, webm, ... without actions'),
+  'vpt': ('vpt', 'Minecraft contractor recordings'),
+  'rlds': ('rlds', 'TFDS directories, as of Open X-Embodiment'),
+  'minari': ('minari_datasets', 'Minari datasets'),
+  'lerobot': ('lerobot', 'LeRobot folders'),
+  'collect': ('collect', 'an environment and a player'),
+  'pretokenise': ('pretokenise', 'a dataset and the tokenizer of a run'),
+}
+"""Commands that make a dataset: module of `data_pipelines`, and from what."""
+
+
+def run_converter(argv: Sequence[str]) -> None:
+  """Becomes the program of a converter, if `argv` calls one.
+
+  Another program, since it starts others that import what it is: with its own
+  options, `dreamer4 data video --help` among them.
+  """
+  if argv[:1] != ['data'] or argv[1:2] == [] or argv[1] not in CONVERTERS:
+    return
+  module = f'data_pipelines.{CONVERTERS[argv[1]][0]}'
+  sys.stdout.flush()
+  os.execv(sys.executable, [sys.executable, '-m', module, *argv[2:]])
 
 
 def add_commands(commands) -> None:
-  """Adds `data info`, `show` and `novelty` to the console script."""
-  parser = commands.add_parser('data', help='look at a dataset, measure it')
+  """Adds `data` to the console script."""
+  parser = commands.add_parser('data', help='make, look at, measure a dataset')
   actions = parser.add_subparsers(required=True, metavar='ACTION')
+  for name, (_, origin) in CONVERTERS.items():  # See `run_converter`.
+    actions.add_parser(name, help=f'make one from {origin}', add_help=False)
   info = actions.add_parser(
     'info', help='print what is in a dataset', description=_info.__doc__
   )

@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   export.add_command(commands)
   compile.add_command(commands)
   info.add_command(commands)
+  argv = sys.argv[1:] if argv is None else [*argv]
+  data.run_converter(argv)
   args = parser.parse_args(argv)
   keep_freed_memory()
   hush_grain()

@@ -38,7 +38,7 @@ _PADDING = -1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fixed:
-  """A mask `[S, S]` that is known while tracing; equal to its like."""
+  """A mask `[S, S]` that is known while tracing, compared by its values."""
 
   mask: np.ndarray
 

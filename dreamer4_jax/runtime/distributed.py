@@ -172,7 +172,7 @@ def leave(code: int, *, together: bool) -> int:
 
 
 def _check_port(address: str) -> None:
-  """Raises `JoinError` if the port is taken, of which JAX would crash."""
+  """Raises `JoinError` if the port is taken; JAX would abort the process."""
   port = int(address.rpartition(':')[2])
   try:
     with socket.socket(socket.AF_INET6) as listener:
