@@ -255,8 +255,8 @@ def make_context(
     space_mask: `[N, N]` bool, true where row may attend to column, of NumPy or
       JAX; None lets all attend to all. Every token must see one. Kernels are
       made for a mask that is known while tracing.
-    space_angles: `[N, h/2]` rotations of the space layers; None rotates nothing,
-      as angles of zero do.
+    space_angles: `[N, h/2]` rotations of the space layers; None rotates
+      nothing, as angles of zero do.
     segment_ids: `[B, T]` int32; frames see only their own segment. None is one
       segment. Not given with a cache, which knows its own.
     cache: past frames.
