@@ -30,7 +30,7 @@ SIGNATURES = {
   'sampling_steps, seed)',
   'evaluate': '(run_dir, *, config, episodes, seed)',
   'imagine': '(world, params, batch, key, *, policy, horizon, '
-  'sampling_steps)',
+  'sampling_steps, with_agent, known)',
   'objectives.sample': '(denoise, noise, *given, steps, max_steps, lead_axes)',
   'play': '(run_dir, out, *, env, agents, temperatures, episodes, seed, '
   'videos)',

@@ -35,9 +35,11 @@ def add_command(commands) -> None:
 
 
 def _export(args: argparse.Namespace) -> int:
-  from dreamer4_jax.checkpoint import exported  # Slow, and not for --help.
+  from dreamer4_jax.checkpoint import (
+    exported,  # Slow, and not for --help.
+    load_params,
+  )
   from dreamer4_jax.runtime import logs
-  from dreamer4_jax.training.phases import load_params
 
   logs.show(logging.INFO)
   params, config = load_params(args.run_dir, args.phase)

@@ -164,11 +164,11 @@ def tokenizer_objective(
     metrics = {f'tokenizer/{k}': v for k, v in means.items()}
     return {**metrics, 'tokenizer/psnr': -10 * jnp.log10(means['mse'])}
 
-  weights = {
-    'lpips': phase.lpips_weight,
-    'vectors': phase.vector_weight,
-    'hard_mse' if phase.hard_regions else 'mse': 1.0,
-  }
+  weights = {'hard_mse' if phase.hard_regions else 'mse': 1.0}
+  if lpips is not None:
+    weights['lpips'] = phase.lpips_weight
+  if tokenizer.vectors:
+    weights['vectors'] = phase.vector_weight
   return Objective(prepare=prepare, terms=terms, weights=weights, report=report)
 
 
