@@ -17,6 +17,8 @@ import pytest
 
 from data_pipelines import pretokenise
 from dreamer4_jax.checkpoint import load_arrays, load_params
+from dreamer4_jax.cli import startup
+from dreamer4_jax.cli.main import main
 from dreamer4_jax.config import PHASES
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.evals import evaluation, report
@@ -243,3 +245,40 @@ def test_a_run_that_is_not_trained_is_named(home, trained, tmp_path):
   (tmp_path / 'config.json').write_text(config)
   with pytest.raises(FileNotFoundError, match='the phase tokenizer is not tr'):
     evaluation.evaluate(tmp_path)
+
+
+def test_any_agents_of_a_run_play(home, trained, monkeypatch, capsys):
+  monkeypatch.chdir(home)
+  monkeypatch.setattr(startup, 'enable_compilation_cache', lambda: None)
+  before = sorted((home / 'runs/x').iterdir())
+  options = ['--episodes', '3', '--seed', '5', '--videos', '1', '--out', 'new']
+  agents = ['--agents', 'bc', 'rl', '--temperatures', '1', '0']
+  assert main(['evaluate', 'runs/x', *options, *agents]) == 0
+  found = json.loads((home / 'new/episodes.json').read_text())
+  names = ['random', 'bc', 'bc_greedy', 'rl', 'rl_greedy']
+  assert list(found['agents']) == names and found['first_seed'] == 5
+  assert all(a['episodes'] == 3 for a in found['agents'].values())
+  others = ['bc_greedy', 'rl', 'rl_greedy', 'random']
+  assert list(found['comparisons']) == [f'bc - {name}' for name in others]
+  said = capsys.readouterr().out
+  for name in names:
+    assert (home / f'new/{name}.mp4').stat().st_size > 0
+    assert f'| {name} |' in said
+  assert sorted((home / 'runs/x').iterdir()) == before
+  assert main(['evaluate', 'runs/x', '--agents', 'bc_best']) == 2
+  assert "agents = 'bc_best': this run has random, bc, rl" in (
+    capsys.readouterr().err
+  )
+
+
+def test_a_run_dreams(home, trained, monkeypatch, capsys):
+  monkeypatch.chdir(home)
+  monkeypatch.setattr(startup, 'enable_compilation_cache', lambda: None)
+  options = ['--clips', '2', '--context-frames', '2', '--horizon', '2']
+  assert main(['dream', 'runs/x', '--out', 'dreamt', *options]) == 0
+  said = capsys.readouterr().out
+  found = json.loads((home / 'dreamt/dream.json').read_text())
+  assert json.loads(said) == found
+  assert found['phase'] == 'imagination' and np.isfinite(found['psnr_2'])
+  for name in ('dream.png', 'dream.mp4'):
+    assert (home / 'dreamt' / name).stat().st_size > 0
