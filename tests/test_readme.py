@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import pathlib
 import re
+import subprocess
+import sys
 
 from flax import linen as nn
 import jax
@@ -147,6 +149,43 @@ def test_what_a_page_points_to_is_there(page):
     assert (folder / path.partition('#')[0]).exists(), path
   for path in named:
     assert (ROOT / path).exists(), path
+
+
+NAMES = sorted(
+  {
+    name
+    for page in PAGES
+    for name in re.findall(r'\bd4(?:\.\w+)+', (ROOT / page).read_text())
+  }
+)
+
+
+@pytest.mark.parametrize('depth', [1, 2, 3])
+def test_names_in_the_pages_are_there_from_the_start(depth):
+  names = [name for name in NAMES if name.count('.') == depth]
+  assert names
+  # Each in a process of its own: another may have imported what it needs.
+  code = """
+import os, sys
+import dreamer4_jax as d4
+bad = []
+for name in sys.argv[1:]:
+  child = os.fork()
+  if not child:
+    try:
+      eval(name)
+    except BaseException as error:
+      print(error, file=sys.stderr)
+      os._exit(1)
+    os._exit(0)
+  if os.waitpid(child, 0)[1]:
+    bad.append(name)
+print(bad)
+"""
+  run = subprocess.run(
+    [sys.executable, '-c', code, *names], capture_output=True
+  )
+  assert run.stdout == b'[]\n', run.stderr.decode()
 
 
 def test_the_transformer_in_a_foreign_model():

@@ -6,6 +6,7 @@ appears under its name only when it is complete, so a kill or a full disk while
 saving costs the steps since the one before. The only user of Orbax.
 """
 
+from dreamer4_jax.checkpoint import exported
 from dreamer4_jax.checkpoint.best import Best
 from dreamer4_jax.checkpoint.items import DamagedCheckpointError
 from dreamer4_jax.checkpoint.loading import (
@@ -23,6 +24,7 @@ __all__ = [
   'DamagedCheckpointError',
   'Restored',
   'check_run',
+  'exported',
   'latest_step',
   'load_arrays',
   'load_params',

@@ -79,7 +79,11 @@ def _add_evaluate(commands) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
   startup.prepare()
-  from dreamer4_jax.evals import evaluation, report  # Slow, and not for --help.
+  from dreamer4_jax.evals import (  # Slow, and not for --help.
+    evaluation,
+    excerpts,
+    report,
+  )
 
   own = ('env', 'agents', 'temperatures', 'videos', 'out')
   given = {name: getattr(args, name) for name in own}
@@ -88,7 +92,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     evaluation.evaluate(args.run_dir, episodes=args.episodes, seed=args.seed)
     print((args.run_dir / 'report.md').read_text())
     return 0
-  results = evaluation.play(
+  results = excerpts.play(
     args.run_dir, episodes=args.episodes, seed=args.seed, **given
   )
   print(report.played(results))
@@ -131,7 +135,7 @@ def _add_dream(commands) -> None:
 
 def _dream(args: argparse.Namespace) -> int:
   startup.prepare()
-  from dreamer4_jax.evals.evaluation import dream  # Slow, and not for --help.
+  from dreamer4_jax.evals.excerpts import dream  # Slow, and not for --help.
 
   own = ('out', 'clips', 'context_frames', 'horizon', 'sampling_steps', 'seed')
   given = {name: getattr(args, name) for name in own}

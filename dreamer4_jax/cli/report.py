@@ -36,7 +36,7 @@ def _report(args: argparse.Namespace) -> int:
 
   report = seeds.summarise(seeds.load_results(args.run_dirs))
   if args.json:
-    from dreamer4_jax.evals.report import write_json
+    from dreamer4_jax.evals.files import write_json
 
     write_json(args.json, report)
   print(seeds.markdown(report))

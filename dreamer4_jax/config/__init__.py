@@ -40,6 +40,9 @@ from dreamer4_jax.nn.config import (
   TransformerConfig,
 )
 
+# Last: they stand on the names above.
+from dreamer4_jax.config import experiments, presets, saved  # isort: skip
+
 __all__ = [
   'BASELINES',
   'FREE_FIELDS',
@@ -66,5 +69,8 @@ __all__ = [
   'TokenizerPhase',
   'TransformerConfig',
   'VectorComponent',
+  'experiments',
+  'presets',
   'require',
+  'saved',
 ]

@@ -38,7 +38,8 @@ from dreamer4_jax.evals.video import (
 )
 
 with _epy.lazy_api_imports(globals()):  # They draw, and plots load slowly.
-  from dreamer4_jax.evals.evaluation import dream, evaluate, play
+  from dreamer4_jax.evals.evaluation import evaluate
+  from dreamer4_jax.evals.excerpts import dream, play
 
 __all__ = [
   'Episodes',

@@ -20,7 +20,7 @@ from dreamer4_jax.data.sources import (
   open_builder,
   read_description,
 )
-from dreamer4_jax.evals.report import write_image, write_video
+from dreamer4_jax.evals.files import write_image, write_video
 
 _LINE = 12
 """Pixels of a line of text."""

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import json
-import os
 import pathlib
-import subprocess
 from typing import Any
 
 from einops import rearrange
-import imageio.v3 as imageio
-import imageio_ffmpeg
 import jax
 import matplotlib
 
@@ -21,39 +17,6 @@ import numpy as np
 
 from dreamer4_jax.evals.reality import Phantoms, Reality
 from dreamer4_jax.evals.video import OpenLoop, Reconstructions
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON whole or not at all."""
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(value, indent=2) + '\n')
-  os.replace(temporary, path)
-
-
-def write_video(path: pathlib.Path, frames: np.ndarray, fps: int = 6) -> None:
-  """Writes `[T, H, W, C]` uint8 frames, C = 1 or 3, as H.264.
-
-  Raises:
-    OSError: ffmpeg failed; the message has its last words.
-  """
-  # H.264 wants even sizes.
-  odd = [(0, 0), *((0, n % 2) for n in frames.shape[1:3]), (0, 0)]
-  frames = np.pad(_in_colour(frames), odd, mode='edge')
-  # imageio's writer forks, of which JAX warns; this starts a program only.
-  command = [
-    imageio_ffmpeg.get_ffmpeg_exe(), '-y', '-v', 'error',
-    '-f', 'rawvideo', '-pix_fmt', 'rgb24', '-r', str(fps),
-    '-s', f'{frames.shape[2]}x{frames.shape[1]}', '-i', '-', '-an',
-    '-vcodec', 'libx264', '-crf', '10', '-pix_fmt', 'yuv420p', str(path),
-  ]  # fmt: skip
-  done = subprocess.run(command, input=frames.tobytes(), capture_output=True)
-  if done.returncode:
-    said = done.stderr.decode(errors='replace').strip().splitlines()
-    raise OSError(f'{path}: ffmpeg failed ({(said or ["no reason"])[-1]})')
-
-
-def _in_colour(frames: np.ndarray) -> np.ndarray:
-  return frames if frames.shape[-1] == 3 else frames[..., :1].repeat(3, -1)
 
 
 def _enlarge(frames: np.ndarray, factor: int) -> np.ndarray:
@@ -394,8 +357,3 @@ def _reality(results: Mapping[str, Any]) -> list[str]:
 
 def _number(value: float | None) -> str:
   return '-' if value is None else f'{value:.3f}'
-
-
-def write_image(path: pathlib.Path, image: np.ndarray) -> None:
-  """Writes `[H, W, C]` uint8, C = 1 or 3, as PNG."""
-  imageio.imwrite(path, _in_colour(image))

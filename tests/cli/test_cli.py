@@ -11,7 +11,7 @@ import pytest
 
 import dreamer4_jax as d4
 from dreamer4_jax.checkpoint import Checkpoints
-from dreamer4_jax.cli import configs, data
+from dreamer4_jax.cli import configs
 from dreamer4_jax.cli.main import main
 from dreamer4_jax.cli.startup import enable_compilation_cache
 from dreamer4_jax.config import (
@@ -377,27 +377,3 @@ def test_a_reader_that_leaves_early_ends_it_quietly(tmp_path):
   )
   child.stdout.close()
   assert child.wait() == 1 and child.stderr.read() == ''
-
-
-def test_every_converter_is_a_command(capsys):
-  modules = pathlib.Path(__file__).parents[2] / 'data_pipelines'
-  programs = {
-    p.stem for p in modules.glob('*.py') if '__main__' in p.read_text()
-  }
-  assert {module for module, _ in data.CONVERTERS.values()} == programs
-  with pytest.raises(SystemExit):
-    main(['data', '--help'])
-  said = capsys.readouterr().out
-  assert all(
-    f'make one from {how}' in said for _, how in data.CONVERTERS.values()
-  )
-  root = str(pathlib.Path(__file__).parents[2])
-  code = 'from dreamer4_jax.cli.main import main; main()'
-  child = subprocess.run(
-    [sys.executable, '-c', code, 'data', 'video', '--help'],
-    env=os.environ | {'PYTHONPATH': root},
-    capture_output=True,
-    text=True,
-  )
-  assert child.returncode == 0, child.stderr
-  assert 'usage: python -m data_pipelines.video' in child.stdout

@@ -21,7 +21,7 @@ from dreamer4_jax.cli import startup
 from dreamer4_jax.cli.main import main
 from dreamer4_jax.config import PHASES
 from dreamer4_jax.data import EpisodeSource
-from dreamer4_jax.evals import evaluation, report
+from dreamer4_jax.evals import evaluation, files, provenance, report
 from dreamer4_jax.models import World
 from dreamer4_jax.training.clips import training_loader
 from tests.cli import small_run
@@ -175,12 +175,12 @@ def test_what_is_for_the_eye_costs_no_results(
     raise OSError('no codec')
 
   def missing(name):
-    raise evaluation.metadata.PackageNotFoundError(name)
+    raise provenance.metadata.PackageNotFoundError(name)
 
   monkeypatch.chdir(home)
-  monkeypatch.setattr(report, 'write_video', fail)
+  monkeypatch.setattr(files, 'write_video', fail)
   monkeypatch.setattr(report, 'plot_training', fail)
-  monkeypatch.setattr(evaluation.metadata, 'version', missing)
+  monkeypatch.setattr(provenance.metadata, 'version', missing)
   run = home / 'runs/x'
   (run / 'results.json').unlink()
   (run / 'agent.mp4').unlink()
