@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import writer
+import dreamer4_jax as d4
 from dreamer4_jax.checkpoint import Checkpoints
 from dreamer4_jax.config import (
   ActionComponent,
@@ -160,9 +161,14 @@ NAMES = sorted(
 )
 
 
-@pytest.mark.parametrize('depth', [1, 2, 3])
-def test_names_in_the_pages_are_there_from_the_start(depth):
-  names = [name for name in NAMES if name.count('.') == depth]
+def test_names_in_the_pages_are_there_from_the_start():
+  parts = [name.split('.')[1:] for name in NAMES]
+  assert {p[0] for p in parts} <= {*d4.__all__}
+  folders = [p for p in parts if len(p) > 1 and p[0].islower()]
+  assert folders
+  for folder, name, *_ in folders:
+    assert name in getattr(d4, folder).__all__, (folder, name)
+  names = ['.'.join(['d4', *p]) for p in folders if len(p) > 2]
   assert names
   # Each in a process of its own: another may have imported what it needs.
   code = """
