@@ -16,7 +16,7 @@ from dreamer4_jax.checkpoint import load_params
 from dreamer4_jax.cli.quickstart import quickstart
 from dreamer4_jax.config import EvalConfig, MeshConfig
 from dreamer4_jax.data import EpisodeSource, novelty
-from dreamer4_jax.evals import seeds
+from dreamer4_jax.evals import policies, seeds
 from dreamer4_jax.evals.evaluation import _held_out
 from dreamer4_jax.models import World
 from dreamer4_jax.training.clips import training_loader
@@ -237,3 +237,18 @@ def test_phases_start_from_the_phase_before(run):
     strict=True,
   ):
     np.testing.assert_array_equal(a, b)
+
+
+def test_policies_are_those_of_their_phases(run):
+  path, config, _ = run
+  found = policies.load_policies(path / 'run', config)
+  assert list(found) == ['bc', 'bc_all', 'bc_best', 'rl']
+  assert [p.prompt for p in found.values()] == [None, 3, 4, None]
+  cloned, _ = load_params(path / 'run', 'finetune')
+  imagined, _ = load_params(path / 'run', 'imagination')
+  equal = lambda a, b: all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+  for name, policy in found.items():
+    own = policy.params['policy']
+    assert equal(own, imagined['policy']) == (name == 'rl'), name
+    assert equal(own, cloned['policy']) == (name != 'rl'), name
+    assert 'prior' not in policy.params
