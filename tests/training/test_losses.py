@@ -33,7 +33,8 @@ SETTINGS = Phases(
   finetune=FinetunePhase(batch_size=4, context_share=0.5),
   imagination=ImaginationPhase(batch_size=4, horizon=2, sampling_steps=1),
 )
-BATCH, KEY = make_batch(4, 5), jax.random.key(3)
+BATCH = jax.tree.map(jnp.asarray, make_batch(4, 5))
+KEY = jax.random.key(3)
 OBJECTIVES = {
   'tokenizer': tokenizer_objective,
   'dynamics': dynamics_objective,
