@@ -74,20 +74,19 @@ def _lowering(settings: CompileTime, depth: int) -> Callable[[], Any]:
     depth=depth,
     attention=s.attention,
   )
-  phase = world.config.phases.dynamics
   batch = worlds.make_batch(world, s.batch, s.length)
 
   def init() -> Any:
     given = worlds.init_params(world, ())
     frozen = {'tokenizer': {}, 'latents': given['latents']}
-    state = init_dynamics_state(world, phase, jax.random.key(0), frozen)
+    state = init_dynamics_state(world, jax.random.key(0), frozen)
     return nn.meta.unbox(state)
 
   state = jax.eval_shape(init)
 
   def lower() -> Any:
     jax.clear_caches()
-    step = jax.jit(make_dynamics_step(world, phase), donate_argnums=0)
+    step = jax.jit(make_dynamics_step(world), donate_argnums=0)
     return step.lower(state, batch, jax.random.key(0))
 
   return lower

@@ -121,7 +121,7 @@ def _cases_of(
   cache = jax.jit(context)(params, batch).cache
   shape = (rows, 1, world.config.dynamics.num_spatial_tokens, world.channels)
   z = jnp.ones(shape)
-  make = functools.partial(harness.case_of, dtype=world.config.dynamics.dtype)
+  make = functools.partial(harness.case_of, dtype=world.config.compute.dtype)
   several = lambda horizon: make(
     lambda p, b: rollout(p, b, horizon=horizon),
     params, batch, frames=rows * horizon,
@@ -132,7 +132,7 @@ def _cases_of(
     'context': make(context, params, batch),
     'pass': make(one_pass, cast, cache, z, frames=rows),
     'append': harness.stepping_case(
-      append, cache, cast, z, frames=rows, dtype=world.config.dynamics.dtype
+      append, cache, cast, z, frames=rows, dtype=world.config.compute.dtype
     ),
   }
 

@@ -98,11 +98,11 @@ def make_cases(settings: Interactive) -> dict[str, harness.Case]:
   def passes(params: PyTree, cache: TimeCache, start: Array) -> Array:
     return denoise_frame(world, params, cache, inputs, start, steps=s.steps)
 
-  cache = dynamics_cache(world.config.dynamics, s.batch, agent=False)
+  cache = dynamics_cache(world.dynamics, s.batch, agent=False)
   stream = empty_stream(world, s.batch)
   late = jax.tree.map(_grow_old, stream, is_leaf=_is_cache)
   start = jax.random.normal(key, shape)
-  fields = {'frames': s.batch, 'dtype': world.config.dynamics.dtype}
+  fields = {'frames': s.batch, 'dtype': world.config.compute.dtype}
   case = lambda fn, past: harness.stepping_case(fn, past, params, **fields)
   return {
     'frame': case(frame, stream),

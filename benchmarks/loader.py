@@ -28,7 +28,7 @@ import tyro
 
 from data_pipelines import writer
 from dreamer4_jax.config import PHASES, ActionComponent, Config
-from dreamer4_jax.data import Description, EpisodeSource, make_loader
+from dreamer4_jax.data import Description, Draws, EpisodeSource, make_loader
 from dreamer4_jax.runtime.memory import keep_freed_memory
 
 READ_AT_ONCE = 64
@@ -73,13 +73,9 @@ def main(config: LoaderBenchmark) -> dict[str, Any]:
     loader = make_loader(
       str(path),
       config.split,
-      actions=source.description.actions,
-      tasks=source.description.tasks,
-      batch_size=config.batch_size,
-      length=config.length,
-      seed=0,
+      source.description,
+      Draws(length=config.length, batch_size=config.batch_size),
       threads=config.threads,
-      ahead=2 * config.threads,
       cache_bytes=0,
     )
     window_bytes = config.length * frame_bytes
@@ -122,9 +118,9 @@ def consumption(
   taken = {}
   for phase in PHASES:
     p = getattr(config.phases, phase)
-    long = p.long_clip_length or p.clip_length
-    share = 1 / p.long_every if p.long_clip_length else 0.0
-    frames = p.batch_size * ((1 - share) * p.clip_length + share * long)
+    share = 1 / config.data.long_every
+    long, short = share * p.longest_clip, (1 - share) * p.clip_length
+    frames = p.batch_size * (short + long)
     taken[phase] = p.steps * frames / length / seconds[phase]
   return {
     'consumed_windows_per_second': taken,

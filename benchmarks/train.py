@@ -98,12 +98,11 @@ def _case(settings: Train, phase: str) -> harness.Case:
   state = jax.jit(lambda: start(world))()
   plain = make_world(remat='none', attention='xla')
   traced = jax.make_jaxpr(step_of(plain))(state, jnp.uint32(0))
-  model = 'tokenizer' if phase == 'tokenizer' else 'dynamics'
   case = harness.stepping_case(
     step_of(world),
     state,
     frames=rows * length,
-    dtype=getattr(world.config, model).dtype,
+    dtype=world.config.compute.dtype,
   )
   return dataclasses.replace(case, flops=count_flops(traced))
 

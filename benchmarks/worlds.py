@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from dreamer4_jax.config import (
   AgentConfig,
+  ComputeConfig,
   Config,
   DynamicsConfig,
   DynamicsPhase,
@@ -26,27 +27,17 @@ from dreamer4_jax.config import (
 from dreamer4_jax.models import World, no_action
 from dreamer4_jax.types import Batch, PyTree
 
-_SIZES = {
-  'width': 256,
-  'num_heads': 4,
-  'num_kv_heads': 4,
-  'mlp_hidden': 704,
-  'unroll': 2,
-}
+_SIZES = {'width': 256, 'num_heads': 4, 'context_length': 32}
 PRESETS = presets.PRESETS | {
   'reference': presets.Preset(
     tokenizer=TokenizerConfig(
-      image_height=64,
-      image_width=64,
+      frame_shape=(64, 64, 3),
       patch_size=8,
       num_latents=16,
       bottleneck_dim=32,
-      context_length=32,
       **_SIZES,
     ),
-    dynamics=DynamicsConfig(
-      num_spatial_tokens=16, num_registers=4, context_length=32, **_SIZES
-    ),
+    dynamics=DynamicsConfig(num_spatial_tokens=16, num_registers=4, **_SIZES),
   )
 }
 """Those of the package, and the model that is measured on CPUs."""
@@ -70,28 +61,26 @@ def make_world(
     batch: rows of every phase's batches.
     length: frames of their clips.
     depth: layers of the dynamics, 0 for those of the preset.
-    **changes: other fields of both transformers' configs; empty ones do not
-      count.
+    **changes: how it is computed; empty ones do not count.
   """
   require(
     preset in PRESETS, 'preset', preset, f'must be one of {", ".join(PRESETS)}'
   )
   sizes = PRESETS[preset]
   changes = {name: value for name, value in changes.items() if value}
-  same = {'batch_size': batch, 'clip_length': length}
-  # As much as four bootstrapping rows of a batch, if it has fewer.
-  rows = {} if batch % 4 == 0 else {'bootstrap_rows': 1.0, 'bootstrap_every': 4}
+  same = {'batch_size': batch, 'clip_lengths': (length,)}
   return World.from_config(
     Config(
-      tokenizer=dataclasses.replace(sizes.tokenizer, **changes),
+      tokenizer=sizes.tokenizer,
       dynamics=dataclasses.replace(
-        sizes.dynamics, depth=depth or sizes.dynamics.depth, **changes
+        sizes.dynamics, depth=depth or sizes.dynamics.depth
       ),
-      agent=AgentConfig(num_tasks=1, hidden=sizes.dynamics.width // 2),
+      agent=AgentConfig(hidden=(sizes.dynamics.width // 2,) * 2),
+      compute=ComputeConfig(**{**sizes.compute, **changes}),
       phases=Phases(
         tokenizer=TokenizerPhase(**same),
-        dynamics=DynamicsPhase(**same, **rows, bootstrap_start=0),
-        finetune=FinetunePhase(**same, **rows),
+        dynamics=DynamicsPhase(**same),
+        finetune=FinetunePhase(**same),
         imagination=ImaginationPhase(**same),
       ),
     )
@@ -103,7 +92,7 @@ def init_params(world: World, modules: Sequence[str] = MODULES) -> PyTree:
 
   def init() -> PyTree:
     t = world.config.tokenizer
-    shape = (t.num_latents, t.bottleneck_dim)
+    shape = t.latent_shape
     params = nn.meta.unbox(world.init(jax.random.key(0), tuple(modules)))
     params['latents'] = {'mean': jnp.zeros(shape), 'std': jnp.ones(shape)}
     return params
@@ -117,9 +106,9 @@ def make_batch(
   """Returns a batch of latents, or of frames, that mean nothing."""
   t = world.config.tokenizer
   lead = (rows, length)
-  shape, dtype = (t.num_latents, t.bottleneck_dim), jnp.float16
+  shape, dtype = t.latent_shape, jnp.float16
   if pixels:
-    shape, dtype = (t.image_height, t.image_width, t.channels), jnp.uint8
+    shape, dtype = t.frame_shape, jnp.uint8
   numbers, whole = jnp.zeros(lead), jnp.zeros(lead, jnp.int32)
   action = no_action(world.space, lead)
   return Batch(

@@ -8,9 +8,10 @@ alone. When the command is interrupted, shards that are finished are kept, and
 the dataset is the same in the end. The report is printed as JSON.
 
 Look at a dataset with `dreamer4 data info DIR` and `dreamer4 data show DIR`;
-train on it with `dreamer4 train EXPERIMENT.py --set data.path=DIR`. In the
-experiment, `actions`, `tasks`, the image size and `env` must be those of the
-environment; docs/data.md says more, docs/atari.md has a whole example.
+train on it with `dreamer4 train EXPERIMENT.py --data DIR`. In the experiment,
+`actions`, `tasks`, `tokenizer.frame_shape` and `env` must be those of the
+environment; docs/config.md says how to choose the rest, docs/atari.md has a
+whole example.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ import tqdm
 from data_pipelines import players, recording, writer
 from data_pipelines.command import FailedError, main_of, quiet
 from data_pipelines.stage import CollectConfig, Stage
-from dreamer4_jax.config import EnvConfig
+from dreamer4_jax.config import Config, EnvConfig
 from dreamer4_jax.data import format as fmt
+from dreamer4_jax.data import novelty
 from dreamer4_jax.envs import Environment, make_env
 from dreamer4_jax.runtime.memory import keep_freed_memory
 
-__all__ = ['CollectConfig', 'collect']
+__all__ = ['CollectConfig', 'collect', 'record_env']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,6 +120,26 @@ def collect(config: CollectConfig, *, progress: bool = True) -> dict[str, Any]:
     files={'collection.json': report},
     order='number',
   )
+  return report
+
+
+def record_env(config: Config, **settings: Any) -> dict[str, Any]:
+  """Records the environment of an experiment, as its clips are to be drawn.
+
+  Args:
+    config: of the run; its `env` is recorded into its first dataset, and the
+      novelty of frames is measured if `data.novel_share` asks for it.
+    **settings: other fields of `CollectConfig`.
+
+  Returns:
+    As `collect`.
+  """
+  env, path = config.env, config.data.path
+  known = {'max_steps': env.max_steps, 'tile': env.tile}
+  settings = {**known, 'image_size': env.image_size, **settings}
+  report = collect(CollectConfig(out=path, env=env.name, **settings))
+  if config.data.novel_share:
+    novelty.measure_dataset(path, config.data.train_split)
   return report
 
 

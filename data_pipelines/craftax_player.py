@@ -11,6 +11,9 @@ and walks somewhere else; `idle`, how often it stands around for a while.
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 from craftax.craftax_classic.constants import Action
 from flax import struct
 import jax
@@ -134,36 +137,99 @@ def _feel(player: Player, game: PyTree, key: Array) -> Player:
   )
 
 
+class _Sight(NamedTuple):
+  """What the player sees and has; arrays without a batch.
+
+  Attributes:
+    front: block ahead.
+    beside: `[4]` blocks at the four sides.
+    free: whether something can be placed ahead.
+    kinds: of the blocks of the whole map, as bits.
+    seen: the same in the window that is shown.
+    table: a crafting table is near enough to be used.
+    furnace: likewise.
+    table_seen: a crafting table is in the window.
+    enemies: at which of the four sides one stands.
+    faces_enemy: whether it stands ahead.
+  """
+
+  front: Array
+  beside: Array
+  free: Array
+  kinds: Array
+  seen: Array
+  table: Array
+  furnace: Array
+  table_seen: Array
+  enemies: Array
+  faces_enemy: Array
+
+  @classmethod
+  def of(cls, game: PyTree) -> _Sight:
+    """Looks around."""
+    position, blocks = game.player_position, game.map
+    moves = jnp.asarray(MOVES)
+    ahead = position + moves[jnp.clip(game.player_direction - 1, 0, 3)]
+    around = jax.vmap(lambda d: world.block_at(blocks, position + d))
+    near = around(jnp.asarray(world.AROUND))
+    front = world.block_at(blocks, ahead)
+    kinds = world.kinds_of(blocks)
+    seen = world.window(kinds, position, 0)
+    enemy_at = world.enemies(game)
+    sides = (position[None] + moves)[:, None]
+    return cls(
+      front=front,
+      beside=around(moves),
+      free=world.is_one_of(front, world.FREE)
+      & ~game.mob_map[ahead[0], ahead[1]],
+      kinds=kinds,
+      seen=seen,
+      table=(near == BLOCK['CRAFTING_TABLE']).any(),
+      furnace=(near == BLOCK['FURNACE']).any(),
+      table_seen=_sees(seen, 'CRAFTING_TABLE'),
+      enemies=(sides == enemy_at[None]).all(-1).any(1),
+      faces_enemy=(enemy_at == ahead[None]).all(-1).any(),
+    )
+
+
+def _sees(seen: Array, *names: str) -> Array:
+  return ((seen & world.mask_of(names)) != 0).any()
+
+
+def _has(game: PyTree, **least: int) -> Array:
+  bag = game.inventory
+  return _all(getattr(bag, k) >= n for k, n in least.items())
+
+
 def _plan(player: Player, game: PyTree, key: Array) -> Array:
   """Returns the action that a careful player would take."""
-  bag, done = game.inventory, game.achievements
-  position, blocks = game.player_position, game.map
-  facing = jnp.asarray(MOVES)[jnp.clip(game.player_direction - 1, 0, 3)]
-  ahead = position + facing
-  front = world.block_at(blocks, ahead)
-  around = jax.vmap(lambda d: world.block_at(blocks, position + d))
-  beside = around(jnp.asarray(MOVES))
-  near = around(jnp.asarray(world.AROUND))
-  near_table = (near == BLOCK['CRAFTING_TABLE']).any()
-  near_furnace = (near == BLOCK['FURNACE']).any()
-  room = world.is_one_of(front, world.FREE) & ~game.mob_map[ahead[0], ahead[1]]
-  has = lambda **least: _all(getattr(bag, k) >= n for k, n in least.items())
-  kinds = world.kinds_of(blocks)
-  seen = world.window(kinds, position, 0)
-  sees = lambda *names: ((seen & world.mask_of(names)) != 0).any()
-  table_near = sees('CRAFTING_TABLE')
-
-  # What is done on the spot, the first that holds.
-  enemy_at = world.enemies(game)
-  enemy = (
-    ((position[None] + jnp.asarray(MOVES))[:, None] == enemy_at[None])
-    .all(-1)
-    .any(1)
+  s = _Sight.of(game)
+  goals = _goals(player, game, s)
+  goal = jnp.argmax(jnp.stack([holds for holds, _, _ in goals]))
+  wanted = jnp.asarray([world.mask_of(names) for _, names, _ in goals])[goal]
+  extra = jnp.asarray([_EXTRAS.index(name) for _, _, name in goals])[goal]
+  target = (s.kinds & wanted) != 0
+  target |= world.marked(game.map.shape, *_places(player, game, extra))
+  near_target = world.window(target, game.player_position, False)
+  deep = world.deep_rock(s.seen)
+  near_target = jnp.where(
+    (extra == _EXTRAS.index('rock')) & deep.any(), deep, near_target
   )
-  faces_enemy = (enemy_at == ahead[None]).all(-1).any()
-  fight = jnp.where(faces_enemy, ACTION['DO'], 1 + jnp.argmax(enemy))
+  action = world.approach(game, target, near_target, key)
+  for holds, what in reversed(_on_the_spot(player, game, s)):
+    action = jnp.where(holds, what, action)
+  return action
+
+
+def _on_the_spot(
+  player: Player, game: PyTree, s: _Sight
+) -> list[tuple[Array, Array | int]]:
+  """Returns what is done without walking: of those that hold the first."""
+  bag, done = game.inventory, game.achievements
+  has = functools.partial(_has, game)
+  fight = jnp.where(s.faces_enemy, ACTION['DO'], 1 + jnp.argmax(s.enemies))
   pickaxe = bag.wood_pickaxe > 0
-  walled, seal = _shelter(game, beside, room)
+  walled, seal = _shelter(game, s.beside, s.free)
   sleepy = player.tired & (walled | (game.player_energy <= 1))
   iron_kit = has(wood=1, stone=1, coal=1, iron=1)
   wants_furnace = has(stone=1) & (
@@ -175,34 +241,41 @@ def _plan(player: Player, game: PyTree, key: Array) -> Array:
     | ((bag.iron_pickaxe == 0) & iron_kit & has(wood=3))
     | ((bag.iron_sword == 0) & (bag.iron_pickaxe > 0) & iron_kit & has(wood=3))
   )
-  make = near_table & near_furnace
-  spot = [
+  make = s.table & s.furnace
+  return [
     (game.is_sleeping, ACTION['NOOP']),
-    (enemy.any(), fight),
+    (s.enemies.any(), fight),
     (sleepy, ACTION['SLEEP']),
     (player.tired & pickaxe & (seal >= 0) & (bag.stone > 0), seal),
-    (near_table & ~pickaxe & has(wood=1), ACTION['MAKE_WOOD_PICKAXE']),
-    (near_table & (bag.stone_pickaxe == 0) & has(wood=1, stone=1),
+    (s.table & ~pickaxe & has(wood=1), ACTION['MAKE_WOOD_PICKAXE']),
+    (s.table & (bag.stone_pickaxe == 0) & has(wood=1, stone=1),
      ACTION['MAKE_STONE_PICKAXE']),
     (make & (bag.iron_pickaxe == 0) & iron_kit, ACTION['MAKE_IRON_PICKAXE']),
     (make & (bag.iron_pickaxe > 0) & (bag.iron_sword == 0) & iron_kit,
      ACTION['MAKE_IRON_SWORD']),
-    (near_table & (bag.wood_sword == 0) & has(wood=1) & pickaxe,
+    (s.table & (bag.wood_sword == 0) & has(wood=1) & pickaxe,
      ACTION['MAKE_WOOD_SWORD']),
-    (near_table & (bag.stone_sword == 0) & has(wood=1, stone=1)
+    (s.table & (bag.stone_sword == 0) & has(wood=1, stone=1)
      & (bag.stone_pickaxe > 0), ACTION['MAKE_STONE_SWORD']),
-    (near_table & ~near_furnace & wants_furnace & room,
-     ACTION['PLACE_FURNACE']),
-    (~table_near & next_tool & has(wood=2) & room
+    (s.table & ~s.furnace & wants_furnace & s.free, ACTION['PLACE_FURNACE']),
+    (~s.table_seen & next_tool & has(wood=2) & s.free
      & (pickaxe | has(wood=4)), ACTION['PLACE_TABLE']),
-    (has(stone=2) & ~done[DONE['PLACE_STONE']] & room, ACTION['PLACE_STONE']),
-    (has(sapling=1) & ~done[DONE['PLACE_PLANT']] & (front == BLOCK['GRASS'])
-     & room, ACTION['PLACE_PLANT']),
+    (has(stone=2) & ~done[DONE['PLACE_STONE']] & s.free,
+     ACTION['PLACE_STONE']),
+    (has(sapling=1) & ~done[DONE['PLACE_PLANT']]
+     & (s.front == BLOCK['GRASS']) & s.free, ACTION['PLACE_PLANT']),
   ]  # fmt: skip
 
-  # What is walked to, the first that holds: blocks, and animals or places.
+
+def _goals(
+  player: Player, game: PyTree, s: _Sight
+) -> list[tuple[Array, tuple[str, ...], str]]:
+  """Returns what is walked to, blocks and animals or places, likewise."""
+  bag, done = game.inventory, game.achievements
+  has, sees = functools.partial(_has, game), functools.partial(_sees, s.seen)
   left = lambda name: ~done[DONE[name]]
-  wood_first = ~pickaxe & ~has(wood=4) & ~(table_near & has(wood=1))
+  pickaxe = bag.wood_pickaxe > 0
+  wood_first = ~pickaxe & ~has(wood=4) & ~(s.table_seen & has(wood=1))
   stone_tool = bag.stone_pickaxe == 0
   iron_tool = bag.iron_pickaxe == 0
   sword = bag.iron_sword == 0
@@ -211,9 +284,9 @@ def _plan(player: Player, game: PyTree, key: Array) -> Array:
   food = sees('RIPE_PLANT') | game.cows.mask.any()
   bench, anywhere = ('CRAFTING_TABLE',), (*world.FREE_NAMES, 'CRAFTING_TABLE')
   to_table = lambda holds: (
-    (holds & table_near, bench, ''), (holds & ~table_near, anywhere, '')
+    (holds & s.table_seen, bench, ''), (holds & ~s.table_seen, anywhere, '')
   )  # fmt: skip
-  goals = [
+  return [
     (player.thirsty, ('WATER',), ''),
     (player.hungry & food, ('RIPE_PLANT',), 'cow'),
     (player.tired & pickaxe, ('STONE',), 'rock'),
@@ -238,20 +311,6 @@ def _plan(player: Player, game: PyTree, key: Array) -> Array:
     (left('COLLECT_SAPLING'), ('GRASS',), ''),
     (jnp.asarray(True), ('DIAMOND',), ''),
   ]
-  goal = jnp.argmax(jnp.stack([holds for holds, _, _ in goals]))
-  wanted = jnp.asarray([world.mask_of(names) for _, names, _ in goals])[goal]
-  extra = jnp.asarray([_EXTRAS.index(name) for _, _, name in goals])[goal]
-  target = (kinds & wanted) != 0
-  target |= world.marked(blocks.shape, *_places(player, game, extra))
-  near_target = world.window(target, position, False)
-  deep = world.deep_rock(seen)
-  near_target = jnp.where(
-    (extra == _EXTRAS.index('rock')) & deep.any(), deep, near_target
-  )
-  action = world.approach(game, target, near_target, key)
-  for holds, what in reversed(spot):
-    action = jnp.where(holds, what, action)
-  return action
 
 
 def _places(player: Player, game: PyTree, extra: Array) -> tuple[Array, Array]:
@@ -267,7 +326,7 @@ def _places(player: Player, game: PyTree, extra: Array) -> tuple[Array, Array]:
   return positions, jnp.concatenate(meant)
 
 
-def _shelter(game: PyTree, beside: Array, room: Array) -> tuple[Array, Array]:
+def _shelter(game: PyTree, beside: Array, free: Array) -> tuple[Array, Array]:
   """Tells whether it is safe to sleep here, and else what would make it so.
 
   A pocket is closed from inside: one steps back into the corridor that was dug,
@@ -276,7 +335,7 @@ def _shelter(game: PyTree, beside: Array, room: Array) -> tuple[Array, Array]:
   Args:
     game: Craftax's state.
     beside: `[4]` blocks at the four sides.
-    room: `[]` bool, whether a stone can be placed in front.
+    free: `[]` bool, whether a stone can be placed in front.
 
   Returns:
     Whether every side is closed, but for one dead end perhaps; and the action
@@ -300,7 +359,7 @@ def _shelter(game: PyTree, beside: Array, room: Array) -> tuple[Array, Array]:
   walled = ~leads_out.any() & (dead_ends <= 1)
   side = jnp.argmax(leads_out)
   closes = (leads_out.sum() == 1) & (dead_ends <= 1)
-  aimed = room & (game.player_direction == 1 + side)
+  aimed = free & (game.player_direction == 1 + side)
   corridor = (onward[side] == 1) & (dead_ends == 0)
   action = jnp.where(aimed, ACTION['PLACE_STONE'], 1 + side)
   return walled, jnp.where(closes & (aimed | corridor), action, -1)

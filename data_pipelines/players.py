@@ -18,7 +18,7 @@ from dreamer4_jax.config import Config, require
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.models import World
 from dreamer4_jax.rollout import act, advance, init_actor, init_prompt
-from dreamer4_jax.types import Actions, Array, PyTree
+from dreamer4_jax.types import Actions, Array, Observation, PyTree
 
 _DOORKEY, _CRAFTAX = 'navix:Navix-DoorKey', 'craftax:Craftax-Classic'
 _KNOWN = {'scripted': (_DOORKEY, _CRAFTAX), 'aimless': (_DOORKEY,)}
@@ -183,7 +183,7 @@ def _trained(env: Environment, run: str, batch: int) -> Player:
   params.pop('prior')
   _check_space(env, config, run)
   world = World.from_config(config)
-  stages = [(task, 1) for task in range(config.agent.num_tasks)]
+  stages = [(task, 1) for task in range(config.num_tasks)]
 
   def start(state, dials):
     del state, dials
@@ -201,11 +201,9 @@ def _trained(env: Environment, run: str, batch: int) -> Player:
       world,
       params,
       actor,
-      step.frame,
-      is_first,
+      Observation(step.frame, is_first, step.vectors),
       prompt.task(),
       keys[0],
-      step.vectors,
     )
     return (actor, prompt), actions
 
@@ -225,7 +223,7 @@ def _check_space(env: Environment, config: Config, run: str) -> None:
     ('tasks', config.tasks, env.spec.tasks),
     (
       'frame_shape',
-      (t.image_height, t.image_width, t.channels),
+      t.frame_shape,
       env.spec.frame_shape,
     ),
   ):

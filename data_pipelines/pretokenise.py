@@ -2,11 +2,11 @@
 
 python -m data_pipelines.pretokenise --run runs/NAME --dataset DIR --out DIR
 
-The dynamics then never touches pixels: set `data.latents` to the new dataset.
-It carries the tokenizer's fingerprint, and training with another tokenizer
-refuses it. Every episode is encoded frame by frame with a cache, as an agent
-sees it when acting. Latents are stored as float16, which rounds values in
-(-1, 1) by at most 2.5e-4. Finished parts are kept when the command is
+The dynamics then never touches pixels: set `data.sources.0.latents` to the new
+dataset. It carries the tokenizer's fingerprint, and training with another
+tokenizer refuses it. Every episode is encoded frame by frame with a cache, as
+an agent sees it when acting. Latents are stored as float16, which rounds values
+in (-1, 1) by at most 2.5e-4. Finished parts are kept when the command is
 interrupted and called again.
 """
 
@@ -63,6 +63,11 @@ class PretokeniseConfig:
       require(value >= 1, f'PretokeniseConfig.{name}', value, 'at least 1')
 
 
+def pretokenise_run(run: str, dataset: str, out: str) -> dict[str, int]:
+  """Stores the latents of a run's trained tokenizer, as an experiment does."""
+  return pretokenise(PretokeniseConfig(run=run, dataset=dataset, out=out))
+
+
 def pretokenise(
   config: PretokeniseConfig, *, progress: bool = True
 ) -> dict[str, int]:
@@ -87,7 +92,7 @@ def pretokenise(
     split: EpisodeSource(
       config.dataset,
       split,
-      frame_shape=(t.image_height, t.image_width, t.channels),
+      frame_shape=t.frame_shape,
       vectors=run.vectors,
       cache_bytes=0,
     )
@@ -102,14 +107,14 @@ def pretokenise(
   description = dataclasses.replace(
     given,
     tokenizer=tokenizer,
-    latent_shape=(t.num_latents, t.bottleneck_dim),
+    latent_shape=t.latent_shape,
     vectors=(),
     source={**given.source, 'frames_of': str(pathlib.Path(config.dataset))},
   )
   work = writer.work_directory(out, key=[tokenizer, str(config)])
   encode = jax.jit(functools.partial(encode_block, world))
   params = jax.tree.map(jnp.asarray, {'tokenizer': trained['tokenizer']})
-  cache, _ = tokenizer_caches(t, config.streams, run.vectors)
+  cache, _ = tokenizer_caches(world.tokenizer, config.streams)
   part_frames = PART_BYTES // (2 * t.num_latents * t.bottleneck_dim)
   frames = {name: int(s.index.lengths.sum()) for name, s in sources.items()}
   shards: dict[str, list[pathlib.Path]] = {}

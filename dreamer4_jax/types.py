@@ -183,6 +183,21 @@ class DreamBatch:
 
 
 @struct.dataclass
+class Observation:
+  """What an agent sees at a step.
+
+  Attributes:
+    frame: `[B, H, W, C]` uint8.
+    is_first: `[B]` bool, an episode starts with this frame.
+    vectors: what is seen beside the frame, components `[B, n]`.
+  """
+
+  frame: Array
+  is_first: Array
+  vectors: Vectors = struct.field(default_factory=dict)
+
+
+@struct.dataclass
 class EnvStep:
   """What a batch of environments shows after `reset` or `step`.
 

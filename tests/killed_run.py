@@ -5,7 +5,6 @@ starts in a second. It has not used JAX, and each makes a runtime of its own.
 """
 
 from collections.abc import Callable
-import dataclasses
 import json
 import logging
 import multiprocessing
@@ -28,13 +27,15 @@ from dreamer4_jax.config import (
   DynamicsPhase,
   OptimizerConfig,
   Phases,
+  SavingConfig,
+  SourceConfig,
   TokenizerConfig,
   TokenizerPhase,
 )
 from dreamer4_jax.data.format import Description
 from dreamer4_jax.sharding import make_mesh
 from dreamer4_jax.training.clips import training_loader
-from dreamer4_jax.training.loop import ClipIterator, run_phase
+from dreamer4_jax.training.loop import ClipIterator, Work, run_phase
 from dreamer4_jax.training.phases import train_phases
 from dreamer4_jax.types import PyTree
 
@@ -45,53 +46,35 @@ ACTIONS = (ActionComponent(name='action', kind='categorical', size=3),)
 
 def make_config(path: str, steps: int) -> Config:
   """Returns a run whose models have some thousand parameters."""
-  sizes = {
-    'width': 16,
-    'num_heads': 2,
-    'num_kv_heads': 2,
-    'mlp_hidden': 16,
-    'time_every': 2,
-  }
-  phase = {
-    'steps': steps,
-    'batch_size': 4,
-    'clip_length': 4,
-    'log_every': 1,
-    'checkpoint_every': 4,
-    'optimizer': OptimizerConfig(warmup_steps=3),
-  }
+  sizes = {'width': 16, 'num_heads': 2, 'depth': 2, 'time_every': 2}
+  phase = {'steps': steps, 'batch_size': 4}
   return Config(
     actions=ACTIONS,
     tasks=('near', 'far'),
     tokenizer=TokenizerConfig(
-      image_height=SIDE,
-      image_width=SIDE,
+      frame_shape=(SIDE, SIDE, 3),
       patch_size=8,
       num_latents=4,
       bottleneck_dim=4,
       context_length=4,
-      encoder_depth=2,
-      decoder_depth=2,
       **sizes,
     ),
     dynamics=DynamicsConfig(
       num_spatial_tokens=4,
       num_registers=1,
+      num_kv_heads=2,
       context_length=4,
-      depth=2,
       **sizes,
     ),
-    agent=dataclasses.replace(Config().agent, num_tasks=2),
     phases=Phases(
-      tokenizer=TokenizerPhase(
-        long_clip_length=6,
-        keep_best=1,
-        best_metric='tokenizer/mse',
-        **phase,
-      ),
-      dynamics=DynamicsPhase(**phase),
+      tokenizer=TokenizerPhase(clip_lengths=(4, 6), **phase),
+      dynamics=DynamicsPhase(clip_lengths=(4,), **phase),
     ),
-    data=DataConfig(path=path),
+    optimizer=OptimizerConfig(warmup_steps=3),
+    saving=SavingConfig(
+      log_every=1, checkpoint_every=4, best_metric='tokenizer/mse'
+    ),
+    data=DataConfig(sources=(SourceConfig(path=path),)),
   )
 
 
@@ -156,21 +139,14 @@ def run(
   if phases:
     train_phases(config, directory, phases, loaders=slow_loader, progress=False)
     return
-  settings = config.phases.tokenizer
-  run_phase(
-    phase='tokenizer',
-    config=config,
-    directory=directory,
+  lengths = config.phases.tokenizer.clip_lengths
+  work = Work(
     init_state=_linear_state,
     step_fn=_linear_step,
-    iterators={
-      n: slow_loader(config, 'tokenizer', n)
-      for n in (settings.clip_length, settings.long_clip_length)
-    },
-    phase_config=settings,
-    mesh=make_mesh(config.mesh),
-    progress=False,
+    iterators={n: slow_loader(config, 'tokenizer', n) for n in lengths},
   )
+  mesh = make_mesh(config.mesh)
+  run_phase('tokenizer', config, directory, work, mesh=mesh, progress=False)
 
 
 def _linear_state() -> dict[str, Any]:

@@ -8,49 +8,64 @@ from dreamer4_jax.checkpoint.compatibility import (
   check_config,
   model_fields,
 )
-from dreamer4_jax.config import (
-  Config,
-  FinetunePhase,
-  Phases,
-  VectorComponent,
-)
+from dreamer4_jax.config import Config, VectorComponent
 
 
 def test_every_model_field_is_compared():
   base = Config()
-  wider = dataclasses.replace(base.actions[0], size=3)
-  agent = dataclasses.replace(base.agent, hidden=64)
-  tokenizer = dataclasses.replace(base.tokenizer, patch_size=8)
+  (action,) = base.actions
+  more = (action, dataclasses.replace(action, name='b'))
   for name, change in (
-    ('actions.0.size', {'actions': (wider,)}),
-    ('actions', {'actions': (wider, dataclasses.replace(wider, name='b'))}),
-    ('agent.hidden', {'agent': agent}),
+    ('actions.0.size', {'actions.0.size': 3}),
+    ('actions', {'actions': more}),
+    ('agent.hidden.1', {'agent.hidden': (128, 64)}),
+    ('agent.hidden', {'agent.hidden': (128,)}),
     ('vectors', {'vectors': (VectorComponent(name='arm', size=2),)}),
-    ('tokenizer.patch_size', {'tokenizer': tokenizer}),
+    ('tokenizer.patch_size', {'tokenizer.patch_size': 8}),
+    ('tokenizer.frame_shape.1', {'tokenizer.frame_shape': (64, 60, 3)}),
+    ('tokenizer.patch_grid', {'tokenizer.patch_grid': (4, 5)}),
+    ('dynamics.num_kv_heads', {'dynamics.num_kv_heads': 2}),
   ):
-    changed = dataclasses.replace(base, **change)
     with pytest.raises(ValueError, match=f'^{name} = .*made with'):
-      check_config(base, changed, 'x', MODEL_FIELDS)
+      check_config(base, base.edit(change), 'x', MODEL_FIELDS)
 
 
 def test_what_makes_no_other_model_may_change():
   base = Config()
-  faster = dataclasses.replace(base.dynamics, remat='full', dtype='bfloat16')
-  changed = dataclasses.replace(base, seed=5, name='x', dynamics=faster)
+  changed = base.edit(
+    {
+      'seed': 5,
+      'compute.remat': 'full',
+      'compute.dtype': 'bfloat16',
+      'forcing.end_share': 0.5,
+      'phases.dynamics.steps': 7,
+      'optimizer.muon': ('dynamics',),
+    }
+  )
   check_config(base, changed, 'x', MODEL_FIELDS)
 
 
-def test_a_tokenizer_that_saw_grey_padding_is_refused():
-  read = lambda plain: Config.from_saved(json.dumps(plain), 'x')
-  old = json.loads(Config().to_json())
-  old['tokenizer']['image_width'] += 1
-  assert read(old).tokenizer.image_width == 65
-  for later in ('grid_rows', 'grid_columns'):
-    old['tokenizer'].pop(later)
-  with pytest.raises(ValueError, match=r'in x learned with grey padding to'):
-    read(old)
-  old['tokenizer']['image_width'] -= 1  # Whole patches were never padded.
-  assert read(old) == Config()
+def test_a_config_of_another_version_is_refused():
+  plain = json.loads(Config().to_json())
+  assert plain['format'] == 2
+  assert Config.from_json(json.dumps(plain)) == Config()
+
+  def refused(changes, without=()):
+    old = {k: v for k, v in {**plain, **changes}.items() if k not in without}
+    with pytest.raises(ValueError) as error:
+      Config.from_json(json.dumps(old))
+    return str(error.value)
+
+  # Those of the first format had no number.
+  for sentence in (refused({}, without=('format',)), refused({'format': 1})):
+    assert 'format = 1: the config was written by another version' in sentence
+    assert 'this one reads format 2' in sentence
+  assert 'format = 3: ' in refused({'format': 3})
+  tokenizer = {**plain['tokenizer'], 'image_height': 64}
+  assert 'tokenizer.image_height: no config has such a field' in refused(
+    {'tokenizer': tokenizer}
+  )
+  assert 'name: no config has such a field' in refused({'name': 'x'})
 
 
 def test_a_phase_is_bound_by_the_models_it_holds():
@@ -63,8 +78,7 @@ def test_a_phase_is_bound_by_the_models_it_holds():
 
 def test_prompts_of_baselines_make_another_model():
   def config(share):
-    finetune = FinetunePhase(baseline_share=share)
-    return Config(phases=Phases(finetune=finetune))
+    return Config().edit({'phases.finetune.baseline_share': share})
 
   check_config(config(0.1), config(0.2), 'x', model_fields('finetune'))
   for saved, current in ((0.0, 0.1), (0.1, 0.0)):
@@ -75,3 +89,15 @@ def test_prompts_of_baselines_make_another_model():
       match=f'baseline_share = {current}: .* in x was made with {saved}',
     ):
       check_config(*pair, 'x', model_fields('finetune'))
+
+
+def test_tasks_make_another_model_by_their_number():
+  base = Config().edit({'tasks': ('key', 'door')})
+  renamed = base.edit({'tasks': ('axe', 'door')})
+  check_config(base, renamed, 'x', model_fields('finetune'))
+  more = base.edit({'tasks': ('key', 'door', 'goal')})
+  check_config(base, more, 'x', model_fields('dynamics'))
+  with pytest.raises(
+    ValueError, match=r"^tasks = .*'goal'\): .* in x was made with \('key'"
+  ):
+    check_config(base, more, 'x', model_fields('finetune'))

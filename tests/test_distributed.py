@@ -41,39 +41,34 @@ if os.environ.get('MESHES') == 'all':
 TRAINED = PHASES if len(MESHES) > 1 else PHASES[:2]
 ACTIONS = (ActionComponent(name='action', kind='categorical', size=3),)
 EXPERIMENT = """
-import dataclasses
 from dreamer4_jax.config import *
 
-SMALL = dict(
-  width=16, num_heads=4, num_kv_heads=2, mlp_hidden=16, time_every=2
-)
-STEP = dict(
-  steps={steps}, batch_size=8, clip_length=2, log_every=1, checkpoint_every=3,
-  optimizer=OptimizerConfig(
-    learning_rate=1e-3, warmup_steps=1, decay_share=0.0, eps=1e-3
-  ),
-)
+SMALL = dict(width=16, num_heads=4, depth=2, time_every=2, context_length=2)
+STEP = dict(steps={steps}, batch_size=8, clip_lengths=(2,))
 config = Config(
   actions=(ActionComponent(name='action', kind='categorical', size=3),),
   tasks=('near', 'far'),
   tokenizer=TokenizerConfig(
-    image_height=16, image_width=16, patch_size=8, num_latents=4,
-    bottleneck_dim=4, context_length=2, encoder_depth=2, decoder_depth=2,
+    frame_shape=(16, 16, 3), patch_size=8, num_latents=4, bottleneck_dim=4,
     **SMALL,
   ),
   dynamics=DynamicsConfig(
-    num_spatial_tokens=4, num_registers=1, context_length=2, depth=2, **SMALL
+    num_spatial_tokens=4, num_registers=1, num_kv_heads=2, **SMALL
   ),
   # A small limit: the mean of an untrained value is a difference of the largest
   # bins, by default 5e8, and so is its rounding.
-  agent=AgentConfig(num_tasks=2, hidden=16, bin_limit=5.0),
+  agent=AgentConfig(hidden=(16, 16), bin_limit=5.0),
   phases=Phases(
     tokenizer=TokenizerPhase(**STEP),
     dynamics=DynamicsPhase(**STEP),
     finetune=FinetunePhase(**STEP),
     imagination=ImaginationPhase(**STEP, horizon=2),
   ),
-  data=DataConfig(path='noise'),
+  # Gradients so small that Adam's epsilon is above the rounding of one: else
+  # where there is hardly any, its rounding is a share of the step.
+  optimizer=OptimizerConfig(warmup_steps=1, decay_share=0.0, clip_norm=1e-5),
+  saving=SavingConfig(log_every=1, checkpoint_every=3),
+  data=DataConfig(sources=(SourceConfig(path='noise'),)),
 )
 """
 
@@ -199,8 +194,6 @@ def test_they_learn_what_one_process_learns(home, alone, phase, mesh):
   expected, _ = load_arrays(alone / phase)
   found, _ = load_arrays(directory / phase)
   for name in ('params', 'ema', 'frozen'):
-    # Adam's epsilon is above the rounding of a gradient: else where there is
-    # hardly any, its rounding is a share of the step.
     chex.assert_trees_all_close(found[name], expected[name], atol=1e-5)
   one, two = lines(alone / phase), lines(directory / phase)
   # Written once: a line for each step, one file of TensorBoard's.
@@ -227,7 +220,7 @@ def wait_for(process, text):
 def test_sigterm_to_one_stops_both_and_one_process_goes_on(home):
   phase_dir = home / 'stopped/tokenizer'
   more = ['--phase', 'tokenizer', '--set', 'phases.tokenizer.steps=100000']
-  more += ['phases.tokenizer.checkpoint_every=100000']
+  more += ['saving.checkpoint_every=100000']
 
   def steps():
     return sorted(int(p.name) for p in (phase_dir / 'checkpoints').iterdir())

@@ -45,12 +45,12 @@ def test_weights_and_config_come_back(weights, tmp_path):
 
 def test_arrays_that_are_views_are_written_as_they_look(tmp_path):
   table = np.arange(6, dtype=np.float32).reshape(2, 3)
-  room = {'a': table.T, 'b': table[:, 1], 'c': np.float32(3.0)}
-  exported.save(tmp_path, {'room': room}, CONFIG)
-  room = exported.load(tmp_path)[0]['room']
-  assert room['c'].shape == () and room['c'] == 3
-  np.testing.assert_array_equal(room['a'], table.T)
-  np.testing.assert_array_equal(room['b'], table[:, 1])
+  module = {'a': table.T, 'b': table[:, 1], 'c': np.float32(3.0)}
+  exported.save(tmp_path, {'module': module}, CONFIG)
+  module = exported.load(tmp_path)[0]['module']
+  assert module['c'].shape == () and module['c'] == 3
+  np.testing.assert_array_equal(module['a'], table.T)
+  np.testing.assert_array_equal(module['b'], table[:, 1])
 
 
 def test_the_config_of_a_run_is_not_replaced(weights, tmp_path):

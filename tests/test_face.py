@@ -30,14 +30,14 @@ SIGNATURES = {
   'sampling_steps, seed)',
   'evaluate': '(run_dir, *, config, episodes, seed)',
   'imagine': '(world, params, batch, key, *, policy, horizon, '
-  'sampling_steps, with_agent, known)',
+  'sampling_steps)',
   'objectives.sample': '(denoise, noise, *given, steps, max_steps, lead_axes)',
   'play': '(run_dir, out, *, env, agents, temperatures, episodes, seed, '
   'videos)',
   'train': '(config, run_dir, phases, *, progress)',
-  'training.dynamics_loss': '(world, params, batch, key, phase, step)',
-  'training.finetune_loss': '(world, params, batch, key, phase, step)',
-  'training.imagination_loss': '(world, params, contexts, key, phase)',
+  'training.dynamics_loss': '(world, params, batch, key, step)',
+  'training.finetune_loss': '(world, params, batch, key, step)',
+  'training.imagination_loss': '(world, params, contexts, key)',
   'training.init_state': '(world, phase, key, given)',
   'training.tokenizer_loss': '(tokenizer, params, frames, key, *, vectors, '
   'segment_ids, phase, lpips)',

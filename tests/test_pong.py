@@ -14,20 +14,19 @@ ROOT = pathlib.Path(__file__).parents[1]
 # The smallest models and the fewest steps that go the whole way.
 TINY = """
 tokenizer.patch_size=16 tokenizer.num_latents=4 tokenizer.width=16
-tokenizer.mlp_hidden=16 tokenizer.context_length=2 dynamics.width=16
-dynamics.mlp_hidden=16 dynamics.num_spatial_tokens=4 dynamics.context_length=4
-tokenizer.encoder_depth=2 tokenizer.decoder_depth=2 tokenizer.time_every=2
-dynamics.depth=2 dynamics.time_every=2 agent.hidden=16 agent.layers=1
+tokenizer.depth=2 tokenizer.time_every=2 tokenizer.context_length=2
+dynamics.width=16 dynamics.num_spatial_tokens=4 dynamics.context_length=4
+dynamics.depth=2 dynamics.time_every=2 agent.hidden=16
 phases.tokenizer.steps=2 phases.dynamics.steps=2
 phases.finetune.steps=2 phases.imagination.steps=2
-phases.tokenizer.batch_size=4 phases.tokenizer.clip_length=2
-phases.dynamics.batch_size=4 phases.dynamics.clip_length=4
+phases.tokenizer.batch_size=4 phases.tokenizer.clip_lengths=2
+phases.dynamics.batch_size=4 phases.dynamics.clip_lengths=4
 phases.dynamics.bootstrap_start=0
-phases.finetune.batch_size=4 phases.finetune.clip_length=4
-phases.imagination.batch_size=4 phases.imagination.clip_length=4
+phases.finetune.batch_size=4 phases.finetune.clip_lengths=4
+phases.imagination.batch_size=4 phases.imagination.clip_lengths=4
 phases.imagination.horizon=2 phases.imagination.sampling_steps=2
 env.max_steps=8 eval.episodes=4 eval.clips=4 eval.context_frames=4
-eval.horizons=2,4 data.path=data
+eval.horizons=2,4
 """.split()
 
 
@@ -79,11 +78,11 @@ def test_from_nothing_to_exported_weights(user):
 
   _, said = user(
     dreamer4, 'quickstart', str(ROOT / 'experiments/pong.py'),
-    '--run-dir', 'run', '--set', *TINY,
+    '--run-dir', 'run', '--data', 'data', '--set', *TINY,
   )  # fmt: skip
   for name in (
     'results.json', 'report.md', 'dreams.mp4', 'dreams.png', 'agent.mp4',
-    'latents/dataset_info.json',
+    'latents-0/dataset_info.json',
   ):  # fmt: skip
     assert (here / 'run' / name).stat().st_size > 0, name
 

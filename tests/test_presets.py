@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import math
+import operator
 
 from flax import linen as nn
 import jax
@@ -9,7 +10,7 @@ import pytest
 from dreamer4_jax.config import (
   PHASES,
   ActionComponent,
-  AgentConfig,
+  ComputeConfig,
   Config,
   TokenizerConfig,
   presets,
@@ -28,15 +29,15 @@ def own_config(name):
 
 @functools.cache
 def count(name):
-  """Parameters in millions by room, without a byte of them."""
+  """Parameters in millions by module, without a byte of them."""
   world = World.from_config(own_config(name))
   params = jax.eval_shape(
     lambda key: nn.meta.unbox(world.init(key, ('tokenizer', 'dynamics'))),
     jax.random.key(0),
   )
   return {
-    room: sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) / 1e6
-    for room, tree in params.items()
+    module: sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) / 1e6
+    for module, tree in params.items()
   }
 
 
@@ -63,8 +64,8 @@ def test_the_table_in_the_docstring_holds(name):
     for line in presets.__doc__.splitlines()
     if line.startswith(f'| {name} ')
   )
-  t = presets.PRESETS[name].tokenizer
-  assert row[1].strip() == f'{t.image_height}x{t.image_width}'
+  height, width, _ = presets.PRESETS[name].tokenizer.frame_shape
+  assert row[1].strip() == f'{height}x{width}'
   counted = count(name)
   assert [float(row[2]), float(row[3])] == pytest.approx(
     [counted['tokenizer'], counted['dynamics']], abs=0.05
@@ -81,33 +82,62 @@ def test_paper_has_the_papers_tokens():
   assert d.context_length == 192 and d.num_kv_heads < d.num_heads
 
 
+def mentioned(preset):
+  """Dotted names of the fields that a preset has a say in."""
+  groups = {'tokenizer', 'dynamics', 'compute'}
+  fields = {f'phases.{phase}': own for phase, own in preset.phases.items()}
+  fields |= {name: getattr(preset, name) for name in ('agent', 'forcing')}
+  fields['data'] = preset.data
+  return groups | {f'{group}.{k}' for group, own in fields.items() for k in own}
+
+
 @pytest.mark.parametrize('name', presets.PRESETS)
 def test_apply_keeps_all_but_the_sizes_and_what_fits_them(name):
   before = Config(
-    name='mine',
     actions=ACTIONS,
     tasks=('a', 'b'),
-    agent=AgentConfig(num_tasks=2),
-    tokenizer=dataclasses.replace(
-      Config().tokenizer, image_height=48, image_width=80, channels=1
-    ),
+    tokenizer=TokenizerConfig(frame_shape=(48, 80, 1)),
+  ).edit(
+    {
+      'compute.remat': 'dots',
+      'agent.distances': 3,
+      'forcing.bootstrap_share': 0.5,
+      'forcing.end_share': 0.25,
+      'data.separate_images': 0.1,
+      'data.novel_share': 0.2,
+      'data.sources.0.path': 'here',
+      'saving.log_every': 7,
+      'phases.dynamics.steps': 11,
+      'phases.finetune.relevant_share': 0.25,
+    }
   )
+  preset = presets.PRESETS[name]
   after = presets.apply(before, name)
-  t = after.tokenizer
-  assert (t.image_height, t.image_width, t.channels) == (48, 80, 1)
-  assert t.width == presets.PRESETS[name].tokenizer.width
-  assert after.dynamics == presets.PRESETS[name].dynamics
-  rest = {'tokenizer': before.tokenizer, 'dynamics': before.dynamics}
-  phases = {
-    phase: dataclasses.replace(
-      getattr(after.phases, phase),
-      **{k: getattr(getattr(before.phases, phase), k) for k in fields},
-    )
-    for phase, fields in presets.PRESETS[name].phases.items()
-  }
-  rest['phases'] = dataclasses.replace(after.phases, **phases)
-  assert dataclasses.replace(after, **rest) == before
+  assert after.tokenizer == dataclasses.replace(
+    preset.tokenizer, frame_shape=(48, 80, 1), patch_grid=None
+  )
+  assert after.dynamics == preset.dynamics
+  # Nothing is left of how another size was computed.
+  assert after.compute == ComputeConfig(**preset.compute)
+  get = lambda config, field: operator.attrgetter(field)(config)
+  for phase, fields in preset.phases.items():
+    for field, value in fields.items():
+      assert get(after, f'phases.{phase}.{field}') == value
+  kept = {field: get(before, field) for field in mentioned(preset)}
+  assert after.edit(kept) == before
   assert Config.from_json(after.to_json()) == after
+
+
+def test_a_preset_pads_frames_of_its_own_size_alone():
+  grid = lambda shape: (
+    (
+      presets.apply(Config().edit({'tokenizer.frame_shape': shape}), 'paper')
+    ).tokenizer.grid
+  )
+  assert grid((360, 640, 3)) == grid((360, 640, 1)) == (24, 40)
+  assert grid((64, 64, 3)) == (4, 4)
+  own = {'tokenizer.frame_shape': (64, 64, 3), 'tokenizer.patch_grid': (5, 6)}
+  assert presets.apply(Config().edit(own), 'paper').tokenizer.grid == (5, 6)
 
 
 @pytest.mark.parametrize('name', presets.PRESETS)
@@ -117,30 +147,45 @@ def test_a_preset_can_be_trained_as_it_is(name):
 
 
 def test_paper_sets_what_the_paper_sets():
-  config = presets.apply(
-    Config(
-      actions=ACTIONS,
-      tokenizer=TokenizerConfig(image_height=360, image_width=640),
-    ),
-    'paper',
+  # Over a config in which all of it is otherwise.
+  before = Config(actions=ACTIONS).edit(
+    {
+      'tokenizer.frame_shape': (360, 640, 3),
+      'agent.distances': 3,
+      'forcing.end_share': 0.25,
+      'forcing.clear_share': 0.5,
+      'forcing.low_weight': 1.0,
+      'phases.tokenizer.max_mask_ratio': 0.5,
+      'phases.finetune.relevant_share': 0.25,
+      'phases.finetune.dynamics_rate': 0.1,
+      'phases.finetune.distance_decay': 0.5,
+      'phases.imagination.gamma': 0.9,
+      'phases.imagination.lam': 0.8,
+      'phases.imagination.alpha': 0.7,
+      'phases.imagination.beta': 0.1,
+      'phases.imagination.sampling_steps': 2,
+      'phases.imagination.world_rate': 0.5,
+      'phases.imagination.stop_at_event': True,
+    }
   )
+  config = presets.apply(before, 'paper')
   assert config.tokenizer.grid == (24, 40)
   assert config.tokenizer.bottleneck_gain == 1
-  p = config.phases
-  for name in PHASES:
-    phase = getattr(p, name)
-    assert (phase.clip_length, phase.long_clip_length) == (64, 256)
-    assert phase.separate_images == (0 if name == 'imagination' else 0.3)
+  assert all(phase.clip_lengths == (64, 256) for phase in config.phases)
+  assert config.data.separate_images == 0.3
   assert (
     config.dynamics.context_length == 192 == config.tokenizer.context_length
   )
-  assert p.tokenizer.max_mask_ratio == 0.9 and p.tokenizer.lpips_weight == 0.2
-  assert p.dynamics.end_share == 0 == p.finetune.end_share
-  assert p.finetune.relevant_share == 0.5 and p.finetune.distance_decay == 1
-  i = p.imagination
+  assert config.phases.tokenizer.max_mask_ratio == 0.9
+  f = config.forcing
+  assert (f.end_share, f.clear_share, f.low_weight) == (0, 0, 0.1)
+  t = config.phases.finetune
+  assert (t.relevant_share, t.dynamics_rate, t.distance_decay) == (0.5, 1, 1)
+  i = config.phases.imagination
   assert (i.gamma, i.lam, i.alpha, i.beta) == (0.997, 0.95, 0.5, 0.3)
-  assert (i.kl_direction, i.sampling_steps) == ('policy_prior', 4)
+  assert (i.sampling_steps, i.world_rate, i.stop_at_event) == (4, 0, False)
   assert config.agent.distances == 8
+  assert (config.compute.remat, config.compute.dtype) == ('full', 'bfloat16')
 
 
 def test_an_unknown_preset_is_refused():

@@ -1,9 +1,6 @@
 """The whole path at toy size: record, train, evaluate, report, go on."""
 
-import dataclasses
 import json
-import pathlib
-import runpy
 
 import jax
 import numpy as np
@@ -14,55 +11,39 @@ from data_pipelines.pretokenise import PretokeniseConfig, pretokenise
 from dreamer4_jax import sharding
 from dreamer4_jax.checkpoint import load_params
 from dreamer4_jax.cli.quickstart import quickstart
-from dreamer4_jax.config import EvalConfig, MeshConfig
+from dreamer4_jax.config import PHASES, EvalConfig, MeshConfig, experiments
 from dreamer4_jax.data import EpisodeSource, novelty
 from dreamer4_jax.evals import policies, seeds
-from dreamer4_jax.evals.evaluation import _held_out
+from dreamer4_jax.evals.evaluation import FRAMES_A_CLIP, _held_out
 from dreamer4_jax.models import World
 from dreamer4_jax.training.clips import training_loader
-
-EXPERIMENT = pathlib.Path(__file__).parents[1] / 'experiments/quickstart.py'
 
 
 def toy(path):
   """The quickstart's experiment with toy models and two steps a phase."""
-  config = runpy.run_path(str(EXPERIMENT))['config']
-  replace = dataclasses.replace
-  short = lambda phase: replace(
-    phase,
-    steps=2,
-    batch_size=8,
-    clip_length=4,
-    long_clip_length=0,
-    log_every=1,
-  )
-  phases = config.phases
-  small = {'width': 16, 'mlp_hidden': 16, 'time_every': 2}
-  return replace(
-    config,
-    tokenizer=replace(
-      config.tokenizer, **small, encoder_depth=2, decoder_depth=2
-    ),
-    dynamics=replace(config.dynamics, **small, depth=2, context_length=4),
-    agent=replace(config.agent, hidden=16, layers=1),
-    phases=replace(
-      phases,
-      tokenizer=short(phases.tokenizer),
-      dynamics=short(phases.dynamics),
-      finetune=replace(short(phases.finetune), baseline_share=0.25),
-      imagination=replace(
-        short(phases.imagination), horizon=3, sampling_steps=2
+  small = {'width': 16, 'depth': 2, 'time_every': 2}
+  short = {'steps': 2, 'batch_size': 8, 'clip_lengths': (4,)}
+  return experiments.load('quickstart').edit(
+    {
+      **{f'tokenizer.{k}': v for k, v in small.items()},
+      **{f'dynamics.{k}': v for k, v in small.items()},
+      'dynamics.context_length': 4,
+      'agent.hidden': (16,),
+      **{f'phases.{p}.{k}': v for p in PHASES for k, v in short.items()},
+      'phases.finetune.baseline_share': 0.25,
+      'phases.imagination.horizon': 3,
+      'phases.imagination.sampling_steps': 2,
+      'saving.log_every': 1,
+      'data.sources.0.path': str(path),
+      'env.max_steps': 12,
+      'eval': EvalConfig(
+        clips=20,
+        context_frames=3,
+        horizons=(2, 4),
+        episodes=8,
+        reality_episodes=6,
       ),
-    ),
-    data=replace(config.data, path=str(path)),
-    env=replace(config.env, max_steps=12),
-    eval=EvalConfig(
-      clips=4,
-      context_frames=3,
-      horizons=(2, 4),
-      episodes=8,
-      reality_episodes=6,
-    ),
+    }
   )
 
 
@@ -71,7 +52,8 @@ def run(tmp_path_factory):
   path = tmp_path_factory.mktemp('run')
   config = toy(path / 'data')
 
-  def record(out):
+  def record(config):
+    out = config.data.path
     report = collect(
       CollectConfig(
         out=out,
@@ -159,10 +141,12 @@ def test_figures_of_the_tokenizer_are_of_all_frames_there_are(run):
   lengths = EpisodeSource(path / 'data', 'test').index.lengths
   whole = 16 * 4  # frames of a batch
   count = -(-int(lengths.sum()) // whole)
+  assert FRAMES_A_CLIP * config.eval.clips >= lengths.sum()
   player = results['tokenizer']['player'].values()
   assert sum(place['frames'] for place in player) == whole * count
-  fewer = dataclasses.replace(config.eval, frames=whole + 1)
-  batches = _held_out(dataclasses.replace(config, eval=fewer))
+  # A few frames more than fill a batch.
+  fewer = config.edit({'eval.clips': whole // FRAMES_A_CLIP + 1})
+  batches = _held_out(fewer)
   assert [b.frames.shape[:2] for b in batches] == [(16, 4)] * 2 and count > 2
 
 
@@ -217,11 +201,11 @@ def test_a_finished_run_trains_and_records_nothing_again(run, monkeypatch):
 def test_later_phases_read_latents(run):
   path, config, _ = run
   world = World.from_config(config)
-  rooms, saved = load_params(path / 'run', 'dynamics')
-  source = EpisodeSource(path / 'run/latents', 'train')
-  assert source.description.tokenizer == world.fingerprint(rooms)
-  assert saved.data.latents == str(path / 'run/latents')
-  loader = training_loader(saved, 'dynamics', 4, world.fingerprint(rooms))
+  params, saved = load_params(path / 'run', 'dynamics')
+  source = EpisodeSource(path / 'run/latents-0', 'train')
+  assert source.description.tokenizer == world.fingerprint(params)
+  assert saved.data.sources[0].latents == str(path / 'run/latents-0')
+  loader = training_loader(saved, 'dynamics', 4, world.fingerprint(params))
   assert next(loader).frames.shape == (8, 4, 36, 8)
   with pytest.raises(ValueError, match='this run has 0123; pre-tokenise again'):
     training_loader(saved, 'dynamics', 4, '0123')

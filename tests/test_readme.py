@@ -1,6 +1,5 @@
 """The examples of the README run as they are printed."""
 
-import dataclasses
 import functools
 import pathlib
 import re
@@ -21,6 +20,7 @@ from dreamer4_jax.config import (
   AgentConfig,
   Config,
   DataConfig,
+  SourceConfig,
   presets,
 )
 from dreamer4_jax.data.format import Description
@@ -62,11 +62,9 @@ def last_state(config):
   params = world.init(
     key, ('tokenizer', 'dynamics', 'task', 'policy', 'reward', 'continuation')
   )
-  latents = (config.tokenizer.num_latents, config.tokenizer.bottleneck_dim)
+  latents = config.tokenizer.latent_shape
   params['latents'] = {name: jnp.zeros(latents) for name in ('mean', 'std')}
-  return nn.meta.unbox(
-    init_imagination_state(world, config.phases.imagination, key, params)
-  )
+  return nn.meta.unbox(init_imagination_state(world, key, params))
 
 
 @pytest.fixture
@@ -86,13 +84,11 @@ def checkpoint(tmp_path, monkeypatch):
   config = Config(
     actions=actions,
     tasks=TASKS,
-    tokenizer=dataclasses.replace(
-      Config().tokenizer, image_height=SIDE, image_width=SIDE
-    ),
-    agent=AgentConfig(num_tasks=2, hidden=16),
-    data=DataConfig(path='noise'),
+    agent=AgentConfig(hidden=(16,)),
+    data=DataConfig(sources=(SourceConfig(path='noise'),)),
   )
   config = presets.apply(config, 'tiny')
+  config = config.edit({'tokenizer.frame_shape': (SIDE, SIDE, 3)})
   shapes = jax.eval_shape(functools.partial(last_state, config))
   state = jax.tree.map(
     lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), shapes

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,13 @@ import zipfile
 
 import pytest
 
+from dreamer4_jax.checkpoint import latest_step
+from dreamer4_jax.config import PHASES
+from tests.cli.small_run import make_config, write_dataset
+
 ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / 'README.md').read_text()
+SNIPPETS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 PACKAGED = ('dreamer4_jax', 'data_pipelines', 'experiments')
 CONVERTERS = sorted(
   path.stem
@@ -95,6 +102,28 @@ print('code is', dreamer4_jax.__path__[0])
   assert child.stdout.count('env.name=navix:Navix-DoorKey') == 2
   assert '/site0/dreamer4_jax' in child.stdout.split('code is')[1]
   assert 'dreamer4 0.1.0\n' in child.stdout  # No git state outside a checkout.
+
+
+def test_every_phase_takes_ten_steps_and_the_snippets_run(run_alone, tmp_path):
+  config = make_config(write_dataset(tmp_path / 'data'))
+  experiment = tmp_path / 'ten.py'
+  experiment.write_text(
+    'from dreamer4_jax.config import Config\n'
+    f'config = Config.from_json({config.to_json()!r})\n'
+  )
+  # The second snippet reads the run of this name.
+  child = run_alone(f"""
+import os, pathlib
+os.chdir({str(tmp_path)!r})
+run('dreamer4_jax.cli.main', 'train', 'ten.py', '--run-dir', 'runs/quickstart')
+for code in {SNIPPETS!r}:
+  exec(compile(code, 'README.md', 'exec'), {{}})
+print('all', len({SNIPPETS!r}), 'ran')
+""")
+  assert child.returncode == 0, child.stderr
+  assert 'all 3 ran' in child.stdout
+  run = tmp_path / 'runs/quickstart'
+  assert [latest_step(run, phase) for phase in PHASES] == [10] * 4
 
 
 def test_every_converter_has_its_help(run_alone):

@@ -21,8 +21,10 @@ from dreamer4_jax.config import (
   PHASES,
   ActionComponent,
   AgentConfig,
+  ComputeConfig,
   Config,
   MeshConfig,
+  Phases,
   presets,
   require,
 )
@@ -89,42 +91,26 @@ class Job:
 
   def config(self, rows: int) -> Config:
     """Returns the run's config, with a batch of so many rows."""
-    sizes = presets.PRESETS[self.preset]
+    sizes, replace = presets.PRESETS[self.preset], dataclasses.replace
     own = {'remat': self.remat, 'attention': self.attention}
     own = {name: value for name, value in own.items() if value}
-    sizes = dataclasses.replace(
-      sizes,
-      tokenizer=dataclasses.replace(sizes.tokenizer, **own),
-      dynamics=dataclasses.replace(sizes.dynamics, **own),
-    )
-    config = Config(
+    shape = {'batch_size': rows, 'clip_lengths': (self.length,)}
+    p = Phases()
+    return Config(
       actions=_ACTIONS,
       tasks=_TASKS,
       tokenizer=sizes.tokenizer,
       dynamics=sizes.dynamics,
-      agent=AgentConfig(
-        num_tasks=len(_TASKS), hidden=sizes.dynamics.width // 2
-      ),
-    )
-    phases = config.phases
-    changes = {
-      'batch_size': rows,
-      'clip_length': self.length,
-      'accumulate': self.accumulate,
-    }
-    # A device with one row cannot cut it: then whole steps bootstrap.
-    whole = {'bootstrap_rows': 1.0, 'bootstrap_every': 4}
-    own = whole if self.rows % 4 else {}
-    return dataclasses.replace(
-      config,
-      phases=dataclasses.replace(
-        phases,
-        tokenizer=dataclasses.replace(phases.tokenizer, **changes),
-        dynamics=dataclasses.replace(phases.dynamics, **changes, **own),
-        finetune=dataclasses.replace(phases.finetune, **changes, **own),
-        imagination=dataclasses.replace(
-          phases.imagination,
-          **changes,
+      compute=ComputeConfig(**{**sizes.compute, **own}),
+      agent=AgentConfig(hidden=(sizes.dynamics.width // 2,) * 2),
+      accumulate=self.accumulate,
+      phases=Phases(
+        tokenizer=replace(p.tokenizer, **shape),
+        dynamics=replace(p.dynamics, **shape),
+        finetune=replace(p.finetune, **shape),
+        imagination=replace(
+          p.imagination,
+          **shape,
           horizon=self.horizon,
           sampling_steps=self.steps,
         ),
@@ -268,7 +254,7 @@ def _batch(world: World, job: Job, mesh: jax.sharding.Mesh) -> Batch:
   )
   frames = array((*lead, t.num_latents, t.bottleneck_dim), jnp.float16)
   if job.pixels or job.program == 'tokenizer':
-    shape = (*lead, t.image_height, t.image_width, t.channels)
+    shape = (*lead, *t.frame_shape)
     frames = array(shape, jnp.uint8)
   action = jax.tree.map(
     lambda x: array(x.shape, x.dtype),

@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from dreamer4_jax.config import PhaseConfig
+from dreamer4_jax.config import SavingConfig
 
 _LOG = logging.getLogger(__name__)
 
@@ -28,17 +28,15 @@ class Best:
   """Name of the value that checkpoints are compared by."""
   mode: Literal['min', 'max'] = 'min'
   """Whether a low or a high value is good."""
-  keep: int = 1
-  """How many of the best are kept, besides the latest."""
 
   @classmethod
-  def of(cls, phase: PhaseConfig) -> Best | None:
-    """Returns what a phase asks for, if it keeps the best at all."""
-    if not phase.keep_best:
+  def of(cls, saving: SavingConfig, phase: str) -> Best | None:
+    """Returns what makes checkpoints of a phase good, if anything does."""
+    mode, _, metric = saving.best_metric.rpartition(':')
+    group, slash, _ = metric.rpartition('/')
+    if not metric or (slash and group != phase):
       return None
-    return cls(
-      metric=phase.best_metric, mode=phase.best_mode, keep=phase.keep_best
-    )
+    return cls(metric=metric, mode='max' if mode == 'max' else 'min')
 
   def quality(self, values: Mapping[str, float] | None) -> float:
     """Returns a number that is higher for better checkpoints.
@@ -59,7 +57,7 @@ def keep_options(keep_last: int, best: Best | None) -> dict[str, Any]:
     return {'preservation_policy': latest}
   top = policies.BestN(
     get_metric_fn=best.quality,
-    n=best.keep,
+    n=1,
     keep_checkpoints_without_metrics=False,
   )
   return {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import json
 from typing import Any
 
-from dreamer4_jax.config import FREE_FIELDS, Config
+from dreamer4_jax.config import Config
 
 MODEL_FIELDS = ('vectors', 'tokenizer', 'actions', 'dynamics', 'agent')
 _PHASE_FIELDS = {
@@ -27,8 +27,15 @@ def check_config(
   old, new = (json.loads(c.to_json()) for c in (saved, current))
   for field in fields:
     _compare(field, old[field], new[field], where)
-  if 'agent' in fields and saved.baselines != current.baselines:
-    # Their prompts are rows of the task embedding.
+  if 'agent' not in fields:
+    return
+  # Tasks and prompts of baselines are rows of the task embedding.
+  if saved.num_tasks != current.num_tasks:
+    raise ValueError(
+      f'tasks = {current.tasks!r}: the checkpoint in {where} was made with '
+      f'{saved.tasks!r}; give as many, or choose another run directory'
+    )
+  if saved.baselines != current.baselines:
     share = current.phases.finetune.baseline_share
     raise ValueError(
       f'phases.finetune.baseline_share = {share!r}: the checkpoint in {where} '
@@ -40,8 +47,7 @@ def check_config(
 def _compare(field: str, old: Any, new: Any, where: str) -> None:
   if isinstance(old, dict) and isinstance(new, dict):
     for name in new:
-      if name not in FREE_FIELDS:
-        _compare(f'{field}.{name}', old[name], new[name], where)
+      _compare(f'{field}.{name}', old[name], new[name], where)
   elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
     for i, (a, b) in enumerate(zip(old, new, strict=True)):
       _compare(f'{field}.{i}', a, b, where)

@@ -13,6 +13,7 @@ import pathlib
 import stat
 from typing import Any
 
+import msgspec
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
@@ -93,8 +94,11 @@ def load(directory: str | pathlib.Path) -> tuple[dict[str, Any], Config]:
     for group in groups:
       node = node.setdefault(group, {})
     node[last] = value
-  text = (directory / CONFIG).read_text()
-  return params, Config.from_saved(text, str(directory))
+  path = directory / CONFIG
+  try:
+    return params, Config.from_json(path.read_text())
+  except (ValueError, msgspec.MsgspecError) as error:
+    raise ValueError(f'{path}: {error}') from error
 
 
 def _flatten(

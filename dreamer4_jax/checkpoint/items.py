@@ -14,6 +14,7 @@ from typing import Any
 
 import grain
 import jax
+import msgspec
 import orbax.checkpoint as ocp
 
 from dreamer4_jax.checkpoint.iterator_state import StateText
@@ -77,9 +78,12 @@ def read(manager: Manager, path: pathlib.Path, **items: Any) -> Any:
 
 
 def read_config(manager: Manager, path: pathlib.Path) -> Config:
-  """Reads the config; raises as `read` and `Config.from_saved` do."""
+  """Reads the config; raises as `read` and `Config.from_json` do."""
   plain = read(manager, path, config=ocp.args.JsonRestore())['config']
-  return Config.from_saved(json.dumps(plain), str(path))
+  try:
+    return Config.from_json(json.dumps(plain))
+  except (ValueError, msgspec.MsgspecError) as error:
+    raise ValueError(f'{path}: {error}') from error
 
 
 def read_info(manager: Manager, path: pathlib.Path) -> dict[str, Any]:

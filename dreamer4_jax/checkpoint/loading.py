@@ -86,8 +86,8 @@ def load_state_dict(
     run_dir: run directory.
     phase: name of the phase.
     only: see `load_arrays`.
-    which: `result` is the best checkpoint if the phase's config keeps the best
-      (`keep_best`), and otherwise the latest.
+    which: `result` is the best checkpoint if `saving.best_metric` is one of the
+      phase, and otherwise the latest.
   """
   phase_dir = pathlib.Path(run_dir).absolute() / phase
   directory = _directory(phase_dir)
@@ -107,7 +107,7 @@ def load_state_dict(
       steps[0],
       settings.steps,
     )
-  best = Best.of(settings) if which == 'result' else None
+  best = Best.of(config.saving, phase) if which == 'result' else None
   return load_arrays(phase_dir, only=only, best=best)
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import re
 import types
 import typing
 from typing import Any
@@ -56,6 +57,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
       type, or one that the config refuses.
   """
   plain = json.loads(config.to_json())
+  plain.pop('format')
   known = {f.name: f for f in fields(config)}
   for assignment in assignments:
     name, equals, text = assignment.partition('=')
@@ -76,16 +78,31 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
       raise ValueError(_unknown(name, list(known))) from None
     node[last] = value
   try:
-    return msgspec.convert(plain, Config)
+    return Config.from_plain(plain)
   except msgspec.ValidationError as error:
     # Its cause is the sentence of the config itself, without a JSON path.
     raise ValueError(str(error.__cause__ or error)) from error
 
 
-def describe(config: Config) -> str:
-  """Lists all fields in the form that `--set` takes, with their meaning."""
+def describe(config: Config, part: str = '') -> str:
+  """Lists fields in the form that `--set` takes, with their meaning.
+
+  Args:
+    config: whose values are shown.
+    part: dotted name of a group, or of a field; by default all, but for the
+      fields of the members of lists, such as `actions`.
+
+  Raises:
+    ValueError: there is no such part.
+  """
+  known = fields(config)
+  chosen = [f for f in known if (f.name + '.').startswith(part + '.')]
+  if not part:
+    chosen = [f for f in known if not re.search(r'\.\d+\.', f.name)]
+  if not chosen:
+    raise ValueError(_unknown(part, [f.name for f in known]))
   lines = []
-  for field in fields(config):
+  for field in chosen:
     lines.append(f'{field.name}={_show(field.value)}  ({_spell(field.type)})')
     lines.append(f'    {field.meaning}')
   return '\n'.join(lines)

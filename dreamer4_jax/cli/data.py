@@ -91,7 +91,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _novelty(args: argparse.Namespace) -> int:
-  """Writes novelty-SPLIT.npy into the dataset, for novel_share of a phase."""
+  """Writes novelty-SPLIT.npy into the dataset, for data.novel_share."""
   from dreamer4_jax.data import novelty
 
   weights = novelty.measure_dataset(args.path, args.split)

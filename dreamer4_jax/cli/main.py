@@ -22,7 +22,13 @@ from dreamer4_jax.cli import (
   report,
   startup,
 )
-from dreamer4_jax.config import PHASES, Config, experiments, presets
+from dreamer4_jax.config import (
+  PHASES,
+  Config,
+  SourceConfig,
+  experiments,
+  presets,
+)
 from dreamer4_jax.runtime.distributed import JoinError, join, joined, leave
 from dreamer4_jax.runtime.logs import hush_grain
 from dreamer4_jax.runtime.memory import keep_freed_memory
@@ -127,7 +133,7 @@ def _add_quickstart(commands) -> None:
     description='Records a dataset, trains all phases, evaluates in the real '
     'environment and writes a report. The same command again goes on where it '
     'was interrupted. An experiment may also define the functions '
-    '`record(path)`, without which the dataset must be there, and '
+    '`record(config)`, without which the dataset must be there, and '
     '`pretokenise(run, dataset, out)`, without which later phases read frames.',
   )
   _add_experiment(parser, default='quickstart')
@@ -155,6 +161,12 @@ def _add_experiment(parser, default: str = '') -> None:
     'before --set',
   )
   parser.add_argument(
+    '--data',
+    nargs='+',
+    metavar='DIR',
+    help="datasets to take instead of the experiment's; before --set",
+  )
+  parser.add_argument(
     '--set',
     nargs='+',
     action='extend',
@@ -165,8 +177,11 @@ def _add_experiment(parser, default: str = '') -> None:
   )
   parser.add_argument(
     '--help-config',
-    action='store_true',
-    help='list every config field with its value, type and meaning, and exit',
+    nargs='?',
+    const='',
+    metavar='PART',
+    help='list the config fields with value, type and meaning, and exit; those '
+    'of one part if it is named, such as dynamics or phases.imagination',
   )
 
 
@@ -177,9 +192,12 @@ def _start(args: argparse.Namespace) -> tuple[Config, pathlib.Path] | None:
   config = experiments.load(args.experiment)
   if args.preset:
     config = presets.apply(config, args.preset)
+  if args.data:
+    sources = tuple(SourceConfig(path=path) for path in args.data)
+    config = config.edit({'data.sources': sources})
   config = configs.override(config, cluster.mesh_fields(args) + args.set)
-  if args.help_config:
-    print(configs.describe(config))
+  if args.help_config is not None:
+    print(configs.describe(config, args.help_config))
     return None
   join(several)
   startup.prepare()

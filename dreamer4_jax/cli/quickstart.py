@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import itertools
 import logging
 import pathlib
 from typing import Any
@@ -27,15 +28,16 @@ _LOG = logging.getLogger(__name__)
 def quickstart(
   config: Config,
   run_dir: pathlib.Path,
-  record: Callable[[str], Any] | None = None,
+  record: Callable[[Config], Any] | None = None,
   pretokenise: Callable[[str, str, str], Any] | None = None,
 ) -> dict[str, Any]:
   """Runs all parts and returns what is written to `results.json`.
 
   Args:
-    config: the run; `config.data.path` is where the dataset is, or will be.
+    config: the run; `config.data.path`, of its first source, is where the
+      dataset is, or will be.
     run_dir: where everything else goes.
-    record: records the dataset at a path; called if it is not there yet. None
+    record: records the run's first dataset; called if it is not there yet. None
       needs one that exists.
     pretokenise: takes the run, a dataset and a path, and writes the dataset's
       latents there, with the run's trained tokenizer; called likewise. With
@@ -51,16 +53,16 @@ def quickstart(
   dataset = pathlib.Path(config.data.path)
   if record is None and not dataset.exists():
     raise FileNotFoundError(
-      f'data.path = {config.data.path!r}: no dataset there; record one, for '
-      'example with `python -m data_pipelines.collect --out DIR`, or define a '
-      'function `record(path)` in the experiment'
+      f'data.sources.0.path = {config.data.path!r}: no dataset there; record '
+      'one, for example with `python -m data_pipelines.collect --out DIR`, or '
+      'define a function `record(config)` in the experiment'
     )
   _check(plain, run_dir, recorded=record is not None)
   saved.save(config, run_dir)
   if record is not None and not dataset.exists():
     _LOG.info('data: recording %s', config.data.path)
     with Clock(run_dir, 'data'):
-      record(config.data.path)
+      record(config)
     checks.check_data(plain, run_dir)
     check_held_out(config)
   if pretokenise:
@@ -68,7 +70,7 @@ def quickstart(
   for phase in PHASES:
     train_phases(config, run_dir, (phase,), loaders=training_loader)
     if phase == 'tokenizer' and pretokenise:
-      for source in config.data.datasets:
+      for source in config.data.sources:
         if not pathlib.Path(source.latents).exists():
           with Clock(run_dir, 'data'):
             pretokenise(str(run_dir), source.path, source.latents)
@@ -91,16 +93,17 @@ def _check(
 
 def _with_latents(config: Config, run_dir: pathlib.Path) -> Config:
   """Puts the latents of every dataset into the run directory."""
-  data = config.data
-  more = tuple(
-    dataclasses.replace(source, latents=str(run_dir / f'latents-{i}'))
-    for i, source in enumerate(data.more, 1)
+  number = itertools.count()
+  return _replace_latents(
+    config, lambda: str(run_dir / f'latents-{next(number)}')
   )
-  data = dataclasses.replace(data, latents=str(run_dir / 'latents'), more=more)
-  return dataclasses.replace(config, data=data)
 
 
 def _without_latents(config: Config) -> Config:
-  more = tuple(dataclasses.replace(s, latents='') for s in config.data.more)
-  data = dataclasses.replace(config.data, latents='', more=more)
-  return dataclasses.replace(config, data=data)
+  return _replace_latents(config, lambda: '')
+
+
+def _replace_latents(config: Config, name: Callable[[], str]) -> Config:
+  replace, data = dataclasses.replace, config.data
+  sources = tuple(replace(s, latents=name()) for s in data.sources)
+  return replace(config, data=replace(data, sources=sources))

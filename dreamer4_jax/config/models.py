@@ -86,22 +86,16 @@ class VectorComponent:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig(LayersConfig):
-  """Causal tokenizer (section 3.1 of the paper)."""
+  """Causal tokenizer (section 3.1 of the paper); encoder and decoder alike."""
 
-  image_height: int = 64
-  """Frame height in pixels."""
-  image_width: int = 64
-  """Frame width in pixels."""
-  channels: int = 3
-  """Colour channels."""
+  frame_shape: tuple[int, int, int] = (64, 64, 3)
+  """Height and width of a frame in pixels, and its channels."""
   patch_size: int = 16
   """Patch side in pixels; frames are padded with black to a multiple."""
-  grid_rows: int = 0
-  """Rows of patches, where frames are to be padded further than to the next
-  multiple: the paper's 360 pixels make 24 rows of 16. 0 takes as many as are
-  needed."""
-  grid_columns: int = 0
-  """Columns of patches, likewise."""
+  patch_grid: tuple[int, int] | None = None
+  """Rows and columns of patches, where frames are to be padded further than to
+  the next multiple: the paper's 360 pixels make 24 rows of 16. None takes as
+  many as are needed."""
   num_latents: int = 16
   """Latent tokens per frame, L."""
   bottleneck_dim: int = 16
@@ -113,33 +107,30 @@ class TokenizerConfig(LayersConfig):
   """Latent i starts from patch i as it is embedded, or hidden, and the query of
   patch i from latent i. For a latent for each patch: which of them is to hold
   which patch need not be found out then, which takes long where it succeeds."""
-  encoder_depth: int = 4
-  """Encoder layers, a multiple of `time_every`."""
-  decoder_depth: int = 4
-  """Decoder layers, a multiple of `time_every`."""
 
   def __post_init__(self):
     super().__post_init__()
+    require(
+      min(self.frame_shape) >= 1,
+      'TokenizerConfig.frame_shape',
+      self.frame_shape,
+      'must be at least 1 each',
+    )
+    at_least(1, self, 'patch_size', 'num_latents', 'bottleneck_dim')
     require(
       self.bottleneck_gain > 0,
       'TokenizerConfig.bottleneck_gain',
       self.bottleneck_gain,
       'must be positive',
     )
-    at_least(1, self, 'image_height', 'image_width', 'channels', 'patch_size')
-    at_least(1, self, 'num_latents', 'bottleneck_dim')
-    for field, side in (
-      ('grid_rows', self.image_height),
-      ('grid_columns', self.image_width),
-    ):
-      count, least = getattr(self, field), -(-side // self.patch_size)
-      require(
-        count == 0 or count >= least,
-        f'TokenizerConfig.{field}',
-        count,
-        f'must be 0, or at least {least} to hold {side} pixels in patches of '
-        f'{self.patch_size}',
-      )
+    least = tuple(-(-side // self.patch_size) for side in self.frame_shape[:2])
+    require(
+      self.grid[0] >= least[0] and self.grid[1] >= least[1],
+      'TokenizerConfig.patch_grid',
+      self.patch_grid,
+      f'must be none, or at least {least} to hold {self.frame_shape[:2]} '
+      f'pixels in patches of {self.patch_size}',
+    )
     patches = self.grid[0] * self.grid[1]
     require(
       not self.aligned_latents or self.num_latents == patches,
@@ -148,22 +139,19 @@ class TokenizerConfig(LayersConfig):
       f'needs num_latents = {self.num_latents} to be the number of patches, '
       f'{patches}',
     )
-    self._check_depth('encoder_depth')
-    self._check_depth('decoder_depth')
-
-  @property
-  def frame_shape(self) -> tuple[int, int, int]:
-    """Height, width and channels of a frame."""
-    return self.image_height, self.image_width, self.channels
 
   @property
   def grid(self) -> tuple[int, int]:
     """Patch rows and columns after padding."""
-    p = self.patch_size
-    return (
-      self.grid_rows or -(-self.image_height // p),
-      self.grid_columns or -(-self.image_width // p),
-    )
+    if self.patch_grid is not None:
+      return self.patch_grid
+    height, width, _ = self.frame_shape
+    return -(-height // self.patch_size), -(-width // self.patch_size)
+
+  @property
+  def latent_shape(self) -> tuple[int, int]:
+    """Latents of a frame: how many, and channels of each."""
+    return self.num_latents, self.bottleneck_dim
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,26 +160,27 @@ class DynamicsConfig(LayersConfig):
 
   depth: int = 8
   """Layers, a multiple of `time_every`."""
+  num_kv_heads: int = 4
+  """Key/value heads (grouped-query attention); divides num_heads."""
   num_spatial_tokens: int = 16
   """Tokens a frame's latents are packed into."""
-  num_action_tokens: int = 1
-  """Tokens that carry the previous action."""
   num_registers: int = 2
   """Learned register tokens per frame."""
   max_steps: int = 64
   """K_max, the finest sampling grid; a power of two."""
   context_signal: float = 0.9
   """Signal level of past frames while sampling, snapped to the grid."""
-  whitening_floor: float = 0.0
-  """0 only standardises latents. Above 0 they are decorrelated as well, and
-  directions with less than this share of the mean variance stay small. For
-  tokenizers with up to a few thousand values a frame."""
 
   def __post_init__(self):
     super().__post_init__()
-    self._check_depth('depth')
-    at_least(1, self, 'num_spatial_tokens', 'num_action_tokens')
-    at_least(0, self, 'num_registers', 'whitening_floor')
+    at_least(1, self, 'num_kv_heads', 'num_spatial_tokens')
+    require(
+      self.num_heads % self.num_kv_heads == 0,
+      'DynamicsConfig.num_kv_heads',
+      self.num_kv_heads,
+      f'must divide num_heads = {self.num_heads}',
+    )
+    at_least(0, self, 'num_registers')
     require(
       is_power_of_two(self.max_steps),
       'DynamicsConfig.max_steps',
@@ -216,15 +205,11 @@ class DynamicsConfig(LayersConfig):
 class AgentConfig:
   """Task embedding and heads (section 3.3 of the paper)."""
 
-  num_tasks: int = 1
-  """Number of task ids."""
   task_vector_size: int = 0
   """Entries of the vectors that tasks are given as, such as text embeddings,
   one for each task id in data.task_vectors; 0 learns one for each id."""
-  hidden: int = 128
-  """Width of the MLP heads."""
-  layers: int = 2
-  """Hidden layers of the MLP heads."""
+  hidden: tuple[int, ...] = (128, 128)
+  """Widths of the hidden layers of the MLP heads."""
   distances: int = 8
   """Multi-token prediction: steps n = 0..distances-1 predicted at once."""
   bins: int = 255
@@ -233,8 +218,14 @@ class AgentConfig:
   """Bins are symexp(linspace(-limit, limit))."""
 
   def __post_init__(self):
-    at_least(1, self, 'num_tasks', 'hidden', 'layers', 'distances')
+    at_least(1, self, 'distances')
     at_least(0, self, 'task_vector_size')
+    require(
+      len(self.hidden) > 0 and min(self.hidden) >= 1,
+      'AgentConfig.hidden',
+      self.hidden,
+      'needs at least one layer, each at least 1 wide',
+    )
     require(
       self.bins >= 3 and self.bins % 2 == 1,
       'AgentConfig.bins',

@@ -12,7 +12,7 @@ categorical action of ten classes:
 | tiny   | 32x32   |       0.2 |      0.1 |
 | small  | 64x64   |       6.6 |     12.6 |
 | base   | 128x128 |      26.6 |     75.6 |
-| paper  | 360x640 |     403.2 |   1595.8 |
+| paper  | 360x640 |     409.4 |   1595.8 |
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 from dreamer4_jax.config import (
   PHASES,
+  ComputeConfig,
   Config,
   DynamicsConfig,
   TokenizerConfig,
@@ -44,6 +45,12 @@ class Preset:
   """Fields of the phases, by phase."""
   agent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   """Fields of the agent."""
+  compute: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """Fields of the group `compute`, which is otherwise the default one."""
+  forcing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """Fields of the group `forcing`."""
+  data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """Fields of the data."""
 
 
 def _every_phase(**fields: Any) -> dict[str, dict[str, Any]]:
@@ -52,18 +59,14 @@ def _every_phase(**fields: Any) -> dict[str, dict[str, Any]]:
 
 TINY = Preset(
   tokenizer=TokenizerConfig(
-    image_height=32,
-    image_width=32,
+    frame_shape=(32, 32, 3),
     patch_size=8,
     num_latents=8,
     bottleneck_dim=8,
-    encoder_depth=2,
-    decoder_depth=2,
+    depth=2,
     time_every=2,
     width=64,
     num_heads=2,
-    num_kv_heads=2,
-    mlp_hidden=176,
     context_length=8,
   ),
   dynamics=DynamicsConfig(
@@ -72,26 +75,22 @@ TINY = Preset(
     time_every=2,
     num_heads=2,
     num_kv_heads=1,
-    mlp_hidden=176,
     num_spatial_tokens=4,
     num_registers=1,
     context_length=8,
   ),
-  phases=_every_phase(clip_length=8, long_clip_length=0, long_only_share=0.0),
+  phases=_every_phase(clip_lengths=(8,)),
 )
 """For tests: a train step compiles in seconds on a CPU."""
 
 SMALL = Preset(
   tokenizer=TokenizerConfig(
-    image_height=64,
-    image_width=64,
+    frame_shape=(64, 64, 3),
     patch_size=8,
     num_latents=32,
     bottleneck_dim=16,
     width=256,
     num_heads=4,
-    num_kv_heads=4,
-    mlp_hidden=704,
     context_length=32,
   ),
   dynamics=DynamicsConfig(
@@ -99,102 +98,81 @@ SMALL = Preset(
     depth=8,
     num_heads=6,
     num_kv_heads=2,
-    mlp_hidden=1024,
     num_spatial_tokens=16,
     num_registers=4,
     context_length=32,
   ),
-  phases=_every_phase(clip_length=16, long_clip_length=48),
+  phases=_every_phase(clip_lengths=(16, 48)),
 )
 """For small frames and one GPU."""
 
 BASE = Preset(
   tokenizer=TokenizerConfig(
-    image_height=128,
-    image_width=128,
+    frame_shape=(128, 128, 3),
     patch_size=16,
     num_latents=64,
     bottleneck_dim=16,
     width=512,
     num_heads=8,
-    num_kv_heads=8,
-    mlp_hidden=1408,
     context_length=64,
-    remat='dots',
-    dtype='bfloat16',
   ),
   dynamics=DynamicsConfig(
     width=768,
     depth=12,
     num_heads=12,
     num_kv_heads=4,
-    mlp_hidden=2048,
     num_spatial_tokens=32,
     num_registers=4,
     context_length=64,
-    remat='dots',
-    dtype='bfloat16',
   ),
-  phases=_every_phase(clip_length=32, long_clip_length=96),
+  compute={'remat': 'dots', 'dtype': 'bfloat16'},
+  phases=_every_phase(clip_lengths=(32, 96)),
 )
 """For a few accelerators."""
 
-_CLIPS = {
-  'clip_length': 64,
-  'long_clip_length': 256,
-  'separate_images': 0.3,
-}
+_CLIPS = {'clip_lengths': (64, 256)}
 PAPER = Preset(
   tokenizer=TokenizerConfig(
-    image_height=360,
-    image_width=640,
+    frame_shape=(360, 640, 3),
     patch_size=16,
-    grid_rows=24,
+    patch_grid=(24, 40),
     num_latents=512,
     bottleneck_dim=16,
     bottleneck_gain=1.0,
-    encoder_depth=16,
-    decoder_depth=16,
+    depth=16,
     width=1024,
     num_heads=16,
-    num_kv_heads=16,
-    mlp_hidden=2688,
     context_length=192,
-    remat='full',
-    dtype='bfloat16',
   ),
   dynamics=DynamicsConfig(
     width=2048,
     depth=36,
     num_heads=16,
     num_kv_heads=4,
-    mlp_hidden=5504,
     num_spatial_tokens=256,
     num_registers=4,
     context_length=192,
-    remat='full',
-    dtype='bfloat16',
   ),
+  compute={'remat': 'full', 'dtype': 'bfloat16'},
   agent={'distances': 8},
+  forcing={'end_share': 0.0, 'clear_share': 0.0, 'low_weight': 0.1},
+  data={'separate_images': 0.3},
   phases={
-    'tokenizer': {**_CLIPS, 'max_mask_ratio': 0.9, 'lpips_weight': 0.2},
-    'dynamics': {**_CLIPS, 'end_share': 0.0},
+    'tokenizer': {**_CLIPS, 'max_mask_ratio': 0.9},
+    'dynamics': _CLIPS,
     'finetune': {
       **_CLIPS,
-      'end_share': 0.0,
       'relevant_share': 0.5,
       'dynamics_rate': 1.0,
       'distance_decay': 1.0,
     },
     'imagination': {
       **_CLIPS,
-      'separate_images': 0.0,
       'sampling_steps': 4,
       'gamma': 0.997,
       'lam': 0.95,
       'alpha': 0.5,
       'beta': 0.3,
-      'kl_direction': 'policy_prior',
       'stop_at_event': False,
       'world_rate': 0.0,
     },
@@ -236,27 +214,24 @@ def apply(config: Config, name: str) -> Config:
   require(
     name in PRESETS, 'preset', name, f'must be one of {", ".join(PRESETS)}'
   )
-  preset, now = PRESETS[name], config.tokenizer
-  own = preset.tokenizer
-  same = (now.image_height, now.image_width) == (
-    own.image_height,
-    own.image_width,
-  )
+  preset, replace = PRESETS[name], dataclasses.replace
+  now, own = config.tokenizer, preset.tokenizer
+  same = now.frame_shape[:2] == own.frame_shape[:2]
   phases = {
-    phase: dataclasses.replace(getattr(config.phases, phase), **fields)
+    phase: replace(getattr(config.phases, phase), **fields)
     for phase, fields in preset.phases.items()
   }
-  return dataclasses.replace(
+  return replace(
     config,
-    tokenizer=dataclasses.replace(
+    tokenizer=replace(
       own,
-      image_height=now.image_height,
-      image_width=now.image_width,
-      grid_rows=own.grid_rows if same else now.grid_rows,
-      grid_columns=own.grid_columns if same else now.grid_columns,
-      channels=now.channels,
+      frame_shape=now.frame_shape,
+      patch_grid=own.patch_grid if same else now.patch_grid,
     ),
     dynamics=preset.dynamics,
-    agent=dataclasses.replace(config.agent, **preset.agent),
-    phases=dataclasses.replace(config.phases, **phases),
+    agent=replace(config.agent, **preset.agent),
+    compute=ComputeConfig(**preset.compute),
+    forcing=replace(config.forcing, **preset.forcing),
+    data=replace(config.data, **preset.data),
+    phases=replace(config.phases, **phases),
   )

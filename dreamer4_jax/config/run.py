@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import math
+from typing import Any
 
 import msgspec
 
@@ -17,8 +18,16 @@ from dreamer4_jax.config.models import (
   TokenizerConfig,
   VectorComponent,
 )
-from dreamer4_jax.config.phases import Phases
+from dreamer4_jax.config.phases import (
+  PHASES,
+  ForcingConfig,
+  OptimizerConfig,
+  Phases,
+)
+from dreamer4_jax.nn.config import ComputeConfig
 
+FORMAT = 2
+"""Of `config.json`; 1 is what had no number."""
 BASELINES = ('all', 'best')
 """Clones of all recordings, and of the better half of them."""
 
@@ -44,31 +53,38 @@ class SourceConfig:
 
   def __post_init__(self):
     shares(self, 'labeled_share')
-    kind = type(self).__name__
     require(
       0 < self.weight < math.inf,
-      f'{kind}.weight',
+      'SourceConfig.weight',
       self.weight,
       'must be positive; leave the dataset out instead',
     )
     require(
       self.labeled_hours is None or self.labeled_hours >= 0,
-      f'{kind}.labeled_hours',
+      'SourceConfig.labeled_hours',
       self.labeled_hours,
       'must be at least 0, or none',
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(SourceConfig):
-  """The dataset, others mixed in, and how clips are drawn from them."""
+class DataConfig:
+  """The datasets, and how clips are drawn from them."""
 
-  more: tuple[SourceConfig, ...] = ()
-  """Other datasets to mix in, with or without actions."""
-  train_split: str = 'train'
-  """Split to train on."""
-  eval_split: str = 'test'
-  """Held-out split, of the first dataset."""
+  sources: tuple[SourceConfig, ...] = (SourceConfig(),)
+  """Datasets, with or without actions; evaluation is on the first."""
+  splits: tuple[str, str] = ('train', 'test')
+  """Split of all datasets to train on, and held-out split of the first."""
+  long_every: int = 4
+  """In phases with two clip lengths, every n-th step takes long clips."""
+  long_only_share: float = 0.0
+  """Last share of the steps of such phases, all of which take long clips."""
+  separate_images: float = 0.0
+  """Share of clips whose frames are treated as separate images; dreams are
+  never begun from those."""
+  novel_share: float = 0.0
+  """Share of the clips without a task that show something rare. The datasets
+  must have been measured with `dreamer4 data novelty`."""
   switch_tasks: float = 0.5
   """Share of clips whose task label advances at each event, as prompts do;
   the others keep one task throughout."""
@@ -77,29 +93,41 @@ class DataConfig(SourceConfig):
   agent.task_vector_size."""
   threads: int = 1
   """Threads that make batches, for each clip length."""
-  ahead: int = 4
-  """Batches that may wait for the device, for each clip length."""
 
   def __post_init__(self):
-    super().__post_init__()
+    at_least(1, self, 'long_every', 'threads')
+    shares(self, 'long_only_share', 'separate_images', 'novel_share')
     shares(self, 'switch_tasks')
-    at_least(1, self, 'threads', 'ahead')
+    require(
+      len(self.sources) > 0,
+      'DataConfig.sources',
+      self.sources,
+      'needs at least one dataset',
+    )
 
   @property
-  def datasets(self) -> tuple[SourceConfig, ...]:
-    """All datasets, the first one first."""
-    return (self, *self.more)
+  def path(self) -> str:
+    """Directory of the first dataset."""
+    return self.sources[0].path
+
+  @property
+  def train_split(self) -> str:
+    """Split to train on."""
+    return self.splits[0]
+
+  @property
+  def eval_split(self) -> str:
+    """Held-out split."""
+    return self.splits[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
   """Held-out video metrics and closed-loop evaluation."""
 
-  frames: int = 4096
-  """Held-out frames for the tokenizer's figures, rounded up to batches; no
-  more than there are."""
   clips: int = 64
-  """Held-out clips for the figures of dreams."""
+  """Held-out clips for the figures of dreams; those of the tokenizer are of
+  eight times as many frames, if there are."""
   context_frames: int = 8
   """Real frames before the open-loop prediction."""
   horizons: tuple[int, ...] = (1, 4, 8, 16)
@@ -113,20 +141,10 @@ class EvalConfig:
   reality_episodes: int = 128
   """Episodes per policy in which it dreams, and its dreams are played in the
   real environment; 0 leaves that out."""
-  reality_starts: tuple[int, ...] = (4, 8, 12)
-  """Frames of these episodes at which dreams begin, 0 being the first; those
-  beyond the time limit stand for the last frame before it."""
 
   def __post_init__(self):
-    at_least(1, self, 'frames', 'clips', 'context_frames', 'episodes')
+    at_least(1, self, 'clips', 'context_frames', 'episodes')
     at_least(0, self, 'seed', 'reality_episodes')
-    require(
-      len(self.reality_starts) > 0 and min(self.reality_starts) >= 0,
-      'EvalConfig.reality_starts',
-      self.reality_starts,
-      'needs at least one, each at least 0; to leave the dreams out, set '
-      'reality_episodes = 0',
-    )
     require(
       len(self.horizons) > 0 and min(self.horizons) >= 1,
       'EvalConfig.horizons',
@@ -140,6 +158,38 @@ class EvalConfig:
       t,
       'must have 1, at which agents train and are compared, and no other twice '
       'or below 0',
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SavingConfig:
+  """What a run writes, and how often."""
+
+  log_every: int = 20
+  """Steps between metric lines."""
+  checkpoint_every: int = 200
+  """Steps between checkpoints."""
+  keep_last: int = 2
+  """Latest checkpoints kept; if the last is damaged, the one before is used."""
+  best_metric: str = ''
+  """What makes a checkpoint good: a metric to be low, such as dynamics/flow, or
+  high, such as max:tokenizer/psnr. Of the phase that has it the best checkpoint
+  is kept besides, and is what later phases, evaluation and export take; its
+  running mean over about checkpoint_every steps is compared. Empty takes the
+  last."""
+
+  def __post_init__(self):
+    at_least(1, self, 'log_every', 'checkpoint_every', 'keep_last')
+    mode, _, metric = self.best_metric.rpartition(':')
+    phase, _, name = metric.rpartition('/')
+    of_phase = phase in PHASES and name != ''
+    good = mode in ('', 'min', 'max') and (metric == 'loss' or of_phase)
+    require(
+      good or self.best_metric == '',
+      'SavingConfig.best_metric',
+      self.best_metric,
+      'must be loss or a metric of a phase, such as dynamics/flow or '
+      'max:tokenizer/psnr',
     )
 
 
@@ -183,8 +233,6 @@ class EnvConfig:
 class Config:
   """One complete run."""
 
-  name: str = 'run'
-  """Name of the run."""
   seed: int = 0
   """Seed of every random choice of the run."""
   actions: tuple[ActionComponent, ...] = (
@@ -203,10 +251,24 @@ class Config:
   """Dynamics model."""
   agent: AgentConfig = dataclasses.field(default_factory=AgentConfig)
   """Agent token and heads."""
+  compute: ComputeConfig = dataclasses.field(default_factory=ComputeConfig)
+  """How tokenizer and dynamics are computed."""
   phases: Phases = dataclasses.field(default_factory=Phases)
   """Training phases."""
+  forcing: ForcingConfig = dataclasses.field(default_factory=ForcingConfig)
+  """Shortcut forcing, in dynamics and finetuning."""
+  optimizer: OptimizerConfig = dataclasses.field(
+    default_factory=OptimizerConfig
+  )
+  """Optimizer of all phases."""
+  accumulate: int = 1
+  """Parts of every batch that are taken one after another, for want of memory.
+  The gradient is that of the whole batch; where a loss has several terms, a
+  forward pass over all parts comes first."""
+  saving: SavingConfig = SavingConfig()
+  """Logs and checkpoints."""
   data: DataConfig = DataConfig()
-  """Dataset."""
+  """Datasets."""
   env: EnvConfig = EnvConfig()
   """Environment."""
   eval: EvalConfig = EvalConfig()
@@ -229,7 +291,8 @@ class Config:
       names,
       'must have distinct names',
     )
-    values = self.tokenizer.num_latents * self.tokenizer.bottleneck_dim
+    require(len(self.tasks) > 0, 'tasks', self.tasks, 'needs at least one')
+    values = math.prod(self.tokenizer.latent_shape)
     require(
       values % self.dynamics.num_spatial_tokens == 0,
       'dynamics.num_spatial_tokens',
@@ -237,12 +300,15 @@ class Config:
       'must divide tokenizer.num_latents * tokenizer.bottleneck_dim = '
       f'{values}',
     )
-    require(
-      self.agent.num_tasks == len(self.tasks),
-      'agent.num_tasks',
-      self.agent.num_tasks,
-      f'must equal the number of tasks, {len(self.tasks)}',
-    )
+    at_least(1, self, 'accumulate')
+    for name in PHASES:
+      rows = getattr(self.phases, name).batch_size
+      require(
+        rows % self.accumulate == 0,
+        'accumulate',
+        self.accumulate,
+        f'must divide phases.{name}.batch_size = {rows}',
+      )
     require(
       (self.agent.task_vector_size > 0) == (self.data.task_vectors != ''),
       'agent.task_vector_size',
@@ -266,10 +332,15 @@ class Config:
     )
 
   @property
+  def num_tasks(self) -> int:
+    """Number of task ids."""
+    return len(self.tasks)
+
+  @property
   def baselines(self) -> tuple[str, ...]:
     """Names of the clones that have prompts of their own, often none.
 
-    The id of a prompt is `agent.num_tasks` plus the number of the name here.
+    The id of a prompt is `num_tasks` plus the number of the name here.
     """
     return BASELINES if self.phases.finetune.baseline_share > 0 else ()
 
@@ -293,7 +364,7 @@ class Config:
     for name in phases:
       phase = getattr(self.phases, name)
       model = 'tokenizer' if name == 'tokenizer' else 'dynamics'
-      trained, dreamt = max(phase.clip_length, phase.long_clip_length), ''
+      trained, dreamt = phase.longest_clip, ''
       # The last frame of a dream is only arrived at. A world model that trains
       # along does so on clips alone.
       if name == 'imagination' and not phase.world_rate:
@@ -306,38 +377,92 @@ class Config:
         context,
         f'must not exceed the longest clips of the phase {name}{dreamt}, '
         f'{trained} frames: at what lies further back, nothing that it trains '
-        f'has ever looked; lower it, or raise phases.{name}.clip_length or '
-        'long_clip_length',
+        f'has ever looked; lower it, or raise phases.{name}.clip_lengths',
       )
 
+  def edit(self, fields: Mapping[str, Any]) -> Config:
+    """Returns the config with some fields replaced.
+
+    Args:
+      fields: new values by dotted name, such as `dynamics.depth` or
+        `data.sources.0.path`.
+
+    Raises:
+      ValueError: there is no such field, or the config refuses a value.
+    """
+    return _edited(self, {tuple(n.split('.')): v for n, v in fields.items()})
+
   def to_json(self) -> str:
-    """Returns the config as indented JSON."""
-    return json.dumps(dataclasses.asdict(self), indent=2)
+    """Returns the config as indented JSON, with the number of its format."""
+    return json.dumps({'format': FORMAT, **dataclasses.asdict(self)}, indent=2)
 
   @classmethod
   def from_json(cls, text: str) -> Config:
-    """Rebuilds a config; raises `ValueError` naming the field at fault."""
-    return msgspec.json.decode(text, type=cls)
-
-  @classmethod
-  def from_saved(cls, text: str, where: str) -> Config:
-    """Rebuilds the config of a trained run, old ones too.
-
-    Args:
-      text: JSON.
-      where: it was read.
+    """Rebuilds a config.
 
     Raises:
-      ValueError: as `from_json`; or its tokenizer learned with grey padding,
-        which came before `grid_rows`.
+      ValueError: a field is wrong, unknown, or of another format; the sentence
+        names it.
     """
-    config, old = cls.from_json(text), json.loads(text).get('tokenizer', {})
-    sides = config.tokenizer.image_height, config.tokenizer.image_width
-    p = config.tokenizer.patch_size
-    if 'grid_rows' not in old and any(side % p for side in sides):
+    plain = msgspec.json.decode(text)
+    if not isinstance(plain, dict):
+      raise ValueError(f'{text[:40]!r}: is no config, expected a JSON object')
+    found = plain.pop('format', 1)
+    if found != FORMAT:
       raise ValueError(
-        f'tokenizer.image_height, image_width = {sides}: the tokenizer in '
-        f'{where} learned with grey padding to multiples of {p}, which is '
-        'black now; train it again, or use the version that made it'
+        f'format = {found!r}: the config was written by another version of '
+        f'dreamer4_jax, and this one reads format {FORMAT}; use that version, '
+        'or train again'
       )
+    return cls.from_plain(plain)
+
+  @classmethod
+  def from_plain(cls, plain: Mapping[str, Any]) -> Config:
+    """Rebuilds a config from dictionaries; raises as `from_json`."""
+    config = msgspec.convert(plain, cls)
+    _refuse_unknown(plain, dataclasses.asdict(config))
     return config
+
+
+def _edited(
+  group: Any, values: Mapping[tuple[str, ...], Any], name: str = ''
+) -> Any:
+  """Replaces all at once, since some values only fit each other.
+
+  A value for the whole group is taken before those for what is inside.
+  """
+  values = dict(values)
+  group = values.pop((), group)
+  if not values:
+    return group
+  inside: dict[str, dict[tuple[str, ...], Any]] = {}
+  for (head, *rest), value in values.items():
+    inside.setdefault(head, {})[tuple(rest)] = value
+  if isinstance(group, tuple):
+    known = {str(i): member for i, member in enumerate(group)}
+  elif dataclasses.is_dataclass(group):
+    known = {f.name: getattr(group, f.name) for f in dataclasses.fields(group)}
+  else:
+    known = {}
+  new = {}
+  for head, own in inside.items():
+    where = f'{name}.{head}' if name else head
+    if head not in known:
+      raise ValueError(f'{where}: no such field in {type(group).__name__}')
+    new[head] = _edited(known[head], own, where)
+  if isinstance(group, tuple):
+    return tuple({**known, **new}.values())
+  return dataclasses.replace(group, **new)
+
+
+def _refuse_unknown(given: Any, known: Any, name: str = '') -> None:
+  """Raises `ValueError` at a field that no config has."""
+  if isinstance(given, dict) and isinstance(known, dict):
+    for key, value in given.items():
+      where = f'{name}.{key}' if name else key
+      if key not in known:
+        raise ValueError(f'{where}: no config has such a field; remove it')
+      _refuse_unknown(value, known[key], where)
+  elif isinstance(given, list) and isinstance(known, tuple):
+    for i, pair in enumerate(zip(given, known, strict=True)):
+      _refuse_unknown(*pair, f'{name}.{i}')

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from dreamer4_jax.config import Config, require
 from dreamer4_jax.data.epochs import Epochs
+from dreamer4_jax.data.format import Description
 from dreamer4_jax.data.pipeline import make_loader
+from dreamer4_jax.data.planning import Draws
 from dreamer4_jax.data.sources import EpisodeSource
 from dreamer4_jax.types import Batch
 
@@ -31,11 +33,16 @@ def held_out_clips(
   return make_loader(
     config.data.path,
     config.data.eval_split,
+    expected(config),
+    Draws(length=length, batch_size=BATCH_SIZE, seed=config.eval.seed + stream),
+  )
+
+
+def expected(config: Config) -> Description:
+  """Returns what a run expects of its datasets."""
+  return Description(
     actions=config.actions,
     tasks=config.tasks,
-    batch_size=BATCH_SIZE,
-    length=length,
-    seed=config.eval.seed + stream,
     frame_shape=config.tokenizer.frame_shape,
     vectors=config.vectors,
   )

@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 import dataclasses
 import functools
+from typing import Literal
 
 import numpy as np
 
@@ -77,7 +78,51 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Planner:
+class Draws:
+  """How clips are drawn from datasets.
+
+  Attributes:
+    length: frames of a window.
+    batch_size: rows of a *global* batch.
+    seed: of all choices.
+    relevant_share: share of rows placed on an event; see `is_relevant`. They
+      come from the datasets that have events, by weight. If none has, they are
+      uniform windows of labeled episodes.
+    baseline_share: share of rows that are cloned under prompts which are no
+      tasks, of the rows that are not relevant: in turn of all labeled episodes,
+      of datasets by weight, and of the better half of all of them, by return,
+      then by number of events, then the earlier ones.
+    novel_share: share of the rows that are neither which hold a frame drawn by
+      its weight; the weights must have been measured, see `data.novelty`.
+    separate_images: probability that a row is treated as separate images,
+      each frame a segment of its own, without actions; rows of baselines never
+      are.
+    switch_tasks: probability that a row's labels advance at each event.
+    purpose: `video` takes what there is; `cloning` leaves out datasets that
+      know neither of events nor of rewards, and needs actions on the relevant
+      rows; `dreams` leaves them out as well, and draws contexts of dreams: none
+      holds a terminal frame, and all are labeled as for an agent that acts,
+      with a task that is still to do.
+  """
+
+  length: int
+  batch_size: int
+  seed: int = 0
+  relevant_share: float = 0.0
+  baseline_share: float = 0.0
+  novel_share: float = 0.0
+  separate_images: float = 0.0
+  switch_tasks: float = 0.5
+  purpose: Literal['video', 'cloning', 'dreams'] = 'video'
+
+  @property
+  def dreams(self) -> bool:
+    """Whether windows are contexts of dreams."""
+    return self.purpose == 'dreams'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planner(Draws):
   """Plans the rows of the global batch.
 
   A row depends on the seed and its number alone, not on how many processes
@@ -86,39 +131,15 @@ class Planner:
   Attributes:
     indices: of the split, one for each dataset.
     weights: share of the uniform rows that each dataset gives, up to a factor.
-    length: frames of a window.
-    batch_size: rows of a *global* batch.
-    seed: of all choices.
-    relevant_share: share of rows placed on an event; see `is_relevant`. They
-      come from the datasets that have events, by weight. If none has, they are
-      uniform windows of labeled episodes.
-    baseline_share: share of rows from which baselines are cloned, of the rows
-      that are not relevant. Their episodes are the labeled ones, of datasets by
-      weight, and the better half of all of them: by return, then by number of
-      events, then the earlier ones.
-    novel_share: share of the rows that are neither which are novel.
     novelty: `[frames]` weights for each dataset, episodes in order; needed for
       novel rows.
-    separate_images: probability that a row is treated as separate images;
-      those of baselines never are.
-    switch_tasks: probability that a row's labels advance at each event.
-    dreams: windows are contexts of dreams: none holds a terminal frame.
     labeled: `[episodes]` bool for each dataset, whose actions are known and
       used; by default all. If none is, all count as labeled.
   """
 
   indices: Sequence[SplitIndex]
   weights: Sequence[float]
-  length: int
-  batch_size: int
-  seed: int = 0
-  relevant_share: float = 0.0
-  baseline_share: float = 0.0
-  novel_share: float = 0.0
   novelty: Sequence[np.ndarray] = ()
-  separate_images: float = 0.0
-  switch_tasks: float = 0.5
-  dreams: bool = False
   labeled: Sequence[np.ndarray] = ()
 
   def __post_init__(self):

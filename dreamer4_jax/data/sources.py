@@ -300,7 +300,7 @@ def open_builder(path: str | pathlib.Path) -> Any:
   where = pathlib.Path(path)
   if not str(path) or not (where / 'dataset_info.json').exists():
     raise FileNotFoundError(
-      f'DataConfig.path = {str(path)!r}: no dataset there '
+      f'SourceConfig.path = {str(path)!r}: no dataset there '
       '(no dataset_info.json); make one with one of the programs in '
       'data_pipelines, for example `python -m data_pipelines.collect --out DIR`'
     )

@@ -18,7 +18,7 @@ def check_environment(config: Config) -> Environment:
   spec, name = env.spec, config.env.name
   for field, value, found in (
     (
-      'tokenizer.image_height, image_width, channels',
+      'tokenizer.frame_shape',
       config.tokenizer.frame_shape,
       spec.frame_shape,
     ),

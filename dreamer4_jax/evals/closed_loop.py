@@ -16,7 +16,7 @@ from dreamer4_jax.data.format import REWARD_ONLY
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.models import Params, World, distributions
 from dreamer4_jax.rollout import act, advance, init_actor, init_prompt
-from dreamer4_jax.types import Actions, Array, EnvStep, PyTree
+from dreamer4_jax.types import Actions, Array, EnvStep, Observation, PyTree
 
 # (params, memory, step, is_first [B], key) -> actions, memory
 Agent = Callable[
@@ -195,11 +195,9 @@ def streaming_agent(
       world,
       params,
       actor,
-      step.frame,
-      is_first,
+      Observation(step.frame, is_first, step.vectors),
       prompt.task(),
       key,
-      step.vectors,
       temperature,
     )
     return actions, (actor, prompt, temperature)
@@ -228,7 +226,7 @@ def streaming_memory(
   Raises:
     ValueError: there is no such prompt.
   """
-  tasks = range(world.config.agent.num_tasks)
+  tasks = range(world.config.num_tasks)
   known = len(tasks) + len(world.config.baselines)
   require(
     prompt is None or 0 <= prompt < known,

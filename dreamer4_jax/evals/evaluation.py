@@ -40,12 +40,17 @@ from dreamer4_jax.evals.excerpts import (
   episode_settings,
   with_episodes,
 )
-from dreamer4_jax.evals.reality import Reality, dream_and_play
+from dreamer4_jax.evals.reality import Dreams, Reality, dream_and_play
 from dreamer4_jax.models import Params, World
 from dreamer4_jax.runtime.clock import Clock, seconds
 from dreamer4_jax.types import Batch
 
 _LOG = logging.getLogger(__name__)
+FRAMES_A_CLIP = 8
+"""Held-out frames for the figures of the tokenizer, by `eval.clips`."""
+REALITY_STARTS = (4, 8, 12)
+"""Frames of an episode at which its dreams begin, 0 being the first; those
+beyond the time limit stand for the last frame before it."""
 
 
 def evaluate(
@@ -200,12 +205,12 @@ def _seconds(run_dir: pathlib.Path) -> dict[str, float]:
 
 
 def _held_out(config: Config) -> list[Batch]:
-  """Returns clips of `eval.frames` frames, none twice but to fill a batch."""
+  """Returns held-out clips, none twice but to fill a batch."""
   length = config.dynamics.context_length
   index = EpisodeSource(
     config.data.path, config.data.eval_split, cache_bytes=0
   ).index
-  frames = min(config.eval.frames, int(index.lengths.sum()))
+  frames = min(FRAMES_A_CLIP * config.eval.clips, int(index.lengths.sum()))
   clips = held_out_clips(config, length)
   count = math.ceil(frames / (BATCH_SIZE * length))
   return [next(clips) for _ in range(count)]
@@ -268,11 +273,13 @@ def _reality(
     env,
     jax.random.fold_in(jax.random.key(e.seed), config.seed),
     seeds=range(e.seed, e.seed + e.reality_episodes),
-    starts=sorted({min(start, last) for start in e.reality_starts}),
-    context=e.context_frames,
-    horizon=phase.horizon,
-    sampling_steps=phase.sampling_steps,
-    stop_at_event=phase.stop_at_event,
+    starts=sorted({min(start, last) for start in REALITY_STARTS}),
+    dreams=Dreams(
+      context=e.context_frames,
+      horizon=phase.horizon,
+      sampling_steps=phase.sampling_steps,
+      stop_at_event=phase.stop_at_event,
+    ),
   )
 
 

@@ -12,7 +12,14 @@ import numpy as np
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.models import Params, World, no_action
 from dreamer4_jax.rollout import act, advance, init_actor, init_prompt
-from dreamer4_jax.types import Actions, Array, Batch, EnvStep, PyTree
+from dreamer4_jax.types import (
+  Actions,
+  Array,
+  Batch,
+  EnvStep,
+  Observation,
+  PyTree,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Moment:
       prev_action=led,
       prev_action_mask=spread(number > 0),
       cloned=zero > 0,
-      reward=np.zeros((*zero.shape, world.config.agent.num_tasks), np.float32),
+      reward=np.zeros((*zero.shape, world.config.num_tasks), np.float32),
       cont=zero + 1,
       task=self.tasks[:, own],
       segment_ids=spread((number >= 0).astype(np.int32)),
@@ -89,7 +96,7 @@ def moments(
   world: World, env: Environment
 ) -> Callable[[Params, Array, Sequence[int], Sequence[int]], Iterator[Moment]]:
   """Returns `play(params, key, seeds, starts)`, which yields moments."""
-  stages = [(task, 1) for task in range(world.config.agent.num_tasks)]
+  stages = [(task, 1) for task in range(world.config.num_tasks)]
 
   @jax.jit
   def turn(params, env_state, step, actor, prompt, key, t):
@@ -97,12 +104,12 @@ def moments(
     action, _, actor = act(
       world,
       params,
-      state=actor,
-      frame=step.frame,
-      is_first=jnp.full(step.terminal.shape, t == 0),
-      task=prompt.task(),
-      key=jax.random.fold_in(key, t),
-      vectors=step.vectors,
+      actor,
+      Observation(
+        step.frame, jnp.full(step.terminal.shape, t == 0), step.vectors
+      ),
+      prompt.task(),
+      jax.random.fold_in(key, t),
     )
     new = env.step(env_state, action)
     return *new, actor, prompt, action

@@ -71,7 +71,7 @@ def load_policies(
       # The clone is that of finetuning, not what became of it since.
       cloned |= load('finetune')
   policies = {'bc': Policy(cloned)}
-  for prompt, name in enumerate(config.baselines, config.agent.num_tasks):
+  for prompt, name in enumerate(config.baselines, config.num_tasks):
     policies[f'bc_{name}'] = Policy(cloned, prompt)
   if imagined is not None:
     policies['rl'] = Policy(imagined)

@@ -7,6 +7,7 @@ takes in its dream are then taken in the real game, from that very state.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -133,6 +134,24 @@ class Reality:
     }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dreams:
+  """What dreams are like that reality is compared with.
+
+  Attributes:
+    context: real frames that a dream begins with; fewer where the episode has
+      no more.
+    horizon: frames of a dream.
+    sampling_steps: K.
+    stop_at_event: returns end at the first event, as in training.
+  """
+
+  context: int
+  horizon: int
+  sampling_steps: int
+  stop_at_event: bool
+
+
 def dream_and_play(
   world: World,
   agents: Mapping[str, Params],
@@ -141,10 +160,7 @@ def dream_and_play(
   *,
   seeds: Sequence[int],
   starts: Sequence[int],
-  context: int,
-  horizon: int,
-  sampling_steps: int,
-  stop_at_event: bool,
+  dreams: Dreams,
 ) -> dict[str, Reality] | None:
   """Lets agents dream in states of their own episodes, and plays their dreams.
 
@@ -161,11 +177,7 @@ def dream_and_play(
     key: all randomness, the same for every agent.
     seeds: one per episode; the same seed is the same level.
     starts: frames at which dreams begin; 0 is an episode's first.
-    context: real frames that a dream begins with; fewer where the episode has
-      no more.
-    horizon: frames of a dream.
-    sampling_steps: K.
-    stop_at_event: returns end at the first event, as in training.
+    dreams: what the dreams are like.
 
   Returns:
     By agent; None where the environment runs on the host, since no state of it
@@ -184,7 +196,7 @@ def dream_and_play(
     f'needs at least one, each in 0..{limit - 1}: an episode of env.max_steps '
     f'= {limit} steps ends then',
   )
-  play, dream = moments(world, env), _dreamer(world, horizon, sampling_steps)
+  play, dream = moments(world, env), _dreamer(world, dreams)
   go_on, decode = jax.jit(functools.partial(play_on, env)), _decoder(world)
   acting, dreaming = jax.random.split(key)
   results = {}
@@ -192,7 +204,7 @@ def dream_and_play(
     params = {name: params[name] for name in _MODULES if name in params}
     parts = []
     for moment in play(params, acting, seeds, starts):
-      batch = moment.context(world, context)
+      batch = moment.context(world, dreams.context)
       own = jax.random.fold_in(dreaming, moment.start)
       dreamt = dream(params, batch, own)
       game = go_on(moment.env_state, dreamt[0].actions)
@@ -200,7 +212,7 @@ def dream_and_play(
     results[name] = _compare(
       jax.tree.map(lambda *x: np.concatenate(x), *parts),
       has_events(env),
-      stop_at_event,
+      dreams.stop_at_event,
       functools.partial(decode, params),
     )
   return results
@@ -230,7 +242,7 @@ class _States:
 
 
 def _dreamer(
-  world: World, horizon: int, sampling_steps: int
+  world: World, dreams: Dreams
 ) -> Callable[[Params, Batch, Array], tuple[Rollout, Array, Array]]:
   @jax.jit
   def dream(params, batch, key):
@@ -240,8 +252,8 @@ def _dreamer(
       batch,
       key,
       policy=sample_policy(world, params),
-      horizon=horizon,
-      sampling_steps=sampling_steps,
+      horizon=dreams.horizon,
+      sampling_steps=dreams.sampling_steps,
     )
     return rollout, *arrivals(world, params, rollout)
 

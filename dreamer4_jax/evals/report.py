@@ -131,7 +131,7 @@ def markdown(results: Mapping[str, Any], horizons: tuple[int, ...]) -> str:
   """Returns the report as Markdown."""
   dynamics = results['dynamics']
   lines = [
-    f'# {results["config"]["name"]}, seed {results["seed"]}',
+    f'# {results["config"]["env"]["name"]}, seed {results["seed"]}',
     '',
     *_tokenizer_lines(results['tokenizer']),
     *(

@@ -21,7 +21,7 @@ import numpy as np
 
 from dreamer4_jax.data.held_out import CLIP_BATCHES
 from dreamer4_jax.models import Params, World
-from dreamer4_jax.rollout import fixed_actions, imagine
+from dreamer4_jax.rollout import Replay, imagine
 from dreamer4_jax.types import Array, Batch
 
 WORST = 16
@@ -317,17 +317,14 @@ def open_loop(
 
   @jax.jit
   def dream(params, context, future):
-    actions, known = future
     rollout = imagine(
       world,
       params,
       context,
       key,
-      policy=fixed_actions(actions),
+      policy=Replay(*future),
       horizon=horizon,
       sampling_steps=sampling_steps,
-      with_agent=False,
-      known=known,
     )
     past = world.encode_clips(params, context)
     z = jnp.concatenate([past, rollout.z], axis=1)

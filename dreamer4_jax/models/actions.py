@@ -18,41 +18,38 @@ ActionSpace = tuple[ActionComponent, ...]
 
 
 class ActionEmbedding(nn.Module):
-  """Embeds actions into tokens, `[B, T, num_tokens, D]`.
+  """Embeds actions, `[B, T, D]`.
 
   Each component is embedded on its own, known components are summed, and one
   learned embedding is always added. An unknown action is that embedding alone.
   """
 
   space: ActionSpace
-  num_tokens: int
   width: int
   dtype: jnp.dtype = jnp.float32
 
   @nn.compact
   def __call__(self, actions: Actions, known: Array) -> Array:
     """Embeds `actions`, components `[B, T, ...]`, where `known [B, T]`."""
-    n, width = self.num_tokens, self.width
-    total = jnp.zeros((*known.shape, n, width), self.dtype)
+    width = self.width
+    total = jnp.zeros((*known.shape, width), self.dtype)
     for part in self.space:
       x = actions[part.name]
       if part.kind == 'categorical':
-        table = Embedding(part.size, n * width, self.dtype, name=part.name)
-        total += jnp.reshape(table(x), total.shape)
+        table = Embedding(part.size, width, self.dtype, name=part.name)
+        total += table(x)
       elif part.kind == 'binary':
         # A lookup per bit: row 2 i + bit.
-        table = Embedding(2 * part.size, n * width, self.dtype, name=part.name)
+        table = Embedding(2 * part.size, width, self.dtype, name=part.name)
         row = 2 * jnp.arange(part.size)
         row = jnp.expand_dims(row, tuple(range(x.ndim - 1)))
-        total += jnp.reshape(table(row + x).sum(axis=-2), total.shape)
+        total += table(row + x).sum(axis=-2)
       else:
         middle, half = (part.high + part.low) / 2, (part.high - part.low) / 2
-        axes = (None, None, 'embed')
-        linear = Linear((n, width), axes, self.dtype, name=part.name)
+        linear = Linear((width,), (None, 'embed'), self.dtype, name=part.name)
         total += linear((x - middle) / half)
-    always = Embedding(n, width, self.dtype, name='always').table()
-    total = jnp.where(known[..., None, None], total, 0)
-    return total + always[None, None]
+    always = Embedding(1, width, self.dtype, name='always').table()
+    return jnp.where(known[..., None], total, 0) + always[None]
 
 
 def no_action(space: ActionSpace, lead: tuple[int, ...]) -> Actions:

@@ -11,7 +11,7 @@ from flax import linen as nn
 from flax import struct
 import jax.numpy as jnp
 
-from dreamer4_jax.config import DynamicsConfig
+from dreamer4_jax.config import ComputeConfig, DynamicsConfig
 from dreamer4_jax.models.actions import ActionEmbedding, ActionSpace
 from dreamer4_jax.nn import (
   Embedding,
@@ -47,11 +47,13 @@ class Dynamics(nn.Module):
     config: sizes.
     space: action space.
     channels: channels C of a z token.
+    compute: how it is computed.
   """
 
   config: DynamicsConfig
   space: ActionSpace
   channels: int
+  compute: ComputeConfig = ComputeConfig()
 
   @nn.compact
   def __call__(
@@ -89,15 +91,15 @@ class Dynamics(nn.Module):
         f'levels.max_steps = {levels.max_steps}: this model has '
         f'dynamics.max_steps = {c.max_steps}; give levels of that grid'
       )
-    dtype = jnp.dtype(c.dtype)
+    dtype = jnp.dtype(self.compute.dtype)
     n_z, lead = c.num_spatial_tokens, z.shape[:2]
     slots = n_z + c.num_registers
     learned = Embedding(slots, c.width, dtype, name='slots').table()
     x = Linear((c.width,), (None, 'embed'), dtype, name='z_in')(z)
     x = x + learned[None, None, :n_z]
-    action = ActionEmbedding(
-      self.space, c.num_action_tokens, c.width, dtype, name='action'
-    )(prev_action, prev_action_mask)
+    action = ActionEmbedding(self.space, c.width, dtype, name='action')(
+      prev_action, prev_action_mask
+    )
     registers = jnp.broadcast_to(
       learned[None, None, n_z:], (*lead, c.num_registers, c.width)
     )
@@ -106,13 +108,15 @@ class Dynamics(nn.Module):
     signal = embed(c.max_steps + 1, 'signal')(levels.signal_index)
     step = embed(c.max_steps.bit_length(), 'step')(levels.step_index)
     shortcut = jnp.concatenate([signal, step], axis=-1)[:, :, None]
-    hidden = None if agent is None else slots + c.num_action_tokens
+    hidden = None if agent is None else slots + 1
     extra = [] if agent is None else [agent.astype(dtype)[:, :, None]]
-    tokens = jnp.concatenate([x, action, registers, *extra, shortcut], axis=2)
-    mask = masks.hidden_token_mask(tokens.shape[2], hidden)
-    y, new = SpaceTimeTransformer(c.stack(c.depth), name='transformer')(
-      tokens, space_mask=mask, segment_ids=segment_ids, cache=cache
+    tokens = jnp.concatenate(
+      [x, action[:, :, None], registers, *extra, shortcut], axis=2
     )
+    mask = masks.hidden_token_mask(tokens.shape[2], hidden)
+    y, new = SpaceTimeTransformer(
+      c.transformer(self.compute, c.num_kv_heads), name='transformer'
+    )(tokens, space_mask=mask, segment_ids=segment_ids, cache=cache)
     prediction = Linear(
       (self.channels,),
       ('embed', None),
@@ -129,17 +133,15 @@ class Dynamics(nn.Module):
 
 def num_tokens(config: DynamicsConfig, agent: bool) -> int:
   """Tokens of a frame, with or without the agent token."""
-  c = config
-  fixed = c.num_spatial_tokens + c.num_action_tokens + c.num_registers + 1
-  return fixed + int(agent)
+  # Besides one that carries the action, and the shortcut token.
+  return config.num_spatial_tokens + config.num_registers + 2 + int(agent)
 
 
-def dynamics_cache(
-  config: DynamicsConfig, batch: int, agent: bool
-) -> TimeCache:
+def dynamics_cache(dynamics: Dynamics, batch: int, agent: bool) -> TimeCache:
   """Returns an empty cache for `batch` streams."""
-  stack = config.stack(config.depth)
-  return init_cache(stack, batch, num_tokens(config, agent))
+  c = dynamics.config
+  layers = c.transformer(dynamics.compute, c.num_kv_heads)
+  return init_cache(layers, batch, num_tokens(c, agent))
 
 
 def pack(z: Array, num_spatial_tokens: int) -> Array:

@@ -40,16 +40,15 @@ class TaskEmbedding(nn.Module):
 
 
 class _Trunk(nn.Module):
-  """MLP of `layers` hidden layers, `[..., D] -> [..., hidden]`, float32."""
+  """Hidden layers of a head, `[..., D] -> [..., last of hidden]`, float32."""
 
   config: AgentConfig
 
   @nn.compact
   def __call__(self, h: Array) -> Array:
     x = h.astype(jnp.float32)
-    for i in range(self.config.layers):
-      hidden = (self.config.hidden,)
-      x = Linear(hidden, ('embed', 'mlp'), name=f'hidden_{i}')(x)
+    for i, width in enumerate(self.config.hidden):
+      x = Linear((width,), ('embed', 'mlp'), name=f'hidden_{i}')(x)
       x = nn.silu(RmsNorm(name=f'norm_{i}')(x))
     return x
 

@@ -12,7 +12,11 @@ from flax import struct
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer4_jax.config import TokenizerConfig, VectorComponent
+from dreamer4_jax.config import (
+  ComputeConfig,
+  TokenizerConfig,
+  VectorComponent,
+)
 from dreamer4_jax.models.patches import patchify, unpatchify
 from dreamer4_jax.nn import (
   Embedding,
@@ -53,12 +57,13 @@ class Tokenizer(nn.Module):
 
   config: TokenizerConfig
   vectors: tuple[VectorComponent, ...] = ()
+  compute: ComputeConfig = ComputeConfig()
 
   def setup(self):
     c = self.config
-    dtype = jnp.dtype(c.dtype)
+    dtype = jnp.dtype(self.compute.dtype)
     patches = c.grid[0] * c.grid[1]
-    pixels = c.patch_size**2 * c.channels
+    pixels = c.patch_size**2 * c.frame_shape[2]
     project = lambda n, axes: Linear((n,), axes, dtype)
     self.patch_in = project(c.width, (None, 'embed'))
     self.latent_in = project(c.width, (None, 'embed'))
@@ -67,8 +72,9 @@ class Tokenizer(nn.Module):
     self.patch_queries = Embedding(patches, c.width, dtype)
     self.patch_slots = Embedding(patches, c.width, dtype, scale=0.5)
     self.decoder_slots = Embedding(c.num_latents, c.width, dtype)
-    self.encoder = SpaceTimeTransformer(c.stack(c.encoder_depth))
-    self.decoder = SpaceTimeTransformer(c.stack(c.decoder_depth))
+    layers = c.transformer(self.compute)
+    self.encoder = SpaceTimeTransformer(layers)
+    self.decoder = SpaceTimeTransformer(layers)
     self.latent_out = project(c.bottleneck_dim, ('embed', None))
     self.patch_out = project(pixels, ('embed', None))
     if self.vectors:
@@ -200,9 +206,7 @@ class Tokenizer(nn.Module):
     )
     end = c.num_latents + c.grid[0] * c.grid[1]
     patches = self.patch_out(x[:, :, c.num_latents : end]).astype(jnp.float32)
-    images = unpatchify(
-      patches, c.image_height, c.image_width, c.patch_size, c.grid
-    )
+    images = unpatchify(patches, *c.frame_shape[:2], c.patch_size, c.grid)
     vectors = {}
     for i, part in enumerate(self.vectors):
       y = self.vector_out[part.name](x[:, :, end + i]).astype(jnp.float32)
@@ -278,20 +282,19 @@ class Tokenizer(nn.Module):
 
 
 def tokenizer_caches(
-  config: TokenizerConfig, batch: int, vectors: Sequence[VectorComponent] = ()
+  tokenizer: Tokenizer, batch: int
 ) -> tuple[TimeCache, TimeCache]:
   """Returns empty encoder and decoder caches for `batch` streams."""
-  tokens = config.num_latents + config.grid[0] * config.grid[1] + len(vectors)
-  return (
-    init_cache(config.stack(config.encoder_depth), batch, tokens),
-    init_cache(config.stack(config.decoder_depth), batch, tokens),
-  )
+  c = tokenizer.config
+  tokens = c.num_latents + c.grid[0] * c.grid[1] + len(tokenizer.vectors)
+  empty = init_cache(c.transformer(tokenizer.compute), batch, tokens)
+  return empty, empty
 
 
 def check_frames(frames: Array, config: TokenizerConfig) -> None:
   """Raises `ValueError` unless frames are `[B, T, H, W, C]` uint8."""
   c = config
-  expected = (c.image_height, c.image_width, c.channels)
+  expected = c.frame_shape
   if frames.ndim != 5 or frames.shape[2:] != expected:
     raise ValueError(
       f'frames has shape {frames.shape}, expected [B, T, H, W, C] with '

@@ -11,29 +11,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any
 
-from einops import rearrange
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer4_jax.config import FREE_FIELDS, Config
+from dreamer4_jax.config import Config
 from dreamer4_jax.models import dynamics as dynamics_lib
 from dreamer4_jax.models import heads
 from dreamer4_jax.models.actions import ActionSpace, no_action
 from dreamer4_jax.models.tokenizer import Tokenizer
-from dreamer4_jax.nn import choose, logical_axes
+from dreamer4_jax.nn import logical_axes, resolve_backend
 from dreamer4_jax.types import Actions, Array, Batch, Levels
 
 Params = dict[str, Any]
-_LATER_FIELDS = {
-  'grid_rows': 0,
-  'grid_columns': 0,
-  'time_every': 4,
-  'aligned_latents': False,
-}
-"""Fields that tokenizers have not always had, with what held before."""
 _CAST = ('kernel', 'table')  # Scales of norms are used in float32.
 
 
@@ -62,22 +55,23 @@ class World:
     Raises:
       ValueError: the platform lacks the attention backend that is asked for.
     """
-    settle = lambda model: dataclasses.replace(
-      getattr(config, model),
-      attention=choose(
-        getattr(config, model).attention, platform, f'{model}.attention'
+    compute = dataclasses.replace(
+      config.compute,
+      attention=resolve_backend(
+        config.compute.attention, platform, 'compute.attention'
       ),
     )
-    tokenizer, dynamics = settle('tokenizer'), settle('dynamics')
-    values = config.tokenizer.num_latents * config.tokenizer.bottleneck_dim
+    values = math.prod(config.tokenizer.latent_shape)
     channels = values // config.dynamics.num_spatial_tokens
     agent = config.agent
     return cls(
       config=config,
-      tokenizer=Tokenizer(tokenizer, config.vectors),
-      dynamics=dynamics_lib.Dynamics(dynamics, config.actions, channels),
+      tokenizer=Tokenizer(config.tokenizer, config.vectors, compute),
+      dynamics=dynamics_lib.Dynamics(
+        config.dynamics, config.actions, channels, compute
+      ),
       task=heads.TaskEmbedding(
-        agent.num_tasks + len(config.baselines),
+        config.num_tasks + len(config.baselines),
         config.dynamics.width,
         agent.task_vector_size,
       ),
@@ -103,10 +97,9 @@ class World:
     hidden = jnp.zeros((1, 1, c.dynamics.width))
     if name == 'tokenizer':
       t = c.tokenizer
-      shape = (1, 1, t.image_height, t.image_width, t.channels)
       variables = self.tokenizer.init(
         key,
-        jnp.zeros(shape, jnp.uint8),
+        jnp.zeros((1, 1, *t.frame_shape), jnp.uint8),
         vectors={v.name: jnp.zeros((1, 1, v.size)) for v in c.vectors},
       )
     elif name == 'dynamics':
@@ -137,16 +130,15 @@ class World:
     Returns:
       The same, with kernels and tables in the dtype of their config.
     """
+    dtype = self.config.compute.dtype
 
-    def cast_own(own: Any, dtype: str) -> Any:
+    def cast(own: Any) -> Any:
       return jax.tree_util.tree_map_with_path(
         lambda path, x: x.astype(dtype) if path[-1].key in _CAST else x, own
       )
 
-    c = self.config
-    dtypes = {'tokenizer': c.tokenizer.dtype, 'dynamics': c.dynamics.dtype}
     return {
-      name: cast_own(own, dtypes[name]) if name in dtypes else own
+      name: cast(own) if name in ('tokenizer', 'dynamics') else own
       for name, own in params.items()
     }
 
@@ -200,17 +192,8 @@ class World:
     Args:
       params: entry `tokenizer`, as arrays that this process can read.
     """
-    plain = dataclasses.asdict(self.config.tokenizer)
-    for free in FREE_FIELDS:
-      plain.pop(free)
-    for later, before in _LATER_FIELDS.items():
-      # Latents that were made before there was such a field stay valid.
-      if plain[later] == before:
-        plain.pop(later)
     t = self.config.tokenizer
-    sides = tuple(n * t.patch_size for n in t.grid)
-    if sides != (t.image_height, t.image_width):
-      plain['padding'] = 'black'  # It once was grey.
+    plain = {**dataclasses.asdict(t), 'patch_grid': t.grid}
     if self.config.vectors:
       plain['vectors'] = [dataclasses.asdict(v) for v in self.config.vectors]
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
@@ -231,7 +214,6 @@ class World:
   def _decode(self, method: str, params: Params, z: Array, **kwargs):
     stats = params['latents']
     latents = dynamics_lib.unpack(z, self.config.tokenizer.num_latents)
-    latents = _project(latents, stats.get('colour'))
     latents = latents * stats['std'][None, None] + stats['mean'][None, None]
     return self.tokenizer.apply(
       {'params': params['tokenizer']}, latents, method=method, **kwargs
@@ -241,7 +223,6 @@ class World:
     """Latents `[B, T, L, b]` to standardised tokens `[B, T, N_z, C]`."""
     stats = params['latents']
     z = (z - stats['mean'][None, None]) / stats['std'][None, None]
-    z = _project(z, stats.get('whiten'))
     return dynamics_lib.pack(z, self.config.dynamics.num_spatial_tokens)
 
   def denoise(
@@ -281,11 +262,3 @@ class World:
     if self.config.agent.task_vector_size and ids:
       task = params['task_vectors'][task]
     return self.task.apply({'params': params['task']}, task)
-
-
-def _project(z: Array, matrix: Array | None) -> Array:
-  """Mixes all values of a frame, `[B, T, L, b]` by `[L b, L b]`, if given."""
-  if matrix is None:
-    return z
-  flat = rearrange(z, 'b t l c -> b t (l c)') @ matrix
-  return rearrange(flat, 'b t (l c) -> b t l c', l=z.shape[2])

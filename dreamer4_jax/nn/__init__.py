@@ -6,11 +6,15 @@ of the other names that is asked for.
 
 from etils import epy as _epy
 
-from dreamer4_jax.nn.config import LayersConfig, TransformerConfig
+from dreamer4_jax.nn.config import (
+  ComputeConfig,
+  LayersConfig,
+  TransformerConfig,
+)
 
 with _epy.lazy_api_imports(globals()):
   from dreamer4_jax.nn.attention import KeyValues, attend
-  from dreamer4_jax.nn.backends import SequenceMask, choose
+  from dreamer4_jax.nn.backends import SequenceMask, resolve_backend
   from dreamer4_jax.nn.cache import (
     TimeCache,
     append,
@@ -31,6 +35,7 @@ with _epy.lazy_api_imports(globals()):
 
 __all__ = [
   'Attention',
+  'ComputeConfig',
   'Context',
   'Embedding',
   'KeyValues',
@@ -46,10 +51,10 @@ __all__ = [
   'TransformerConfig',
   'append',
   'attend',
-  'choose',
   'fill',
   'init_cache',
   'logical_axes',
   'make_context',
+  'resolve_backend',
   'start_segment',
 ]

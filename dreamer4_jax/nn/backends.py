@@ -126,7 +126,9 @@ class SequenceMask:
     return mask
 
 
-def choose(backend: Backend, platform: str | None, field: str) -> Backend:
+def resolve_backend(
+  backend: Backend, platform: str | None, field: str
+) -> Backend:
   """Returns the backend for a platform.
 
   Args:
@@ -171,8 +173,9 @@ def attend_sequence(
   """Attention of a sequence to itself.
 
   Args:
-    backend: as `choose` returns it. A kernel that a sequence is too short for,
-      or a mask known too late, gives way to `xla`, which is logged once.
+    backend: as `resolve_backend` returns it. A kernel that a sequence is too
+      short for, or a mask known too late, gives way to `xla`, which is logged
+      once.
     queries: `[..., G, R, S, h]`.
     own: keys and values `[..., G, S, h]`.
     mask: of the sequence; every token must see one.

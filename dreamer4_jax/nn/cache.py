@@ -62,7 +62,7 @@ def init_cache(config: TransformerConfig, batch: int, tokens: int) -> TimeCache:
     config.depth // config.time_every,
     batch,
     tokens,
-    config.num_kv_heads,
+    config.kv_heads,
     length,
     head,
   )

@@ -83,7 +83,7 @@ class Attention(nn.Module):
     c = self.config
     mask = SequenceMask.of(mask, x.shape[-2])
     dtype, width = jnp.dtype(c.dtype), x.shape[-1]
-    groups, head = c.num_kv_heads, c.width // c.num_heads
+    groups, head = c.kv_heads, c.width // c.num_heads
     rows = c.num_heads // groups
     q = Linear(
       (groups * rows, head), ('embed', 'heads', 'head_dim'), dtype, name='query'
@@ -126,7 +126,7 @@ class Layer(nn.Module):
       norm('attention_norm')(x), mask, rotation, past
     )
     x = constrain(x + y, ('batch',))
-    mlp = Mlp(c.mlp_hidden, jnp.dtype(c.dtype), c.fast_gradient, name='mlp')
+    mlp = Mlp(c.hidden, jnp.dtype(c.dtype), c.fast_gradient, name='mlp')
     y = mlp(norm('mlp_norm')(x))
     return constrain(x + y, ('batch',)), own
 

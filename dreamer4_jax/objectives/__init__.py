@@ -10,7 +10,6 @@ from dreamer4_jax.objectives.multi_token import (
 from dreamer4_jax.objectives.normalize import RmsState, rms_init, rms_normalize
 from dreamer4_jax.objectives.pmpo import PmpoOutput, pmpo_loss, pmpo_means
 from dreamer4_jax.objectives.reconstruction import (
-  hard_mse,
   load_lpips,
   mse,
   vector_mse,
@@ -19,6 +18,7 @@ from dreamer4_jax.objectives.returns import lambda_returns
 from dreamer4_jax.objectives.row_groups import RowGroups, group_size
 from dreamer4_jax.objectives.sampler import euler_step, sample, sampling_levels
 from dreamer4_jax.objectives.shortcut import (
+  Resting,
   ShortcutData,
   ShortcutLosses,
   bootstrap_velocity,
@@ -33,6 +33,7 @@ from dreamer4_jax.objectives.twohot import TwoHot, symexp, symlog
 __all__ = [
   'Mean',
   'PmpoOutput',
+  'Resting',
   'RmsState',
   'RowGroups',
   'ShortcutData',
@@ -44,7 +45,6 @@ __all__ = [
   'euler_step',
   'finest_step_index',
   'group_size',
-  'hard_mse',
   'lambda_returns',
   'load_lpips',
   'mse',

@@ -18,8 +18,6 @@ from dreamer4_jax.types import Array
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 _NORM_EPS = 1e-10
-REGION = 8
-"""Side, in pixels, of the regions whose errors are looked at one by one."""
 
 # Per convolution: kernel side, stride, padding, (window, stride) of the
 # max-pool before it or None, and whether its activation is compared.
@@ -66,47 +64,6 @@ def mse(pred: Array, target: Array) -> Array:
   same_shape(pred=pred, target=target)
   difference = pred.astype(jnp.float32) - target.astype(jnp.float32)
   return jnp.mean(jnp.square(difference), axis=(-3, -2, -1))
-
-
-def hard_mse(pred: Array, target: Array, power: float) -> Array:
-  """Mean squared error per image, in which regions that are wrong weigh more.
-
-  The squared error of each region of `REGION` x `REGION` pixels, averaged over
-  its pixels and channels, is weighted by this power of itself; no gradient
-  flows through the weight. Regions at the right and lower edges are as large as
-  what is left of the image.
-
-  Args:
-    pred: `[B, T, H, W, C]` float, images in [0, 1].
-    target: same shape and range.
-    power: at least 0; at 0 this is `mse`, up to the size of the edges.
-
-  Returns:
-    `[B, T]` float32, the mean over regions.
-
-  Raises:
-    ValueError: if the shapes differ.
-  """
-  same_shape(pred=pred, target=target)
-  difference = pred.astype(jnp.float32) - target.astype(jnp.float32)
-  error = region_means(jnp.square(difference))
-  # The root of nothing has no gradient, but none is asked for.
-  weight = lax.stop_gradient(error) ** power
-  return jnp.mean(weight * error, axis=(-2, -1))
-
-
-def region_means(x: Array) -> Array:
-  """Averages images `[..., H, W, C]` over regions, `[..., H', W']` float32."""
-  height, width = x.shape[-3:-1]
-  rest = [(0, -height % REGION), (0, -width % REGION)]
-  x = jnp.pad(jnp.mean(x, axis=-1), [(0, 0)] * (x.ndim - 3) + rest)
-  split = '... (h y) (w x) -> ... h w'
-  total = einops.reduce(x, split, 'sum', y=REGION, x=REGION)
-  inside = np.pad(np.ones((height, width), np.float32), rest)
-  pixels = einops.reduce(
-    inside, '(h y) (w x) -> h w', 'sum', y=REGION, x=REGION
-  )
-  return total / pixels.reshape(*(1,) * (x.ndim - 2), *pixels.shape)
 
 
 def vector_mse(

@@ -17,6 +17,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from dreamer4_jax.config import ForcingConfig
 from dreamer4_jax.objectives._shapes import (
   check_lead,
   f32,
@@ -77,11 +78,8 @@ def shortcut_loss(
   *given: PyTree,
   max_steps: int,
   lead_axes: int = 1,
-  bootstrap_rows: float = 0.25,
   bootstraps: Array | bool = True,
-  end_share: float = 0.0,
-  clear_share: float = 0.0,
-  low_weight: float = 0.1,
+  forcing: ForcingConfig | None = None,
 ) -> ShortcutLosses:
   """Computes the losses of shortcut forcing of a network (equation 7).
 
@@ -96,13 +94,10 @@ def shortcut_loss(
       of what it is given.
     max_steps: K_max, a power of two.
     lead_axes: how many axes `lead` has.
-    bootstrap_rows: share of examples that train coarse steps, in (0, 1], in
-      expectation exactly, and about the share of rows of the two extra calls.
     bootstraps: `[]` bool, whether this step trains coarse steps at all. If not,
       the extra calls are not executed.
-    end_share: as in `draw_levels`.
-    clear_share: as in `draw_levels`.
-    low_weight: of pure noise, see `ramp`.
+    forcing: how levels are drawn and weighted, by default as in the paper, with
+      a quarter of coarse steps.
 
   Returns:
     The losses, whose mean is to be minimised.
@@ -110,13 +105,29 @@ def shortcut_loss(
   Raises:
     ValueError: a number is out of its range, or a shape is wrong.
   """
+  forcing = forcing or ForcingConfig()
   data = prepare_shortcut(
     denoise, z1, key, *given,
-    max_steps=max_steps, lead_axes=lead_axes, bootstrap_rows=bootstrap_rows,
-    bootstraps=bootstraps, end_share=end_share, clear_share=clear_share,
+    max_steps=max_steps, lead_axes=lead_axes, bootstraps=bootstraps,
+    forcing=forcing,
   )  # fmt: skip
   prediction = denoise(data.z_tau, data.levels, *given)
-  return prediction_losses(prediction, data, low_weight)
+  return prediction_losses(prediction, data, forcing.low_weight)
+
+
+@struct.dataclass
+class Resting:
+  """Rows of a batch that do not train the denoiser.
+
+  Attributes:
+    trains: `[B]` bool, the others.
+    levels: at which they rest, one for all or `[*lead]`.
+    rows_per_group: of which one bootstraps; a divisor of the rows.
+  """
+
+  trains: Array
+  levels: Levels
+  rows_per_group: int = struct.field(pytree_node=False)
 
 
 def prepare_shortcut(
@@ -126,19 +137,15 @@ def prepare_shortcut(
   *given: PyTree,
   max_steps: int,
   lead_axes: int = 1,
-  bootstrap_rows: float = 0.25,
   bootstraps: Array | bool = True,
-  end_share: float = 0.0,
-  clear_share: float = 0.0,
-  rows_per_group: int | None = None,
-  trains: Array | None = None,
-  resting: Levels | None = None,
+  forcing: ForcingConfig | None = None,
+  resting: Resting | None = None,
 ) -> ShortcutData:
   """Does all of `shortcut_loss` that comes before the pass with a gradient.
 
   Of each group of neighbouring rows one takes part in the extra calls. Where
-  groups are too small for `bootstrap_rows`, each of its frames draws a coarse
-  step with a probability that makes up for it.
+  groups are too small for `forcing.bootstrap_share`, each of its frames draws a
+  coarse step with a probability that makes up for it.
 
   Args:
     denoise: as in `shortcut_loss`, and so all that is not listed here.
@@ -147,14 +154,9 @@ def prepare_shortcut(
     *given: likewise.
     max_steps: likewise.
     lead_axes: likewise.
-    bootstrap_rows: likewise, of the rows that train.
     bootstraps: likewise.
-    end_share: likewise.
-    clear_share: likewise.
-    rows_per_group: of which one bootstraps; a divisor of the rows, by default
-      that of `group_size`.
-    trains: `[B]` bool, rows that train, by default all.
-    resting: levels of the others, one or `[*lead]`; by default drawn as well.
+    forcing: likewise; its shares are of the rows that train.
+    resting: rows that do not train, by default none.
 
   Returns:
     What the denoiser is to be given next, and what it is to learn.
@@ -163,30 +165,28 @@ def prepare_shortcut(
     ValueError: a number is out of its range, or a shape is wrong.
   """
   lead = lead_shape(lead_axes, z1=z1)
-  if not 0 < bootstrap_rows <= 1:
-    raise ValueError(
-      f'bootstrap_rows = {bootstrap_rows}: must lie above 0 and at most at 1; '
-      'bootstraps=False trains no coarse steps'
-    )
+  forcing = forcing or ForcingConfig()
   _check_given(given, lead[0])
   level_key, noise_key, row_key = jax.random.split(key, 3)
-  if trains is None:
+  if resting is None:
     trains = jnp.ones(lead[:1], bool)
-  if rows_per_group is None:
-    rows_per_group = group_size(lead[0], bootstrap_rows)
-  groups = RowGroups.of(trains, rows_per_group)
+    groups = RowGroups.of(trains, group_size(lead[0], forcing.bootstrap_share))
+  else:
+    trains = resting.trains
+    groups = RowGroups.of(trains, resting.rows_per_group)
   chosen = groups.put(groups.take(trains))
-  probability = bootstrap_rows * trains.sum() / jnp.maximum(chosen.sum(), 1)
+  wanted = forcing.bootstrap_share * trains.sum()
+  probability = wanted / jnp.maximum(chosen.sum(), 1)
   drawn = jax.random.bernoulli(row_key, probability, lead)
   coarse = like(chosen, drawn) & drawn & bootstraps
   levels = draw_levels(
-    level_key, lead, coarse, max_steps, end_share, clear_share
+    level_key, lead, coarse, max_steps, forcing.end_share, forcing.clear_share
   )
   if resting is not None:
     levels = jax.tree.map(
       lambda own, other: jnp.where(like(trains, own), own, other),
       levels,
-      resting,
+      resting.levels,
     )
   z_tau = corrupt(z1, jax.random.normal(noise_key, z1.shape), levels)
   velocity = None

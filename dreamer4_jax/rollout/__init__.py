@@ -16,9 +16,9 @@ from dreamer4_jax.rollout.denoise import (
   denoise_frame,
 )
 from dreamer4_jax.rollout.imagine import (
+  Replay,
   Rollout,
   arrivals,
-  fixed_actions,
   imagine,
   sample_policy,
 )
@@ -34,6 +34,7 @@ __all__ = [
   'Context',
   'FrameInput',
   'Prompt',
+  'Replay',
   'Rollout',
   'Stream',
   'act',
@@ -43,7 +44,6 @@ __all__ = [
   'context_levels',
   'denoise_frame',
   'empty_stream',
-  'fixed_actions',
   'imagine',
   'init_actor',
   'init_prompt',

@@ -21,7 +21,7 @@ from dreamer4_jax.models import (
 )
 from dreamer4_jax.nn import TimeCache, append, start_segment
 from dreamer4_jax.rollout.denoise import FrameInput, append_frame
-from dreamer4_jax.types import Actions, Array, Vectors
+from dreamer4_jax.types import Actions, Array, Observation
 
 
 @struct.dataclass
@@ -41,11 +41,10 @@ class ActorState:
 
 def init_actor(world: World, batch: int) -> ActorState:
   """Returns the memory of `batch` streams that have seen nothing."""
-  c = world.config
-  encoder, _ = tokenizer_caches(c.tokenizer, batch, c.vectors)
+  encoder, _ = tokenizer_caches(world.tokenizer, batch)
   return ActorState(
     encoder=encoder,
-    dynamics=dynamics_cache(c.dynamics, batch, agent=True),
+    dynamics=dynamics_cache(world.dynamics, batch, agent=True),
     prev_action=no_action(world.space, (batch,)),
   )
 
@@ -54,11 +53,9 @@ def act(
   world: World,
   params: Params,
   state: ActorState,
-  frame: Array,
-  is_first: Array,
+  seen: Observation,
   task: Array,
   key: Array,
-  vectors: Vectors | None = None,
   temperature: Array | float = 1.0,
 ) -> tuple[Actions, Array, ActorState]:
   """Sees one frame and samples the action to execute on it.
@@ -68,28 +65,26 @@ def act(
     params: parameters, entries `tokenizer`, `latents`, `dynamics`, `task`,
       `policy`.
     state: memory.
-    frame: `[B, H, W, C]` uint8.
-    is_first: `[B]` bool, an episode starts with this frame.
+    seen: the next frame.
     task: `[B]` int32; or vectors `[B, E]`, see `World.agent_token`.
     key: all randomness.
-    vectors: what is seen beside the frame, components `[B, n]`.
     temperature: `[]`, of the policy, as in `distributions.sample`; 0 is greedy.
 
   Returns:
     Actions (components `[B, ...]`), agent states `[B, D]`, new memory.
   """
   noise_key, action_key = jax.random.split(key)
-  encoder = start_segment(state.encoder, is_first)
-  cache = start_segment(state.dynamics, is_first)
+  encoder = start_segment(state.encoder, seen.is_first)
+  cache = start_segment(state.dynamics, seen.is_first)
   z, new = world.encode(
     params,
-    frame[:, None],
-    vectors={k: v[:, None] for k, v in (vectors or {}).items()},
+    seen.frame[:, None],
+    vectors={k: v[:, None] for k, v in seen.vectors.items()},
     cache=encoder,
   )
   inputs = FrameInput(
     prev_action=jax.tree.map(lambda a: a[:, None], state.prev_action),
-    prev_action_mask=~is_first[:, None],
+    prev_action_mask=~seen.is_first[:, None],
     agent=world.agent_token(params, task[:, None]),
   )
   noise = jax.random.normal(noise_key, z.shape)

@@ -57,7 +57,7 @@ def prepare_context(
     agent=world.agent_token(params, batch.task) if with_agent else None,
     segment_ids=batch.segment_ids,
   )
-  cache = dynamics_cache(world.config.dynamics, z.shape[0], with_agent)
+  cache = dynamics_cache(world.dynamics, z.shape[0], with_agent)
   return Context(
     cache=fill(cache, output.new, batch.segment_ids),
     z=z,

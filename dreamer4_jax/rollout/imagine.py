@@ -23,12 +23,26 @@ from dreamer4_jax.rollout.denoise import (
 from dreamer4_jax.types import Actions, Array, Batch, PyTree
 
 # (key, h [B, D], step []) -> action components [B, ...]
-Policy = Callable[[Array, Array | None, Array], Actions]
+Policy = Callable[[Array, Array, Array], Actions]
+
+
+@struct.dataclass
+class Replay:
+  """Given actions instead of a policy; dreams then need no agent token.
+
+  Attributes:
+    actions: components `[B, H, ...]`.
+    known: `[B, H]` bool, whether they are known, which those of video without
+      labels are not; by default all are.
+  """
+
+  actions: Actions
+  known: Array | None = None
 
 
 @struct.dataclass
 class Rollout:
-  """Frames that never were.
+  """Imagined frames.
 
   Attributes:
     z: `[B, H, N_z, C]` standardised tokens of the imagined frames.
@@ -51,11 +65,9 @@ def imagine(
   batch: Batch,
   key: Array,
   *,
-  policy: Policy,
+  policy: Policy | Replay,
   horizon: int,
   sampling_steps: int,
-  with_agent: bool = True,
-  known: Array | None = None,
 ) -> Rollout:
   """Continues every clip of a batch for `horizon` frames.
 
@@ -69,14 +81,14 @@ def imagine(
     params: parameters; never differentiated through.
     batch: contexts, `[B, T, ...]`.
     key: all randomness.
-    policy: draws actions; see `sample_policy` and `fixed_actions`.
+    policy: draws actions, see `sample_policy`; or a `Replay`, without an agent
+      token.
     horizon: H.
     sampling_steps: K.
-    with_agent: whether the agent token is present.
-    known: `[B, H]` bool, whether the policy's actions are known; by default all
-      are. Actions that are replayed from video without labels are not.
   """
   params = world.cast(params)  # Once, not in every frame.
+  replay = policy if isinstance(policy, Replay) else None
+  with_agent = replay is None
   context_key, key = jax.random.split(key)
   context = prepare_context(
     world, params, batch, context_key, with_agent=with_agent
@@ -85,14 +97,19 @@ def imagine(
   if with_agent:
     token = world.agent_token(params, last_frame(batch.task))
   shape = last_frame(context.z).shape
-  if known is None:
-    known = jnp.ones((shape[0], horizon), bool)
+  known = jnp.ones((shape[0], horizon), bool)
+  if replay and replay.known is not None:
+    known = replay.known
   h = context.agent[:, -1] if with_agent else None
 
   def body(carry: PyTree, i: Array):
     cache, h = carry
     act, start, noise = jax.random.split(jax.random.fold_in(key, i), 3)
-    action = policy(act, h, i)
+    action = (
+      jax.tree.map(lambda x: x[:, i], replay.actions)
+      if replay
+      else policy(act, h, i)
+    )
     inputs = FrameInput(
       prev_action=jax.tree.map(lambda a: a[:, None], action),
       prev_action_mask=jax.lax.dynamic_slice_in_dim(known, i, 1, axis=1),
@@ -153,15 +170,5 @@ def sample_policy(world: World, params: Params, head: str = 'policy') -> Policy:
     del step
     logits = jax.tree.map(lambda x: x[:, 0], world.head(params, head, h))
     return distributions.sample(key, logits, world.space)
-
-  return policy
-
-
-def fixed_actions(actions: Actions) -> Policy:
-  """Replays given actions, components `[B, H, ...]`."""
-
-  def policy(key: Array, h: Array | None, step: Array) -> Actions:
-    del key, h
-    return jax.tree.map(lambda x: x[:, step], actions)
 
   return policy

@@ -48,8 +48,7 @@ def init_stream(
     key: draws the context noise.
   """
   context = prepare_context(world, params, clips, key, with_agent=False)
-  c = world.config
-  _, decoder = tokenizer_caches(c.tokenizer, len(context.z), c.vectors)
+  _, decoder = tokenizer_caches(world.tokenizer, len(context.z))
   ids = clips.segment_ids
   _, new = world.decode(params, context.z, segment_ids=ids)
   return Stream(dynamics=context.cache, decoder=fill(decoder, new, ids))
@@ -60,10 +59,9 @@ def empty_stream(world: World, batch: int) -> Stream:
 
   The model chooses where they begin; the first action has no effect.
   """
-  c = world.config
-  _, decoder = tokenizer_caches(c.tokenizer, batch, c.vectors)
+  _, decoder = tokenizer_caches(world.tokenizer, batch)
   return Stream(
-    dynamics=dynamics_cache(world.config.dynamics, batch, agent=False),
+    dynamics=dynamics_cache(world.dynamics, batch, agent=False),
     decoder=decoder,
   )
 

@@ -62,8 +62,8 @@ def check_directories(config: Config, run_dir: str | pathlib.Path) -> None:
     raise ValueError(f'--run-dir {run_dir}: is a file; name a directory')
   run = run_dir.resolve()
   written = [run / phase for phase in PHASES]
-  for i, dataset in enumerate(config.data.datasets):
-    where = f'data.more.{i - 1}' if i else 'data'
+  for i, dataset in enumerate(config.data.sources):
+    where = f'data.sources.{i}'
     for name in ('path', 'latents'):
       value = getattr(dataset, name)
       if not value:
@@ -88,7 +88,7 @@ def check_data(
   """Checks that every phase gets its clips; see `check_training`."""
   fingerprint = _final_fingerprint(config, run_dir, phases)
   if phases and ('tokenizer' in phases or not fingerprint):
-    for dataset in config.data.datasets:
+    for dataset in config.data.sources:
       EpisodeSource(
         dataset.path,
         config.data.train_split,
@@ -102,10 +102,9 @@ def check_data(
   for phase in phases:
     settings: PhaseConfig = getattr(config.phases, phase)
     tokenizer = '' if phase == 'tokenizer' else fingerprint
-    for length in sorted({settings.clip_length, settings.long_clip_length}):
-      if length:
-        with _named(phase):
-          training_loader(config, phase, length, tokenizer)
+    for length in settings.clip_lengths:
+      with _named(phase):
+        training_loader(config, phase, length, tokenizer)
   if 'imagination' in phases:
     _warn_of_no_reward(config)
 
@@ -133,7 +132,7 @@ def _final_fingerprint(
     return ''
   if 'tokenizer' in phases and step < config.phases.tokenizer.steps:
     return ''
-  if 'tokenizer' in phases and not any(d.latents for d in config.data.datasets):
+  if 'tokenizer' in phases and not any(d.latents for d in config.data.sources):
     return ''  # Nobody asks.
   params, _ = checkpoint.load_params(run_dir, 'tokenizer')
   return World.from_config(config).fingerprint(params)
@@ -145,10 +144,10 @@ def _check_latents(
   """Latents of a tokenizer that is not trained yet can be of another only."""
   if fingerprint or not {*phases} - {'tokenizer'}:
     return
-  for i, dataset in enumerate(config.data.datasets):
+  for i, dataset in enumerate(config.data.sources):
     require(
       not dataset.latents,
-      f'data.more.{i - 1}.latents' if i else 'data.latents',
+      f'data.sources.{i}.latents',
       dataset.latents,
       'latents are made by the trained tokenizer, and that of this run is yet '
       'to be trained; train with --phase tokenizer, pretokenise, and then '
@@ -158,7 +157,7 @@ def _check_latents(
 
 def _warn_of_no_reward(config: Config) -> None:
   """Says so if dreams cannot pay: the policy then stays what was cloned."""
-  for dataset in config.data.datasets:
+  for dataset in config.data.sources:
     if not pathlib.Path(dataset.path).exists():
       return
     source = EpisodeSource(dataset.path, config.data.train_split, cache_bytes=0)
@@ -167,7 +166,7 @@ def _warn_of_no_reward(config: Config) -> None:
   _LOG.warning(
     'imagination: no task is achieved and no reward earned in %s, so there is '
     'nothing to learn from dreams',
-    [d.path for d in config.data.datasets],
+    [d.path for d in config.data.sources],
   )
 
 

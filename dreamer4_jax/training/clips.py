@@ -7,14 +7,8 @@ from typing import Any
 
 import jax
 
-from dreamer4_jax.config import (
-  PHASES,
-  Config,
-  FinetunePhase,
-  PhaseConfig,
-  require,
-)
-from dreamer4_jax.data import make_loader
+from dreamer4_jax.config import PHASES, Config, require
+from dreamer4_jax.data import Draws, expected, make_loader
 from dreamer4_jax.training.loop import ClipIterator
 from dreamer4_jax.types import DreamBatch
 
@@ -57,118 +51,91 @@ def training_loader(
     length: frames of a clip.
     tokenizer: fingerprint of the trained tokenizer, empty before.
   """
-  p = config.phases
-  settings = getattr(p, phase)
-  _check_shares(config, phase, settings.batch_size)
-  if phase == 'finetune':
-    _check_losses(p.finetune)
-  loader = _loader(config, phase, settings, length, tokenizer)
-  if phase != 'imagination' or not p.imagination.world_rate:
+  _check_shares(config, phase)
+  loader = _loader(config, phase, phase, length, tokenizer)
+  if phase != 'imagination' or not config.phases.imagination.world_rate:
     return loader
-  clips = dataclasses.replace(
-    p.finetune, batch_size=settings.batch_size, baseline_share=0.0
-  )
-  _check_losses(clips)
-  clips = _loader(config, 'finetune', clips, length, tokenizer, stream=1)
+  clips = _loader(config, phase, 'finetune', length, tokenizer)
   return DreamBatches(loader, clips)
 
 
 def _loader(
-  config: Config,
-  phase: str,
-  settings: PhaseConfig,
-  length: int,
-  tokenizer: str,
-  stream: int = 0,
+  config: Config, phase: str, kind: str, length: int, tokenizer: str
 ) -> ClipIterator:
-  """Makes the clips of a phase; streams of one phase are independent."""
-  processes = jax.process_count()
-  finetunes = isinstance(settings, FinetunePhase)
-  datasets = config.data.datasets
+  """Makes clips for a phase, of the kind that this or another one takes."""
+  settings = getattr(config.phases, kind)
+  rows = getattr(config.phases, phase).batch_size
+  baselines = getattr(settings, 'baseline_share', 0.0)
+  if kind != phase:
+    baselines = 0.0
+  if kind == 'finetune':
+    _check_losses(config, rows, baselines)
+  datasets, data = config.data.sources, config.data
   if tokenizer:
     datasets = [
       dataclasses.replace(d, path=d.latents or d.path) for d in datasets
     ]
+  stream = PHASES.index(kind) + len(PHASES) * (kind != phase)
+  dreams = kind == 'imagination'
+  draws = Draws(
+    length=length,
+    batch_size=rows,
+    # Streams of phases and clip lengths do not repeat each other.
+    seed=config.seed * 10_000 + stream * 1_000 + length,
+    relevant_share=getattr(settings, 'relevant_share', 0.0),
+    baseline_share=baselines,
+    novel_share=data.novel_share,
+    separate_images=0.0 if dreams else data.separate_images,
+    switch_tasks=data.switch_tasks,
+    purpose={'finetune': 'cloning', 'imagination': 'dreams'}.get(kind, 'video'),
+  )
   return make_loader(
     datasets,
-    config.data.train_split,
-    actions=config.actions,
-    tasks=config.tasks,
-    batch_size=settings.batch_size // processes,
-    length=length,
-    # Streams of phases and clip lengths do not repeat each other.
-    seed=(
-      config.seed * 10_000
-      + (PHASES.index(phase) + len(PHASES) * stream) * 1_000
-      + length
-    ),
-    relevant_share=settings.relevant_share,
-    baseline_share=settings.baseline_share if finetunes else 0.0,
-    novel_share=settings.novel_share,
-    separate_images=settings.separate_images,
-    switch_tasks=config.data.switch_tasks,
-    process_index=jax.process_index(),
-    process_count=processes,
-    frame_shape=config.tokenizer.frame_shape,
-    vectors=config.vectors,
+    data.train_split,
+    expected(config),
+    draws,
     tokenizer=tokenizer,
-    only_with_tasks=phase in ('finetune', 'imagination'),
-    cloning=finetunes and settings.policy_weight > 0,
-    dreams=phase == 'imagination',
-    threads=config.data.threads,
-    ahead=config.data.ahead,
+    process=(jax.process_index(), jax.process_count()),
+    threads=data.threads,
   )
 
 
-def _check_losses(phase: FinetunePhase) -> None:
-  """Raises `ValueError` if a loss has a weight and could have no data."""
-  rows = round(phase.relevant_share * phase.batch_size)
-  baselines = round(phase.baseline_share * phase.batch_size)
+def _check_losses(config: Config, batch: int, baseline_share: float) -> None:
+  """Raises `ValueError` if a loss of finetuning could have no data."""
+  phase = config.phases.finetune
+  rows = round(phase.relevant_share * batch)
+  baselines = round(baseline_share * batch)
   require(
-    phase.baseline_share == 0 or (baselines > 0 and phase.policy_weight > 0),
+    baseline_share == 0 or baselines > 0,
     'phases.finetune.baseline_share',
-    phase.baseline_share,
-    f'baselines would learn nothing, of {baselines} clips in a batch of '
-    f'{phase.batch_size} and with policy_weight = {phase.policy_weight}; raise '
-    'it or the weight, or set it to 0',
+    baseline_share,
+    f'baselines would learn nothing, of no clip in a batch of {batch}; raise '
+    'it, or set it to 0',
   )
   require(
-    rows > 0 or phase.policy_weight == 0,
+    rows > 0,
     'phases.finetune.relevant_share',
     phase.relevant_share,
-    f'leaves no clip of a batch of {phase.batch_size} to clone behaviour '
-    'from; raise it, or set phases.finetune.policy_weight to 0',
+    f'leaves no clip of a batch of {batch} to clone behaviour from; raise it',
   )
   require(
-    rows > 0
-    or phase.context_share > 0
-    or phase.reward_weight == phase.cont_weight == 0,
-    'phases.finetune.context_share',
-    phase.context_share,
-    'leaves no clip to learn reward and continuation from, since '
-    f'relevant_share = {phase.relevant_share}; raise one of the two, or set '
-    'phases.finetune.reward_weight and cont_weight to 0',
-  )
-  require(
-    rows + baselines < phase.batch_size or phase.dynamics_weight == 0,
+    rows + baselines < batch,
     'phases.finetune.relevant_share',
     phase.relevant_share,
-    f'leaves no uniform clip of a batch of {phase.batch_size} for the '
-    'dynamics loss; lower it'
-    + f' or baseline_share = {phase.baseline_share}' * (baselines > 0)
-    + ', or set phases.finetune.dynamics_weight to 0',
+    f'leaves no uniform clip of a batch of {batch} for the dynamics loss; '
+    'lower it' + f' or baseline_share = {baseline_share}' * (baselines > 0),
   )
   require(
-    phase.separate_images < 1 or phase.policy_weight == 0,
-    'phases.finetune.separate_images',
-    phase.separate_images,
-    'leaves no actions to clone behaviour from; lower it, or set '
-    'phases.finetune.policy_weight to 0',
+    config.data.separate_images < 1,
+    'data.separate_images',
+    config.data.separate_images,
+    'leaves no actions to clone behaviour from; lower it',
   )
 
 
-def _check_shares(config: Config, phase: str, batch_size: int) -> None:
+def _check_shares(config: Config, phase: str) -> None:
   """Raises `ValueError` unless each process has rows of its own."""
+  batch_size = getattr(config.phases, phase).batch_size
   processes, devices = jax.process_count(), jax.local_device_count()
   require(
     batch_size % processes == 0,

@@ -8,16 +8,18 @@ taken in parts.
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 
 from flax import struct
 from jax import lax
 import jax.numpy as jnp
 
 from dreamer4_jax import sharding
-from dreamer4_jax.config import DynamicsPhase
+from dreamer4_jax.config import ForcingConfig
 from dreamer4_jax.models import DynamicsOutput, Params, World
 from dreamer4_jax.objectives import (
   Mean,
+  Resting,
   ShortcutData,
   ShortcutLosses,
   group_size,
@@ -56,16 +58,16 @@ def corrupt_batch(
   world: World,
   params: Params,
   batch: Batch,
-  phase: DynamicsPhase,
-  step: Array,
+  step: Array | int,
   key: Array,
   *,
   trains: Array | None = None,
   share: float = 1.0,
+  phase: str = 'dynamics',
 ) -> Corrupted:
   """Encodes a batch, draws levels and noise, and computes the bootstrap target.
 
-  Of the frames of the rows that train the dynamics, a share `bootstrap_rows`
+  Of the frames of the rows that train the dynamics, `forcing.bootstrap_share`
   draws a coarse step, in expectation exactly: where rows for the extra passes
   hold more frames than that, each of them does with a probability.
 
@@ -75,21 +77,26 @@ def corrupt_batch(
     world: modules.
     params: entries `tokenizer`, `latents`, `dynamics`.
     batch: clips.
-    phase: hyperparameters.
     step: `[]` int32; the two extra passes run only on steps that bootstrap.
     key: all randomness.
     trains: `[B]` bool, rows that train the dynamics, by default all. The others
       are put at the context level.
     share: about how many do, spread evenly; settles which rows the passes run
       on. Where it is too low for some group, fewer frames bootstrap.
+    phase: which settles the steps that bootstrap.
   """
-  c, parts = world.config.dynamics, phase.accumulate
-  z1 = in_parts(lambda _, x: world.encode_clips(params, x), batch, parts)
+  c = world.config
+  z1 = in_parts(lambda _, x: world.encode_clips(params, x), batch, c.accumulate)
   rows, devices = len(z1), sharding.batch_shards()
   if trains is None:
     trains = jnp.ones((rows,), bool)
+  forcing, every = c.forcing, 1
+  whole = round(1 / forcing.bootstrap_share)
+  if rows // devices < whole:
+    # A device cannot cut its rows so fine: all of them, now and then.
+    forcing, every = dataclasses.replace(forcing, bootstrap_share=1.0), whole
   # No more rows at a time than the gradient takes.
-  most = max(rows // devices // parts, 1)
+  most = max(rows // devices // c.accumulate, 1)
 
   def extra_pass(z: Array, levels: Levels, *given: PyTree) -> Array:
     taken = len(z) // devices
@@ -105,14 +112,16 @@ def corrupt_batch(
 
     return in_parts(predict, (z, levels, *given), pieces)
 
+  resting = Resting(
+    trains=trains,
+    levels=context_levels(world, z1.shape[:2]),
+    rows_per_group=group_size(rows // devices, forcing.bootstrap_share * share),
+  )
   data = prepare_shortcut(
     extra_pass, z1, key,
     batch.prev_action, batch.prev_action_mask, batch.segment_ids,
-    max_steps=c.max_steps, lead_axes=2, bootstrap_rows=phase.bootstrap_rows,
-    bootstraps=bootstraps(step, phase), end_share=phase.end_share,
-    clear_share=phase.clear_share,
-    rows_per_group=group_size(rows // devices, phase.bootstrap_rows * share),
-    trains=trains, resting=context_levels(world, z1.shape[:2]),
+    max_steps=c.dynamics.max_steps, lead_axes=2, forcing=forcing,
+    bootstraps=bootstraps(step, c, phase, every), resting=resting,
   )  # fmt: skip
   return Corrupted(
     **vars(data), trains=trains, batch=batch.replace(frames=None)
@@ -139,7 +148,6 @@ def dynamics_loss(
   params: Params,
   batch: Batch,
   key: Array,
-  phase: DynamicsPhase,
   step: Array | int = 0,
 ) -> tuple[Means, Means]:
   """Computes what the dynamics minimises (equation 7 of the paper).
@@ -149,27 +157,26 @@ def dynamics_loss(
     params: entries `tokenizer`, `latents`, `dynamics`.
     batch: clips.
     key: all randomness.
-    phase: hyperparameters.
-    step: `[]` int32, since which steps bootstrap is up to the phase.
+    step: `[]` int32, number of the train step: not all of them bootstrap.
 
   Returns:
     The term `dynamics`, and the means `flow` and `bootstrap`.
   """
-  data = corrupt_batch(world, params, batch, phase, step, key)
-  return denoising_losses(world, phase, params, lax.stop_gradient(data))
+  data = corrupt_batch(world, params, batch, step, key)
+  return denoising_losses(world, params, lax.stop_gradient(data))
 
 
 def denoising_losses(
-  world: World, phase: DynamicsPhase, params: Params, data: Corrupted
+  world: World, params: Params, data: Corrupted
 ) -> tuple[Means, Means]:
   """Does what comes after `corrupt_batch` in `dynamics_loss`."""
   prediction = denoise(world, params, data).prediction
-  loss, parts = frame_loss(phase, prediction, data)
+  loss, parts = frame_loss(prediction, data, world.config.forcing)
   return {'dynamics': loss}, parts
 
 
 def frame_loss(
-  phase: DynamicsPhase, prediction: Array, data: Corrupted
+  prediction: Array, data: Corrupted, forcing: ForcingConfig
 ) -> tuple[Mean, Means]:
   """Mean of equation 7 over frames, each of which has one of the two terms.
 
@@ -179,14 +186,14 @@ def frame_loss(
   consistent, and a flow term that grows is divided by its own growth.
 
   Args:
-    phase: hyperparameters.
     prediction: `[B, T, N_z, C]`.
     data: what it was predicted from; rows that train the dynamics count.
+    forcing: how levels are weighted.
 
   Returns:
     The loss, and `flow` and `bootstrap` as means over their own frames.
   """
-  losses = prediction_losses(prediction, data, phase.low_weight)
+  losses = prediction_losses(prediction, data, forcing.low_weight)
   return frame_means(losses, data.trains)
 
 
@@ -201,26 +208,22 @@ def frame_means(
   }
 
 
-def init_dynamics_state(
-  world: World, phase: DynamicsPhase, key: Array, frozen: Params
-) -> TrainState:
+def init_dynamics_state(world: World, key: Array, frozen: Params) -> TrainState:
   """Returns the initial state; `frozen` has entries `tokenizer`, `latents`."""
   params = world.init(key, ('dynamics',))
-  optimizer = make_optimizer(phase.optimizer, phase.steps)
+  optimizer = make_optimizer(world.config, 'dynamics')
   return make_state(params, frozen, optimizer, ('dynamics',))
 
 
-def dynamics_objective(world: World, phase: DynamicsPhase) -> Objective:
+def dynamics_objective(world: World) -> Objective:
   """Returns what the phase learns."""
 
   def prepare(state: TrainState, batch: Batch, key: Array) -> Corrupted:
-    return corrupt_batch(
-      world, state.all_params(), batch, phase, state.step, key
-    )
+    return corrupt_batch(world, state.all_params(), batch, state.step, key)
 
   def terms(params: Params, state: TrainState, data: Corrupted):
     del state
-    return denoising_losses(world, phase, params, data)
+    return denoising_losses(world, params, data)
 
   return Objective(
     prepare=prepare,
@@ -233,8 +236,8 @@ def dynamics_objective(world: World, phase: DynamicsPhase) -> Objective:
 
 
 def make_dynamics_step(
-  world: World, phase: DynamicsPhase
+  world: World,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """Returns the pure train step `(state, batch, key) -> (state, metrics)`."""
-  optimizer = make_optimizer(phase.optimizer, phase.steps)
-  return make_step(dynamics_objective(world, phase), optimizer, phase)
+  optimizer = make_optimizer(world.config, 'dynamics')
+  return make_step(dynamics_objective(world), optimizer, world.config)

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dreamer4_jax.config import FinetunePhase
 from dreamer4_jax.models import Params, World, distributions
 from dreamer4_jax.objectives import (
   Mean,
@@ -56,13 +55,12 @@ class Clips:
 
 
 def init_finetune_state(
-  world: World, phase: FinetunePhase, key: Array, pretrained: Params
+  world: World, key: Array, pretrained: Params
 ) -> TrainState:
   """Returns the initial state.
 
   Args:
     world: modules.
-    phase: hyperparameters.
     key: initialises the task embedding and the heads.
     pretrained: entries `tokenizer`, `latents`, and `dynamics`, which is carried
       over as it is.
@@ -70,13 +68,12 @@ def init_finetune_state(
   params = world.init(key, ('task', 'policy', 'reward', 'continuation'))
   params['dynamics'] = pretrained['dynamics']
   frozen = {k: v for k, v in pretrained.items() if k != 'dynamics'}
-  optimizer = _optimizer(phase)
-  return make_state(params, frozen, optimizer, TERMS)
+  return make_state(params, frozen, _optimizer(world), TERMS)
 
 
-def _optimizer(phase: FinetunePhase) -> optax.GradientTransformation:
-  rates = {'dynamics': phase.dynamics_rate}
-  return make_optimizer(phase.optimizer, phase.steps, rates)
+def _optimizer(world: World) -> optax.GradientTransformation:
+  rates = {'dynamics': world.config.phases.finetune.dynamics_rate}
+  return make_optimizer(world.config, 'finetune', rates)
 
 
 def stand_ins(relevant: Array, share: float, key: Array) -> Array:
@@ -106,9 +103,9 @@ def prepare_clips(
   world: World,
   params: Params,
   batch: Batch,
-  phase: FinetunePhase,
-  step: Array,
+  step: Array | int,
   key: Array,
+  phase: str = 'finetune',
 ) -> Clips:
   """Noises each row to the levels at which it trains; see the module.
 
@@ -116,23 +113,26 @@ def prepare_clips(
     world: modules.
     params: entries `tokenizer`, `latents`, `dynamics`.
     batch: clips.
-    phase: hyperparameters.
     step: `[]` int32.
     key: all randomness.
+    phase: in which the losses are taken, `finetune` or `imagination`; only the
+      former has clips of baselines.
   """
+  settings = world.config.phases.finetune
   choice_key, key = jax.random.split(key)
-  share = phase.context_share
+  share = settings.context_share
+  baselines = settings.baseline_share if phase == 'finetune' else 0.0
   moved = stand_ins(batch.relevant, share, choice_key)
   noisy = corrupt_batch(
-    world, params, batch, phase, step, key,
+    world, params, batch, step, key, phase=phase,
     trains=~(batch.relevant | moved),
-    share=1 - phase.relevant_share - phase.baseline_share,
+    share=1 - settings.relevant_share - baselines,
   )  # fmt: skip
   # Those that were moved stand for all uniform clips.
   weight = 1 / share if share else 0.0
   judged = jnp.where(batch.relevant, 1.0, jnp.where(moved, weight, 0.0))
   # A prompt that is no task has neither reward nor continuation.
-  tasks = (batch.task < world.config.agent.num_tasks).all(axis=1)
+  tasks = (batch.task < world.config.num_tasks).all(axis=1)
   judged = jnp.where(tasks, judged, 0.0)
   expected = tasks & (batch.relevant | (share > 0))
   return Clips(
@@ -142,7 +142,6 @@ def prepare_clips(
 
 def clip_losses(
   world: World,
-  phase: FinetunePhase,
   params: Params,
   clips: Clips,
   policy: str = 'policy',
@@ -151,7 +150,6 @@ def clip_losses(
 
   Args:
     world: modules.
-    phase: hyperparameters.
     params: entries `dynamics`, `task`, `reward`, `continuation` and that of the
       cloned policy.
     clips: from `prepare_clips`.
@@ -162,41 +160,35 @@ def clip_losses(
   """
   token = world.agent_token(params, clips.noisy.batch.task)
   output = denoise(world, params, clips.noisy, token)
-  dynamics, parts = frame_loss(phase, output.prediction, clips.noisy)
-  terms, others = agent_losses(
-    world, phase, params, output.agent, clips.noisy.batch,
-    clips.judged, clips.expected, policy,
-  )  # fmt: skip
+  dynamics, parts = frame_loss(
+    output.prediction, clips.noisy, world.config.forcing
+  )
+  terms, others = agent_losses(world, params, output.agent, clips, policy)
   return {'dynamics': dynamics, **terms}, {**parts, **others}
 
 
 def agent_losses(
   world: World,
-  phase: FinetunePhase,
   params: Params,
   h: Array,
-  batch: Batch,
-  judged: Array,
-  expected: Array,
+  clips: Clips,
   policy: str = 'policy',
 ) -> tuple[Means, Means]:
   """Maximum likelihood of what lies n frames ahead, for all distances n.
 
   Args:
     world: modules.
-    phase: hyperparameters.
     params: entries `reward`, `continuation` and that of the policy.
     h: `[B, T, D]` agent states.
-    batch: targets; actions are cloned where `cloned`.
-    judged: `[B]` weight of each row's rewards and continuations.
-    expected: `[B]` its mean over draws. The sums are divided by this: divided
-      by what a small batch happens to hold, few rows would count too little.
+    clips: targets; actions are cloned where `cloned`. Sums over rewards and
+      continuations are divided by what is `expected`: divided by what a small
+      batch happens to hold, few rows would count too little.
     policy: name of the head that is cloned into.
 
   Returns:
     Terms `policy`, `reward`, `continuation`; and other means.
   """
-  agent = world.config.agent
+  agent, batch = world.config.agent, clips.noisy.batch
   twohot = TwoHot(agent.bins, agent.bin_limit)
   everywhere = jnp.ones(batch.cont.shape, bool)
   ids, distances = batch.segment_ids, agent.distances
@@ -211,12 +203,13 @@ def agent_losses(
   entropy = distributions.entropy(logits, world.space)
   reward_logits = world.head(params, 'reward', h)
   cont_logits = world.head(params, 'continuation', h)
-  distance = phase.distance_decay ** jnp.arange(distances)[None, None]
+  decay = world.config.phases.finetune.distance_decay
+  distance = decay ** jnp.arange(distances)[None, None]
   ahead = seen * distance
-  total = (ahead * expected[:, None, None]).sum()
+  total = (ahead * clips.expected[:, None, None]).sum()
 
   def judge(loss: Array) -> Mean:
-    mean = Mean.of(loss, ahead * judged[:, None, None])
+    mean = Mean.of(loss, ahead * clips.judged[:, None, None])
     return mean.replace(weight=total)
 
   terms = {
@@ -227,7 +220,7 @@ def agent_losses(
     ),
   }
   error = jnp.abs(twohot.mean(reward_logits[:, :, 0]) - reward[:, :, 0])
-  now = judged[:, None] * everywhere
+  now = clips.judged[:, None] * everywhere
   others = {
     'policy_nll_now': Mean.of(-log_prob[..., 0], mask[..., 0]),
     'policy_entropy': Mean.of(entropy[..., 0], mask[..., 0]),
@@ -237,22 +230,11 @@ def agent_losses(
   return terms, others
 
 
-def loss_weights(phase: FinetunePhase) -> dict[str, float]:
-  """Returns the weight of each term of `clip_losses`."""
-  return {
-    'dynamics': phase.dynamics_weight,
-    'policy': phase.policy_weight,
-    'reward': phase.reward_weight,
-    'continuation': phase.cont_weight,
-  }
-
-
 def finetune_loss(
   world: World,
   params: Params,
   batch: Batch,
   key: Array,
-  phase: FinetunePhase,
   step: Array | int = 0,
 ) -> tuple[Means, Means]:
   """Computes what finetuning minimises (section 3.3 of the paper).
@@ -263,38 +245,35 @@ def finetune_loss(
       `reward`, `continuation`.
     batch: clips.
     key: all randomness.
-    phase: hyperparameters.
-    step: `[]` int32, since which steps bootstrap is up to the phase.
+    step: `[]` int32, number of the train step: not all of them bootstrap.
 
   Returns:
     As `clip_losses`.
   """
-  clips = prepare_clips(world, params, batch, phase, step, key)
-  return clip_losses(world, phase, params, jax.lax.stop_gradient(clips))
+  clips = prepare_clips(world, params, batch, step, key)
+  return clip_losses(world, params, jax.lax.stop_gradient(clips))
 
 
-def finetune_objective(world: World, phase: FinetunePhase) -> Objective:
+def finetune_objective(world: World) -> Objective:
   """Returns what the phase learns."""
 
   def prepare(state: TrainState, batch: Batch, key: Array) -> Clips:
-    return prepare_clips(
-      world, state.all_params(), batch, phase, state.step, key
-    )
+    return prepare_clips(world, state.all_params(), batch, state.step, key)
 
   def terms(params: Params, state: TrainState, clips: Clips):
-    return clip_losses(world, phase, {**state.frozen, **params}, clips)
+    return clip_losses(world, {**state.frozen, **params}, clips)
 
   return Objective(
     prepare=prepare,
     terms=terms,
-    weights=loss_weights(phase),
+    weights=dict.fromkeys(TERMS, 1.0),
     report=lambda means: {f'finetune/{k}': v for k, v in means.items()},
   )
 
 
 def make_finetune_step(
-  world: World, phase: FinetunePhase
+  world: World,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """Returns the pure train step `(state, batch, key) -> (state, metrics)`."""
-  optimizer = _optimizer(phase)
-  return make_step(finetune_objective(world, phase), optimizer, phase)
+  optimizer = _optimizer(world)
+  return make_step(finetune_objective(world), optimizer, world.config)

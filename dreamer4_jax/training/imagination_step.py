@@ -13,14 +13,13 @@ place of the cloned policy.
 from __future__ import annotations
 
 from collections.abc import Callable
-import dataclasses
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from dreamer4_jax.config import FinetunePhase, ImaginationPhase
+from dreamer4_jax.config import ImaginationPhase
 from dreamer4_jax.models import Params, World, distributions
 from dreamer4_jax.objectives import (
   Mean,
@@ -37,7 +36,6 @@ from dreamer4_jax.rollout import (
 from dreamer4_jax.training.finetune_step import (
   Clips,
   clip_losses,
-  loss_weights,
   prepare_clips,
 )
 from dreamer4_jax.training.optimizer import make_optimizer
@@ -53,6 +51,8 @@ from dreamer4_jax.types import Actions, Array, Batch, DreamBatch
 
 WORLD_MODULES = ('dynamics', 'task', 'prior', 'reward', 'continuation')
 """Modules that train along with `world_rate`."""
+UPKEEP = ('dynamics', 'prior', 'reward', 'continuation')
+"""Terms of finetuning that are kept up then."""
 
 
 @struct.dataclass
@@ -85,13 +85,12 @@ class Experience:
 
 
 def init_imagination_state(
-  world: World, phase: ImaginationPhase, key: Array, finetuned: Params
+  world: World, key: Array, finetuned: Params
 ) -> TrainState:
   """Returns the initial state: the policy starts as an exact copy of its prior.
 
   Args:
     world: modules.
-    phase: hyperparameters.
     key: initialises the value head.
     finetuned: all parameters of phase 2.
   """
@@ -100,53 +99,24 @@ def init_imagination_state(
   frozen = {k: v for k, v in finetuned.items() if k != 'policy'}
   frozen['prior'] = finetuned['policy']
   terms = ('policy', 'value')
-  if phase.world_rate:
+  if world.config.phases.imagination.world_rate:
     params |= {name: frozen.pop(name) for name in WORLD_MODULES}
-    terms += tuple(_upkeep_weights(world))
-  return make_state(params, frozen, make_phase_optimizer(phase), terms)
+    terms += UPKEEP
+  return make_state(params, frozen, _optimizer(world), terms)
 
 
-def make_phase_optimizer(
-  phase: ImaginationPhase,
-) -> optax.GradientTransformation:
-  """Returns the optimizer, with the rate of the world model."""
-  rates = {}
-  if phase.world_rate not in (0, 1):
-    rates = dict.fromkeys(WORLD_MODULES, phase.world_rate)
-  return make_optimizer(phase.optimizer, phase.steps, rates)
-
-
-def _upkeep(world: World, phase: ImaginationPhase) -> FinetunePhase:
-  """The losses of finetuning, on the steps and clips of this phase."""
-  kept = {'relevant_share', 'novel_share'}
-  own = {f.name for f in dataclasses.fields(phase)} - kept
-  shared = {
-    f.name: getattr(phase, f.name)
-    for f in dataclasses.fields(FinetunePhase)
-    if f.name in own
-  }
-  finetune = world.config.phases.finetune
-  # The baselines are those of finetuning; no clip here is one of theirs.
-  return dataclasses.replace(
-    finetune, **shared, bootstrap_start=0, baseline_share=0.0
-  )
-
-
-def _upkeep_weights(world: World) -> dict[str, float]:
-  weights = loss_weights(world.config.phases.finetune)
-  weights['prior'] = weights.pop('policy')
-  return weights
+def _optimizer(world: World) -> optax.GradientTransformation:
+  rate, rates = world.config.phases.imagination.world_rate, {}
+  if rate not in (0, 1):
+    rates = dict.fromkeys(WORLD_MODULES, rate)
+  return make_optimizer(world.config, 'imagination', rates)
 
 
 def gather_experience(
-  world: World,
-  phase: ImaginationPhase,
-  params: Params,
-  batch: Batch,
-  key: Array,
+  world: World, params: Params, batch: Batch, key: Array
 ) -> Experience:
   """Imagines from every clip of the batch and scores what happened."""
-  agent = world.config.agent
+  agent, phase = world.config.agent, world.config.phases.imagination
   twohot = TwoHot(agent.bins, agent.bin_limit)
   rollout = imagine(
     world,
@@ -213,16 +183,12 @@ def agent_states(world: World, params: Params, e: Experience) -> Array:
 
 
 def dream_losses(
-  world: World,
-  phase: ImaginationPhase,
-  params: Params,
-  e: Experience,
+  world: World, params: Params, e: Experience
 ) -> tuple[Means, Means]:
   """Computes the terms of equation 11 and the value loss.
 
   Args:
     world: modules.
-    phase: hyperparameters.
     params: entries `policy`, `prior`, `value`, and with `world_rate` `dynamics`
       and `task`.
     e: the dream.
@@ -233,18 +199,17 @@ def dream_losses(
   agent = world.config.agent
   twohot = TwoHot(agent.bins, agent.bin_limit)
   now = lambda logits: jax.tree.map(lambda x: x[:, :, 0], logits)
-  h = agent_states(world, params, e) if phase.world_rate else e.agent
+  h = e.agent
+  if world.config.phases.imagination.world_rate:
+    h = agent_states(world, params, e)
   # The prior is cloned, not drawn to the policy.
   prior = jax.lax.stop_gradient(now(world.head(params, 'prior', h)))
   policy = now(world.head(params, 'policy', h))
-  pair = (policy, prior)
-  if phase.kl_direction == 'prior_policy':
-    pair = (prior, policy)
   terms = pmpo_means(
     distributions.log_prob(policy, e.actions, world.space),
     e.returns - e.value,
     e.weight,
-    distributions.kl(*pair, world.space),
+    distributions.kl(policy, prior, world.space),
   )
   value_logits = world.head(params, 'value', h)[:, :, 0]
   terms['value'] = Mean.of(twohot.loss(value_logits, e.returns), e.weight)
@@ -265,22 +230,20 @@ def imagination_loss(
   params: Params,
   contexts: Batch,
   key: Array,
-  phase: ImaginationPhase,
 ) -> tuple[Means, Means]:
-  """Computes what imagination minimises, with the world model frozen.
+  """Computes what imagination minimises, without the upkeep of the world model.
 
   Args:
     world: modules.
     params: of all modules, `prior` and `value` among them.
     contexts: clips that dreams go on from.
     key: all randomness.
-    phase: hyperparameters; `world_rate` is not heeded.
 
   Returns:
     As `dream_losses`; `dream_weights` has the weights of the terms.
   """
-  e = gather_experience(world, phase, params, contexts, key)
-  return dream_losses(world, phase, params, jax.lax.stop_gradient(e))
+  e = gather_experience(world, params, contexts, key)
+  return dream_losses(world, params, jax.lax.stop_gradient(e))
 
 
 def dream_weights(phase: ImaginationPhase) -> dict[str, float]:
@@ -289,18 +252,18 @@ def dream_weights(phase: ImaginationPhase) -> dict[str, float]:
     'positive': -phase.alpha,
     'negative': 1 - phase.alpha,
     'kl': phase.beta,
-    'value': phase.value_weight,
+    'value': 1.0,
   }
 
 
-def imagination_objective(world: World, phase: ImaginationPhase) -> Objective:
+def imagination_objective(world: World) -> Objective:
   """Returns what the phase learns."""
-  upkeep = _upkeep(world, phase)
+  phase, parts = world.config.phases.imagination, world.config.accumulate
   weights = dream_weights(phase)
   # PMPO uses the sign of the advantage: it has no scale to remove.
   plain = ('positive', 'negative', 'kl')
   if phase.world_rate:
-    weights |= _upkeep_weights(world)
+    weights |= dict.fromkeys(UPKEEP, 1.0)
 
   def prepare(state: TrainState, batch: Batch | DreamBatch, key: Array):
     if phase.world_rate:
@@ -313,22 +276,23 @@ def imagination_objective(world: World, phase: ImaginationPhase) -> Objective:
     contexts = batch if isinstance(batch, Batch) else batch.contexts
 
     def dream(part: Array, contexts: Batch) -> Experience:
-      own = key if phase.accumulate == 1 else jax.random.fold_in(key, part)
-      return gather_experience(world, phase, state.all_params(), contexts, own)
+      own = key if parts == 1 else jax.random.fold_in(key, part)
+      return gather_experience(world, state.all_params(), contexts, own)
 
-    e = in_parts(dream, contexts, phase.accumulate)
+    e = in_parts(dream, contexts, parts)
     if not phase.world_rate:
       return e
     clips = prepare_clips(
-      world, state.all_params(), batch.clips, upkeep, state.step, clips_key
-    )
+      world, state.all_params(), batch.clips, state.step, clips_key,
+      phase='imagination',
+    )  # fmt: skip
     return e.replace(clips=clips)
 
   def terms(params: Params, state: TrainState, e: Experience):
     params = {**state.frozen, **params}
-    found, others = dream_losses(world, phase, params, e)
+    found, others = dream_losses(world, params, e)
     if phase.world_rate:
-      kept, more = clip_losses(world, upkeep, params, e.clips, 'prior')
+      kept, more = clip_losses(world, params, e.clips, 'prior')
       kept['prior'] = kept.pop('policy')
       found, others = {**found, **kept}, {**others, **more}
     return found, others
@@ -348,7 +312,7 @@ def imagination_objective(world: World, phase: ImaginationPhase) -> Objective:
 
 
 def make_imagination_step(
-  world: World, phase: ImaginationPhase
+  world: World,
 ) -> Callable[
   [TrainState, Batch | DreamBatch, Array], tuple[TrainState, Metrics]
 ]:
@@ -357,5 +321,5 @@ def make_imagination_step(
   The batch is a `Batch` of contexts; with `world_rate` a `DreamBatch`, which
   has clips for the losses of finetuning beside them.
   """
-  optimizer = make_phase_optimizer(phase)
-  return make_step(imagination_objective(world, phase), optimizer, phase)
+  optimizer = _optimizer(world)
+  return make_step(imagination_objective(world), optimizer, world.config)

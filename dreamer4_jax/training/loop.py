@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import contextlib
+import dataclasses
 import logging
 import math
 import pathlib
@@ -21,7 +22,7 @@ import tqdm
 from dreamer4_jax import sharding
 from dreamer4_jax.checkpoint import Best, Checkpoints
 from dreamer4_jax.checkpoint.compatibility import model_fields
-from dreamer4_jax.config import PHASES, Config, PhaseConfig
+from dreamer4_jax.config import PHASES, Config
 from dreamer4_jax.runtime.preemption import PreemptedError, Sigterm
 from dreamer4_jax.training.metrics import MetricWriter
 from dreamer4_jax.training.prefetch import Drawn, prefetch
@@ -55,16 +56,35 @@ class ClipIterator(Protocol):
     ...
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+  """What a phase trains.
+
+  Attributes:
+    init_state: makes the train state. It runs under `jax.jit`, so that big
+      states are born sharded; `nn.with_logical_partitioning` boxes tell how,
+      and are taken off.
+    given: arguments of `init_state`, such as what was trained before: trees of
+      arrays that every process holds whole, in boxes if they have logical axes.
+      They are cut over the mesh.
+    step_fn: pure `(state, batch, key) -> (state, metrics)`; jitted by the loop,
+      with the state donated. Metrics are scalars by `module/name`; of those
+      whose last part is `loss` or `skipped`, see `Watch`.
+    iterators: an iterator for each of the phase's clip lengths.
+  """
+
+  init_state: Callable[..., PyTree]
+  given: tuple[PyTree, ...] = ()
+  step_fn: StepFn
+  iterators: Mapping[int, ClipIterator]
+
+
 def run_phase(
-  *,
   phase: str,
   config: Config,
   directory: str | pathlib.Path,
-  init_state: Callable[..., PyTree],
-  given: tuple[PyTree, ...] = (),
-  step_fn: StepFn,
-  iterators: Mapping[int, ClipIterator],
-  phase_config: PhaseConfig,
+  work: Work,
+  *,
   mesh: jax.sharding.Mesh,
   progress: bool = True,
   sigterm: Sigterm | None = None,
@@ -81,18 +101,7 @@ def run_phase(
     config: the whole config; saved in each checkpoint.
     directory: run directory; the phase writes to `directory/phase`:
       `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
-    init_state: makes the train state. It runs under `jax.jit`, so that big
-      states are born sharded; `nn.with_logical_partitioning` boxes tell how,
-      and are taken off.
-    given: arguments of `init_state`, such as what was trained before: trees of
-      arrays that every process holds whole, in boxes if they have logical axes.
-      They are cut over the mesh.
-    step_fn: pure `(state, batch, key) -> (state, metrics)`; jitted here, with
-      the state donated. Metrics are scalars by `module/name`; of those whose
-      last part is `loss` or `skipped`, see `Watch`.
-    iterators: an iterator for `clip_length` and, if that is not 0, one for
-      `long_clip_length`.
-    phase_config: the phase's part of the config, or a variation of it.
+    work: what is trained.
     mesh: the device mesh.
     progress: show a bar with the time left and the loss.
     sigterm: tells that the process was asked to stop; by default it listens
@@ -112,97 +121,138 @@ def run_phase(
       far are saved, unless the state is not finite.
     RuntimeError: an iterator ran out, or a checkpoint could not be saved.
   """
-  if phase not in PHASES:
-    raise ValueError(f'phase = {phase!r}: must be one of {PHASES}')
-  lengths = {phase_config.clip_length, phase_config.long_clip_length} - {0}
-  if not lengths <= set(iterators):
-    raise ValueError(
-      f'{phase}: iterators for clip lengths {sorted(iterators)} were given, '
-      f'{sorted(lengths)} are needed'
-    )
-  sharding.check_batch(mesh, phase_config.batch_size, phase_config.accumulate)
+  _check(phase, config, work, mesh)
+  total = getattr(config.phases, phase).steps
   phase_dir = pathlib.Path(directory) / phase
-  total = phase_config.steps
   with contextlib.ExitStack() as stack:
     stack.enter_context(sharding.use_mesh(mesh))
-    boxed = jax.eval_shape(init_state, *given)
-    abstract = sharding.place_abstract(mesh, boxed)
     checkpoints = stack.enter_context(
       Checkpoints(
         phase_dir,
-        keep_last=phase_config.keep_last,
-        best=Best.of(phase_config),
+        keep_last=config.saving.keep_last,
+        best=Best.of(config.saving, phase),
       )
     )
-    counters = {}
-    if checkpoints.latest() is None:
-      start = 0
-      # As arguments: constants would be copied into the program.
-      state = jax.jit(
-        lambda *given: nn.meta.unbox(init_state(*given)),
-        out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
-      )(*sharding.place_whole(mesh, given))
-    else:
-      restored = checkpoints.restore(
-        abstract, config=config, fields=model_fields(phase)
-      )
-      start, state = restored.step, restored.state
-      counters = restored.counters
-      for length in lengths:
-        if str(length) in restored.data:
-          iterators[length].set_state(restored.data[str(length)])
-    _announce(phase, start, total, phase_dir, mesh, abstract)
-    if start >= total:
-      return state
+    begun = _begin(phase, config, work, mesh, checkpoints)
+    _announce(phase, begun, total, phase_dir, mesh)
+    if begun.step >= total:
+      return begun.state
     if clock is not None and jax.process_index() == 0:
       stack.enter_context(clock)
-
-    step_fn = jit_step(step_fn, phase, config.seed, mesh, abstract)
-    writer = stack.enter_context(MetricWriter(phase_dir, resume_step=start))
+    if sigterm is None:
+      alone = jax.process_count() == 1
+      sigterm = stack.enter_context(Sigterm(active=alone))
     bar = stack.enter_context(
       tqdm.tqdm(
         total=total,
-        initial=start,
+        initial=begun.step,
         desc=phase,
         unit='step',
         disable=not progress or jax.process_index() != 0,
       )
     )
-    if sigterm is None:
-      alone = jax.process_count() == 1
-      sigterm = stack.enter_context(Sigterm(active=alone))
-    watch = Watch(phase, phase_config, writer, bar, counters)
-    drawn = stack.enter_context(
-      contextlib.closing(
-        prefetch(
-          {n: iterators[n] for n in sorted(lengths)},
-          [clip_length_at(s, phase_config) for s in range(start, total)],
-        )
-      )
+    writer = stack.enter_context(
+      MetricWriter(phase_dir, resume_step=begun.step)
     )
-    for step, item in zip(range(start, total), drawn, strict=True):
+    watch = Watch(phase, config, writer, bar, begun.counters)
+    state, stopped = _steps(
+      phase, config, work, begun, checkpoints, watch, mesh, sigterm
+    )
+    checkpoints.wait()
+    # The signal may also have come since the last step.
+    if stopped or (sigterm.received and jax.process_count() == 1):
+      raise PreemptedError(
+        f'{phase}: asked to stop after step {stopped or total:,} of {total:,}; '
+        f'the latest checkpoint in {phase_dir} is of step '
+        f'{checkpoints.latest()}. The same command goes on from there.'
+      )
+  return state
+
+
+def _check(
+  phase: str, config: Config, work: Work, mesh: jax.sharding.Mesh
+) -> None:
+  if phase not in PHASES:
+    raise ValueError(f'phase = {phase!r}: must be one of {PHASES}')
+  settings = getattr(config.phases, phase)
+  if not {*settings.clip_lengths} <= set(work.iterators):
+    raise ValueError(
+      f'{phase}: iterators for clip lengths {sorted(work.iterators)} were '
+      f'given, {list(settings.clip_lengths)} are needed'
+    )
+  sharding.check_batch(mesh, settings.batch_size, config.accumulate)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Begun:
+  """Where training starts or goes on."""
+
+  step: int
+  state: PyTree
+  abstract: PyTree
+  counters: Mapping[str, Any]
+
+
+def _begin(
+  phase: str,
+  config: Config,
+  work: Work,
+  mesh: jax.sharding.Mesh,
+  checkpoints: Checkpoints,
+) -> _Begun:
+  """Makes the state, or restores it and the iterators."""
+  boxed = jax.eval_shape(work.init_state, *work.given)
+  abstract = sharding.place_abstract(mesh, boxed)
+  if checkpoints.latest() is None:
+    # As arguments: constants would be copied into the program.
+    state = jax.jit(
+      lambda *given: nn.meta.unbox(work.init_state(*given)),
+      out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
+    )(*sharding.place_whole(mesh, work.given))
+    return _Begun(0, state, abstract, {})
+  restored = checkpoints.restore(
+    abstract, config=config, fields=model_fields(phase)
+  )
+  for length in getattr(config.phases, phase).clip_lengths:
+    if str(length) in restored.data:
+      work.iterators[length].set_state(restored.data[str(length)])
+  return _Begun(restored.step, restored.state, abstract, restored.counters)
+
+
+def _steps(
+  phase: str,
+  config: Config,
+  work: Work,
+  begun: _Begun,
+  checkpoints: Checkpoints,
+  watch: Watch,
+  mesh: jax.sharding.Mesh,
+  sigterm: Sigterm,
+) -> tuple[PyTree, int]:
+  """Takes the steps that are left; also returns where it was stopped, or 0."""
+  settings, state = getattr(config.phases, phase), begun.state
+  step_fn = jit_step(work.step_fn, phase, config.seed, mesh, begun.abstract)
+  steps = range(begun.step, settings.steps)
+  lengths = [clip_length_at(step, config, phase) for step in steps]
+  batches = prefetch(
+    {n: work.iterators[n] for n in sorted(settings.clip_lengths)}, lengths
+  )
+  with contextlib.closing(batches):
+    for step, item in zip(steps, batches, strict=True):
       batch = sharding.place_batch(mesh, item.batch)
       state, metrics = step_fn(state, batch, np.uint32(step))
       done = step + 1
       watch.flush()  # The step before; the device is busy with this one.
       watch.put(done, metrics)
       asked = _asked_to_stop(checkpoints, sigterm)
-      if done % phase_config.checkpoint_every == 0 or done == total or asked:
+      due = done % config.saving.checkpoint_every == 0
+      if due or done == settings.steps or asked:
         watch.flush()
         _save(checkpoints, done, state, item, config, watch)
       if asked:
-        break
-    else:
-      watch.check_end()
-    checkpoints.wait()
-    # The signal may also have come since the last step.
-    if asked or (sigterm.received and jax.process_count() == 1):
-      raise PreemptedError(
-        f'{phase}: asked to stop after step {done:,} of {total:,}; the '
-        f'latest checkpoint in {phase_dir} is of step '
-        f'{checkpoints.latest()}. The same command goes on from there.'
-      )
-  return state
+        return state, done
+  watch.check_end()
+  return state, 0
 
 
 def _asked_to_stop(checkpoints: Checkpoints, sigterm: Sigterm) -> bool:
@@ -279,17 +329,16 @@ def _save(
 
 def _announce(
   phase: str,
-  start: int,
+  begun: _Begun,
   total: int,
   phase_dir: pathlib.Path,
   mesh: jax.sharding.Mesh,
-  abstract_state: PyTree,
 ) -> None:
-  values = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_state))
-  if start >= total:
-    what = f'already finished at step {start:,}'
-  elif start:
-    what = f'resuming from step {start:,} of {total:,}'
+  values = sum(math.prod(x.shape) for x in jax.tree.leaves(begun.abstract))
+  if begun.step >= total:
+    what = f'already finished at step {begun.step:,}'
+  elif begun.step:
+    what = f'resuming from step {begun.step:,} of {total:,}'
   else:
     what = f'starting fresh, {total:,} steps'
   sizes = ', '.join(f'{a} {n}' for a, n in mesh.shape.items())

@@ -8,13 +8,17 @@ import functools
 import jax
 import optax
 
-from dreamer4_jax.config import OptimizerConfig
+from dreamer4_jax.config import Config, OptimizerConfig
 from dreamer4_jax.types import PyTree
 
+FINAL_SCALE = 0.1
+"""Learning rate at the end, relative to the peak."""
 
-def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+
+def make_schedule(
+  config: OptimizerConfig, peak: float, steps: int
+) -> optax.Schedule:
   """Returns linear warm-up, a plateau, and linear decay over `steps`."""
-  peak = config.learning_rate
   warmup = min(config.warmup_steps, steps // 2)
   decay = min(round(config.decay_share * steps), steps - warmup)
   pieces = [
@@ -24,27 +28,28 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
   if not decay:
     # So that runs which differ in their number of steps share one program.
     return optax.join_schedules(pieces, [warmup])
-  last = optax.linear_schedule(peak, peak * config.final_scale, decay)
+  last = optax.linear_schedule(peak, peak * FINAL_SCALE, decay)
   return optax.join_schedules([*pieces, last], [warmup, steps - decay])
 
 
 def make_optimizer(
-  config: OptimizerConfig, steps: int, rates: Mapping[str, float] | None = None
+  run: Config, phase: str, rates: Mapping[str, float] | None = None
 ) -> optax.GradientTransformation:
   """Returns the clipped optimizer of a phase.
 
   Args:
-    config: hyperparameters.
-    steps: of the phase.
+    run: its groups `optimizer` and `phases`.
+    phase: one of `config.PHASES`.
     rates: learning rates of some modules, relative to that of the others.
   """
-  schedule = make_schedule(config, steps)
-  if config.name == 'muon':
+  config, settings = run.optimizer, getattr(run.phases, phase)
+  schedule = make_schedule(config, settings.learning_rate, settings.steps)
+  if phase in config.muon:
     update = optax.contrib.muon(
       schedule,
       weight_decay=config.weight_decay,
-      adam_b1=config.b1,
-      adam_b2=config.b2,
+      adam_b1=config.betas[0],
+      adam_b2=config.betas[1],
       muon_weight_dimension_numbers=_muon_dimensions,
       # Updates as large as Adam's, so that one learning rate serves both.
       consistent_rms=0.2,
@@ -52,9 +57,8 @@ def make_optimizer(
   else:
     update = optax.adamw(
       schedule,
-      b1=config.b1,
-      b2=config.b2,
-      eps=config.eps,
+      b1=config.betas[0],
+      b2=config.betas[1],
       weight_decay=config.weight_decay,
       mask=_matrices,
     )

@@ -23,7 +23,7 @@ from dreamer4_jax.training import (
   imagination_step,
   tokenizer_step,
 )
-from dreamer4_jax.training.loop import ClipIterator, run_phase
+from dreamer4_jax.training.loop import ClipIterator, Work, run_phase
 from dreamer4_jax.training.state import TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -51,8 +51,8 @@ STEPS = {
     imagination_step.make_imagination_step,
   ),
 }
-"""How each phase begins, `(world, settings, key, what was trained before) ->
-state`, and `(world, settings) -> train step`."""
+"""How each phase begins, `(world, key, what was trained before) -> state`, and
+`world -> train step`."""
 
 # (config, phase name, clip length, fingerprint of the trained tokenizer or '')
 # -> endless iterator of batches
@@ -109,7 +109,7 @@ def _check_batches(
   for phase in phases:
     settings: PhaseConfig = getattr(config.phases, phase)
     try:
-      sharding.check_batch(mesh, settings.batch_size, settings.accumulate)
+      sharding.check_batch(mesh, settings.batch_size, config.accumulate)
     except ValueError as error:
       raise ValueError(f'phases.{phase}.{error}') from error
 
@@ -125,13 +125,14 @@ def _train_phase(
 ) -> None:
   config, clock = world.config, Clock(run_dir, phase)
   settings: PhaseConfig = getattr(config.phases, phase)
-  lengths = {settings.clip_length, settings.long_clip_length} - {0}
   before = PHASES.index(phase) - 1
   given = {}
   if before >= 0:
     given, _ = checkpoint.load_params(run_dir, PHASES[before])
   tokenizer = world.fingerprint(given) if given else ''
-  iterators = {n: loaders(config, phase, n, tokenizer) for n in lengths}
+  iterators = {
+    n: loaders(config, phase, n, tokenizer) for n in settings.clip_lengths
+  }
   if phase == 'dynamics':
     fresh = loaders(config, phase, settings.clip_length, tokenizer)
     batches = [next(fresh) for _ in range(STATISTICS_BATCHES)]
@@ -143,15 +144,17 @@ def _train_phase(
   init, step = init_and_step(world, phase)
   # A stream of its own: the loop's step keys are of the same seed.
   key = jax.random.fold_in(jax.random.key(config.seed), 1_000 + before)
-  run_phase(
-    phase=phase,
-    config=config,
-    directory=run_dir,
+  work = Work(
     init_state=functools.partial(init, key),
     given=(boxed(world, given),),
     step_fn=step,
     iterators=iterators,
-    phase_config=settings,
+  )
+  run_phase(
+    phase,
+    config,
+    run_dir,
+    work,
     mesh=mesh,
     progress=progress,
     sigterm=sigterm,
@@ -163,8 +166,7 @@ def _say_if_lpips_is_off(config: Config, run_dir: pathlib.Path) -> None:
   """Says it where the tokenizer is still to be trained."""
   settings = config.phases.tokenizer
   done = checkpoint.latest_step(run_dir, 'tokenizer') or 0
-  wanted = settings.lpips_weight > 0 and not settings.lpips_path
-  if wanted and done < settings.steps:
+  if not settings.lpips_path and done < settings.steps:
     _LOG.info(
       'tokenizer: LPIPS is off, it needs weights in '
       'phases.tokenizer.lpips_path; the loss is the squared error alone'
@@ -185,7 +187,7 @@ def load_task_vectors(config: Config) -> np.ndarray:
     vectors = np.asarray(np.load(path, allow_pickle=False))
   except (EOFError, ValueError, OSError) as error:
     raise ValueError(f'data.task_vectors: {path}: {error}') from error
-  shape = (config.agent.num_tasks, config.agent.task_vector_size)
+  shape = (config.num_tasks, config.agent.task_vector_size)
   if vectors.shape != shape or not np.issubdtype(vectors.dtype, np.floating):
     raise ValueError(
       f'data.task_vectors: {path} holds {vectors.dtype} {vectors.shape}, '
@@ -239,5 +241,4 @@ def init_and_step(
 ) -> tuple[Callable[[jax.Array, Params], TrainState], Callable[..., Any]]:
   """Returns `(key, what was trained before) -> state`, and the train step."""
   init, make_step = STEPS[phase]
-  settings = getattr(world.config.phases, phase)
-  return functools.partial(init, world, settings), make_step(world, settings)
+  return functools.partial(init, world), make_step(world)

@@ -4,48 +4,64 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from dreamer4_jax.config import DynamicsPhase, PhaseConfig
+from dreamer4_jax.config import Config
 from dreamer4_jax.types import Array
 
 Step = TypeVar('Step', int, Array)
 
 
-def long_clips_before(step: Step, phase: PhaseConfig) -> Step:
+def long_clips_before(step: Step, config: Config, phase: str) -> Step:
   """Counts the steps before this one that take long clips.
 
-  Every `long_every`-th step does, and all of the last `long_only_share`.
+  Of a phase with two clip lengths every `data.long_every`-th step does, and all
+  of the last `data.long_only_share`.
 
   Args:
     step: number from 0 on, a Python integer or a traced one.
-    phase: of the phase.
+    config: of the run.
+    phase: its name.
   """
-  if not phase.long_clip_length:
+  settings, data = getattr(config.phases, phase), config.data
+  if len(settings.clip_lengths) == 1:
     return step * 0
-  last = phase.steps - round(phase.long_only_share * phase.steps)
+  last = settings.steps - round(data.long_only_share * settings.steps)
   # Without min and max, so that it works for both kinds of integers.
   alternating = step - (step > last) * (step - last)
-  return alternating // phase.long_every + step - alternating
+  return alternating // data.long_every + step - alternating
 
 
-def is_long(step: Step, phase: PhaseConfig) -> bool | Array:
+def is_long(step: Step, config: Config, phase: str) -> bool | Array:
   """Whether a step takes a long clip."""
-  return long_clips_before(step + 1, phase) > long_clips_before(step, phase)
+  before = long_clips_before(step, config, phase)
+  return long_clips_before(step + 1, config, phase) > before
 
 
-def clip_length_at(step: int, phase: PhaseConfig) -> int:
+def clip_length_at(step: int, config: Config, phase: str) -> int:
   """Returns the frames of a step's clips."""
-  return phase.long_clip_length if is_long(step, phase) else phase.clip_length
+  settings = getattr(config.phases, phase)
+  if is_long(step, config, phase):
+    return settings.longest_clip
+  return settings.clip_length
 
 
-def bootstraps(step: Step, phase: DynamicsPhase) -> bool | Array:
+def bootstraps(
+  step: Step, config: Config, phase: str, every: int = 1
+) -> bool | Array:
   """Whether a step trains coarse steps.
 
-  From `bootstrap_start` on, every `bootstrap_every`-th step with short clips
-  does, and every `bootstrap_every`-th with long ones, so that no combination
-  with `long_every` leaves one kind out.
+  From `phases.dynamics.bootstrap_start` on, every n-th step with short clips
+  does, and every n-th with long ones, so that no combination with
+  `data.long_every` leaves one kind out.
+
+  Args:
+    step: number from 0 on.
+    config: of the run.
+    phase: its name.
+    every: n.
   """
-  before = long_clips_before(step, phase)
-  long = long_clips_before(step + 1, phase) - before
+  before = long_clips_before(step, config, phase)
+  long = long_clips_before(step + 1, config, phase) - before
   # Long clips are numbered among themselves, and so are short ones.
   number = long * before + (1 - long) * (step - before)
-  return (step >= phase.bootstrap_start) & (number % phase.bootstrap_every == 0)
+  start = config.phases.dynamics.bootstrap_start if phase == 'dynamics' else 0
+  return (step >= start) & (number % every == 0)

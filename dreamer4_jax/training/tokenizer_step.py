@@ -15,7 +15,6 @@ from dreamer4_jax.config import TokenizerPhase
 from dreamer4_jax.models import Params, Tokenizer, World
 from dreamer4_jax.objectives import (
   Mean,
-  hard_mse,
   load_lpips,
   mse,
   patch_mask,
@@ -27,17 +26,17 @@ from dreamer4_jax.training.update import Means, Metrics, Objective, make_step
 from dreamer4_jax.types import Array, Batch, Vectors
 
 Lpips = Callable[[Array, Array], Array]
+LPIPS_WEIGHT = 0.2
 
 
 def init_tokenizer_state(
-  world: World, phase: TokenizerPhase, key: Array, given: Params | None = None
+  world: World, key: Array, given: Params | None = None
 ) -> TrainState:
   """Returns the initial state, with logical-axis boxes."""
   del given
   params = world.init(key, ('tokenizer',))
-  optimizer = make_optimizer(phase.optimizer, phase.steps)
-  images = 'hard_mse' if phase.hard_regions else 'mse'
-  terms = (images, 'lpips', *(('vectors',) if world.config.vectors else ()))
+  optimizer = make_optimizer(world.config, 'tokenizer')
+  terms = ('mse', 'lpips', *(('vectors',) if world.config.vectors else ()))
   return make_state(params, {}, optimizer, terms)
 
 
@@ -66,8 +65,8 @@ def tokenizer_loss(
       `[B, T]`; None leaves the term out.
 
   Returns:
-    Terms, of which `total` makes the loss: `mse` or `hard_mse`, and where they
-    apply `lpips` and `vectors`; and other means.
+    Terms, of which `total` makes the loss: `mse`, and where they apply `lpips`
+    and `vectors`; and no other means.
   """
   phase = phase or TokenizerPhase()
   mask, noise = corruption(tokenizer, phase, frames.shape[:2], key)
@@ -128,26 +127,19 @@ def reconstruction_losses(
   )
   images = decoded.images
   target = frames.astype(jnp.float32) / 255.0
-  terms, others = {}, {'mse': Mean.of(mse(images, target))}
-  if phase.hard_regions:
-    error = hard_mse(images, target, phase.hard_regions)
-    terms['hard_mse'] = Mean.of(error)
-  else:
-    terms['mse'] = others.pop('mse')
+  terms = {'mse': Mean.of(mse(images, target))}
   if lpips is not None:
     terms['lpips'] = Mean.of(lpips(images, target))
   spread = {v.name: v.std for v in tokenizer.vectors}
   if spread:
     error = vector_mse(decoded.vectors, vectors, spread)
     terms['vectors'] = Mean.of(error)
-  return terms, others
+  return terms, {}
 
 
-def tokenizer_objective(
-  world: World, phase: TokenizerPhase, lpips: Lpips | None = None
-) -> Objective:
+def tokenizer_objective(world: World, lpips: Lpips | None = None) -> Objective:
   """Returns what the phase learns; arguments as in `make_tokenizer_step`."""
-  tokenizer = world.tokenizer
+  tokenizer, phase = world.tokenizer, world.config.phases.tokenizer
 
   def prepare(state: TrainState, batch: Batch, key: Array):
     del state
@@ -164,11 +156,11 @@ def tokenizer_objective(
     metrics = {f'tokenizer/{k}': v for k, v in means.items()}
     return {**metrics, 'tokenizer/psnr': -10 * jnp.log10(means['mse'])}
 
-  weights = {'hard_mse' if phase.hard_regions else 'mse': 1.0}
+  weights = {'mse': 1.0}
   if lpips is not None:
-    weights['lpips'] = phase.lpips_weight
+    weights['lpips'] = LPIPS_WEIGHT
   if tokenizer.vectors:
-    weights['vectors'] = phase.vector_weight
+    weights['vectors'] = 1.0
   return Objective(prepare=prepare, terms=terms, weights=weights, report=report)
 
 
@@ -187,19 +179,21 @@ def frame_noise(key: Array, shape: tuple[int, ...], most: float) -> Array:
 
 
 def make_tokenizer_step(
-  world: World, phase: TokenizerPhase, lpips: Lpips | None = None
+  world: World, lpips: Lpips | None = None
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """Returns the pure train step `(state, batch, key) -> (state, metrics)`.
 
   Args:
     world: modules.
-    phase: hyperparameters.
-    lpips: as in `tokenizer_loss`; by default that of `phase.lpips_path`.
+    lpips: as in `tokenizer_loss`; by default that of
+      `phases.tokenizer.lpips_path`.
   """
-  if lpips is None and phase.lpips_path:
-    lpips = load_lpips(phase.lpips_path)
-  optimizer = make_optimizer(phase.optimizer, phase.steps)
-  return make_step(tokenizer_objective(world, phase, lpips), optimizer, phase)
+  path = world.config.phases.tokenizer.lpips_path
+  if lpips is None and path:
+    lpips = load_lpips(path)
+  optimizer = make_optimizer(world.config, 'tokenizer')
+  objective = tokenizer_objective(world, lpips)
+  return make_step(objective, optimizer, world.config)
 
 
 def latent_statistics(
@@ -207,22 +201,13 @@ def latent_statistics(
 ) -> dict[str, Array]:
   """Statistics of the latents, by which the dynamics sees them standardised.
 
-  Standardised values of a small tokenizer are anything but independent: a few
-  things, like walls, fill most of them, and what an action changes stands in
-  directions of little variance, of which the flow loss takes no notice. With
-  `dynamics.whitening_floor` f > 0, their correlation `U diag(s) U^T` is
-  removed too, by `U diag(s + f)^(-1/2) U^T` (ZCA whitening).
-
   Args:
     world: modules.
     params: entry `tokenizer`.
-    batches: clips of the dataset, of each process its own; whitening needs
-      many more frames than a frame has values.
+    batches: clips of the dataset, of each process its own.
 
   Returns:
-    `mean` and `std`, each `[L, bottleneck_dim]`; std is at least 1e-3. If
-    whitening is on, also `whiten` and its inverse `colour`, each
-    `[L bottleneck_dim, L bottleneck_dim]`.
+    `mean` and `std`, each `[L, bottleneck_dim]`; std is at least 1e-3.
   """
 
   @jax.jit
@@ -230,28 +215,20 @@ def latent_statistics(
     z, _ = world.latents(
       params, frames, vectors=vectors, segment_ids=segment_ids
     )
-    return rearrange(z, 'b t l c -> (b t) (l c)')
+    return rearrange(z, 'b t l c -> (b t) l c')
 
   total, square, count = 0.0, 0.0, 0
   for batch in batches:
     z = encode(batch.frames, batch.vectors, batch.segment_ids)
     z = np.asarray(z, np.float64)
-    total, square, count = total + z.sum(0), square + z.T @ z, count + len(z)
+    total, square = total + z.sum(0), square + np.square(z).sum(0)
+    count += len(z)
   total, square, count = map(_over_processes, (total, square, count))
   mean = total / count
-  covariance = square / count - np.outer(mean, mean)
-  std = np.maximum(np.sqrt(np.maximum(np.diag(covariance), 0)), 1e-3)
-  t = world.config.tokenizer
+  variance = square / count - mean**2
+  std = np.maximum(np.sqrt(np.maximum(variance, 0)), 1e-3)
   table = lambda x: jnp.asarray(x, jnp.float32)
-  shape = (t.num_latents, t.bottleneck_dim)
-  stats = {'mean': table(mean.reshape(shape)), 'std': table(std.reshape(shape))}
-  floor = world.config.dynamics.whitening_floor
-  if floor:
-    variance, basis = np.linalg.eigh(covariance / np.outer(std, std))
-    scale = np.sqrt(np.maximum(variance, 0) + floor)
-    stats['whiten'] = table((basis / scale) @ basis.T)
-    stats['colour'] = table((basis * scale) @ basis.T)
-  return stats
+  return {'mean': table(mean), 'std': table(std)}
 
 
 def _over_processes(x: np.ndarray | float) -> np.ndarray:

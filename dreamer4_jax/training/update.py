@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from dreamer4_jax import sharding
-from dreamer4_jax.config import PhaseConfig
+from dreamer4_jax.config import Config
 from dreamer4_jax.models import Params
 from dreamer4_jax.objectives import Mean, RmsState, rms_normalize
 from dreamer4_jax.training.state import TrainState
@@ -89,7 +89,7 @@ def update(
   key: Array,
   objective: Objective,
   optimizer: optax.GradientTransformation,
-  phase: PhaseConfig,
+  config: Config,
 ) -> tuple[TrainState, Metrics]:
   """One gradient step; none if the loss or the gradient is not finite.
 
@@ -99,7 +99,7 @@ def update(
     key: all randomness.
     objective: what is learned.
     optimizer: as given to `make_state`.
-    phase: for the decay of the parameter average and `accumulate`, in how many
+    config: for the decay of the parameter average and `accumulate`, in how many
       parts the gradient is computed. It is that of the whole batch.
 
   Returns:
@@ -108,14 +108,14 @@ def update(
   """
   data = jax.lax.stop_gradient(objective.prepare(state, batch, key))
   loss, rms, metrics, grads = _gradients(
-    state, data, objective, phase.accumulate
+    state, data, objective, config.accumulate
   )
   grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   # Early averages forget the initialisation as fast as they gather data.
-  limit = phase.optimizer.ema_decay
+  limit = config.optimizer.ema_decay
   decay = jnp.minimum(limit, (1 + state.step) / (10 + state.step))
   ema = jax.tree.map(
     lambda a, b: decay * a + (1 - decay) * b, state.ema, params
@@ -153,7 +153,7 @@ def update(
 def make_step(
   objective: Objective,
   optimizer: optax.GradientTransformation,
-  phase: PhaseConfig,
+  config: Config,
 ) -> Callable[[TrainState, PyTree, Array], tuple[TrainState, Metrics]]:
   """Returns the pure train step `(state, batch, key) -> (state, metrics)`.
 
@@ -161,7 +161,7 @@ def make_step(
   """
 
   def step(state: TrainState, batch: PyTree, key: Array):
-    return update(state, batch, key, objective, optimizer, phase)
+    return update(state, batch, key, objective, optimizer, config)
 
   return step
 

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import tqdm
 
-from dreamer4_jax.config import PhaseConfig
+from dreamer4_jax.checkpoint import Best
+from dreamer4_jax.config import Config
 from dreamer4_jax.training.metrics import MetricWriter
 from dreamer4_jax.types import Array
 
@@ -50,7 +51,7 @@ class Watch:
   def __init__(
     self,
     phase: str,
-    settings: PhaseConfig,
+    config: Config,
     writer: MetricWriter,
     bar: tqdm.tqdm,
     counters: Mapping[str, Any],
@@ -59,7 +60,7 @@ class Watch:
 
     Args:
       phase: name of the phase.
-      settings: its config.
+      config: of the run.
       writer: where metrics go.
       bar: progress bar.
       counters: `counters()` of the run that this one continues, or empty.
@@ -67,16 +68,20 @@ class Watch:
     self.state_is_good = True
     self.bad_steps = 0
     self._phase = phase
-    self._settings = settings
+    self._saving = config.saving
+    self._steps = getattr(config.phases, phase).steps
     self._writer = writer
     self._bar = bar
     self._pending: tuple[int, Mapping[str, Array]] | None = None
     self._bad = 0
     self._found = ''
-    self._best = settings.best_metric if settings.keep_best else ''
+    best = Best.of(config.saving, phase)
+    self._best = best.metric if best else ''
     past = counters if counters.get('best_metric') == self._best else {}
     self._mean = RunningMean(
-      settings.checkpoint_every, past.get('mean', 0.0), past.get('count', 0)
+      config.saving.checkpoint_every,
+      past.get('mean', 0.0),
+      past.get('count', 0),
     )
 
   def counters(self) -> dict[str, Any]:
@@ -92,8 +97,7 @@ class Watch:
     """Takes the metrics of a step that may still run on the device."""
     if self._best and self._best not in metrics:
       raise ValueError(
-        f'phases.{self._phase}.best_metric = {self._best!r}: must be one of '
-        f'{sorted(metrics)}'
+        f'saving.best_metric = {self._best!r}: must be one of {sorted(metrics)}'
       )
     self._pending = (step, metrics)
 
@@ -104,8 +108,8 @@ class Watch:
     step, metrics = self._pending
     self._pending = None
     losses, skips = _named('loss', metrics), _named('skipped', metrics)
-    last = step == self._settings.steps
-    logged = last or step % self._settings.log_every == 0
+    last = step == self._steps
+    logged = last or step % self._saving.log_every == 0
     watched = {*losses, *skips, self._best} & set(metrics)
     values = jax.device_get(
       dict(metrics) if logged else {name: metrics[name] for name in watched}
@@ -149,8 +153,8 @@ class Watch:
       state = 'They were skipped, and checkpoints hold the state before them'
     raise FloatingPointError(
       f'{self._phase}: {self._found}, not finite {self.bad_steps} times in a '
-      f'row. {state}; lower phases.{self._phase}.optimizer.learning_rate or '
-      'look at the data.'
+      f'row. {state}; lower phases.{self._phase}.learning_rate or look '
+      'at the data.'
     )
 
 

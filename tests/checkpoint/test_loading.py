@@ -9,7 +9,13 @@ import pytest
 
 from dreamer4_jax import checkpoint
 from dreamer4_jax.checkpoint import Best, Checkpoints
-from dreamer4_jax.config import Config, DynamicsConfig, DynamicsPhase, Phases
+from dreamer4_jax.config import (
+  Config,
+  DynamicsConfig,
+  DynamicsPhase,
+  Phases,
+  SavingConfig,
+)
 from tests.checkpoint.states import BEST, files, make_state, save_two
 
 
@@ -69,9 +75,11 @@ def test_loading_arrays_falls_back_too_and_moves_nothing(tmp_path):
 def test_the_result_of_a_phase_that_keeps_the_best_is_the_best(
   tmp_path, caplog
 ):
-  phase = DynamicsPhase(steps=20, keep_best=1, best_metric='toy/loss')
-  config = Config(phases=Phases(dynamics=phase))
-  best = Best.of(phase)
+  config = Config(
+    phases=Phases(dynamics=DynamicsPhase(steps=20)),
+    saving=SavingConfig(best_metric='dynamics/flow'),
+  )
+  best = Best.of(config.saving, 'dynamics')
   directory = tmp_path / 'dynamics'
   with Checkpoints(directory, best=best) as checkpoints:
     for step, value in ((5, 4.0), (10, 1.0), (15, 3.0), (20, 2.0)):
@@ -93,6 +101,16 @@ def test_the_result_of_a_phase_that_keeps_the_best_is_the_best(
   for file in files(directory / 'checkpoints/20/state'):
     os.truncate(file, 0)
   assert load() == 15  # The next best.
+
+
+def test_the_best_metric_of_another_phase_leaves_the_latest(tmp_path):
+  config = Config(saving=SavingConfig(best_metric='dynamics/flow'))
+  best = Best.of(config.saving, 'finetune')
+  with Checkpoints(tmp_path / 'finetune', best=best) as checkpoints:
+    for step, value in ((10, 1.0), (1000, 2.0)):
+      checkpoints.save(step, make_state(step), None, config, value=value)
+  arrays, _ = checkpoint.load_state_dict(tmp_path, 'finetune', only=('step',))
+  assert int(arrays['step']) == 1000
 
 
 def test_without_values_the_latest_is_the_result(tmp_path, caplog):

@@ -19,6 +19,8 @@ from dreamer4_jax.config import (
   ImaginationPhase,
   OptimizerConfig,
   Phases,
+  SavingConfig,
+  SourceConfig,
   TokenizerConfig,
   TokenizerPhase,
   VectorComponent,
@@ -36,51 +38,36 @@ ENV = EnvConfig(
 
 def make_config(path, **changes) -> Config:
   """Returns a run of ten steps a phase on the dataset at `path`."""
-  sizes = {
-    'width': 16,
-    'num_heads': 2,
-    'num_kv_heads': 2,
-    'mlp_hidden': 16,
-    'time_every': 2,
-  }
-  phase = {
-    'steps': 10,
-    'batch_size': 4,
-    'clip_length': 4,
-    'log_every': 1,
-    'checkpoint_every': 4,
-    'optimizer': OptimizerConfig(warmup_steps=3),
-  }
+  sizes = {'width': 16, 'num_heads': 2, 'depth': 2, 'time_every': 2}
+  phase = {'steps': 10, 'batch_size': 4, 'clip_lengths': (4,)}
   return dataclasses.replace(
     Config(
-      name='small',
       actions=ACTIONS,
       tokenizer=TokenizerConfig(
-        image_height=SIDE,
-        image_width=SIDE,
+        frame_shape=(SIDE, SIDE, 3),
         patch_size=8,
         num_latents=4,
         bottleneck_dim=4,
         context_length=4,
-        encoder_depth=2,
-        decoder_depth=2,
         **sizes,
       ),
       dynamics=DynamicsConfig(
         num_spatial_tokens=4,
         num_registers=1,
+        num_kv_heads=2,
         context_length=4,
-        depth=2,
         **sizes,
       ),
-      agent=AgentConfig(hidden=16, layers=1, distances=2),
+      agent=AgentConfig(hidden=(16,), distances=2),
       phases=Phases(
         tokenizer=TokenizerPhase(**phase),
         dynamics=DynamicsPhase(**phase),
         finetune=FinetunePhase(**phase),
         imagination=ImaginationPhase(horizon=3, sampling_steps=2, **phase),
       ),
-      data=DataConfig(path=str(path)),
+      optimizer=OptimizerConfig(warmup_steps=3),
+      saving=SavingConfig(log_every=1, checkpoint_every=4),
+      data=DataConfig(sources=(SourceConfig(path=str(path)),)),
       env=ENV,
       eval=EvalConfig(clips=3, context_frames=3, horizons=(2, 4), episodes=3),
     ),
@@ -96,20 +83,16 @@ def with_options(config: Config, task_vectors) -> Config:
   long ones, and the world model trains on in imagination.
   """
   np.save(task_vectors, np.eye(1, 3))
-  p, replace = config.phases, dataclasses.replace
-  return replace(
-    config,
-    vectors=(STATE,),
-    agent=replace(config.agent, task_vector_size=3),
-    data=replace(config.data, task_vectors=str(task_vectors)),
-    phases=replace(
-      p,
-      tokenizer=replace(
-        p.tokenizer, long_clip_length=6, long_every=20, long_only_share=0.2
-      ),
-      dynamics=replace(p.dynamics, accumulate=2, bootstrap_every=2),
-      imagination=replace(p.imagination, world_rate=0.5),
-    ),
+  return dataclasses.replace(config, vectors=(STATE,)).edit(
+    {
+      'agent.task_vector_size': 3,
+      'data.task_vectors': str(task_vectors),
+      'accumulate': 2,
+      'data.long_every': 20,
+      'data.long_only_share': 0.2,
+      'phases.tokenizer.clip_lengths': (4, 6),
+      'phases.imagination.world_rate': 0.5,
+    }
   )
 
 

@@ -27,7 +27,7 @@ from dreamer4_jax.config import (
 
 EXPERIMENT = """
 from dreamer4_jax.config import AgentConfig, Config
-config = Config(name='toy', agent=AgentConfig(hidden=32))
+config = Config(agent=AgentConfig(hidden=(32,)))
 """
 
 
@@ -58,10 +58,11 @@ def calls(monkeypatch):
 
 
 def test_train_hands_over_the_resolved_config_and_saves_it(experiment, calls):
-  assert main(['train', experiment, '--set', 'agent.layers=3', 'seed=5']) == 0
+  fields = ['agent.distances=3', 'seed=5']
+  assert main(['train', experiment, '--set', *fields]) == 0
   ((config, run_dir, phases),) = calls
-  assert (config.name, config.agent.hidden) == ('toy', 32)
-  assert (config.agent.layers, config.seed) == (3, 5)
+  assert (config.agent.hidden, config.agent.distances) == ((32,), 3)
+  assert config.seed == 5
   assert (run_dir, phases) == (pathlib.Path('runs/toy'), PHASES)
   assert Config.from_json((run_dir / 'config.json').read_text()) == config
 
@@ -78,6 +79,34 @@ def test_phase_and_run_dir_can_be_chosen(experiment, calls, tmp_path):
   assert info.value.code == 2 and len(calls) == 2
 
 
+def test_datasets_can_be_named(experiment, calls):
+  path = pathlib.Path(experiment)
+  own = 'data=DataConfig(sources=(SourceConfig(path="own", weight=3.0),), '
+  path.write_text(
+    'from dreamer4_jax.config import Config, DataConfig, SourceConfig\n'
+    f'config = Config({own} threads=2))'
+  )
+
+  def named(*options):
+    assert main(['train', experiment, *options]) == 0
+    return calls[-1][0].data
+
+  assert named().path == 'own'
+  # Nothing of the experiment's dataset is left, all else of its group is.
+  data = named('--data', 'other')
+  assert data == DataConfig(sources=(SourceConfig(path='other'),), threads=2)
+  # Several, which the fields that are set come after.
+  fields = ['--set', 'data.sources.1.weight=0.5', 'data.novel_share=0.25']
+  data = named(*fields, '--data', 'a', 'b c')
+  assert data.sources == (
+    SourceConfig(path='a'), SourceConfig(path='b c', weight=0.5)
+  )  # fmt: skip
+  assert (data.path, data.novel_share, data.threads) == ('a', 0.25, 2)
+  with pytest.raises(SystemExit) as info:
+    main(['train', experiment, '--data'])
+  assert info.value.code == 2
+
+
 def get(config, name):
   for part in name.split('.'):
     config = config[int(part)] if part.isdigit() else getattr(config, part)
@@ -87,23 +116,26 @@ def get(config, name):
 @pytest.mark.parametrize(
   'text, value',
   [
-    ('name=a=b', 'a=b'),
+    ('env.name=a=b', 'a=b'),
     ('dynamics.depth=12', 12),
-    ('phases.dynamics.optimizer.b1=0.5', 0.5),
-    ('dynamics.remat=full', 'full'),
-    ('dynamics.dtype=bfloat16', 'bfloat16'),
-    ('phases.dynamics.optimizer.learning_rate=3e-4', 3e-4),
-    ('phases.dynamics.optimizer.weight_decay=1', 1.0),
-    ('phases.imagination.kl_direction=prior_policy', 'prior_policy'),
+    ('optimizer.betas=0.5,0.75', (0.5, 0.75)),
+    ('optimizer.muon=dynamics,finetune', ('dynamics', 'finetune')),
+    ('optimizer.muon=', ()),
+    ('compute.remat=full', 'full'),
+    ('compute.dtype=bfloat16', 'bfloat16'),
+    ('phases.dynamics.learning_rate=3e-4', 3e-4),
+    ('optimizer.weight_decay=1', 1.0),
+    ('phases.tokenizer.clip_lengths=4', (4,)),
+    ('tokenizer.frame_shape=32,48,1', (32, 48, 1)),
     ('eval.horizons=1,2', (1, 2)),
     ('eval.horizons=[3]', (3,)),
     ('tasks=open door', ('open door',)),
     ('env.image_size=64,32', (64, 32)),
     ('env.image_size=[64, 32]', (64, 32)),
-    ('data.labeled_hours=1.5', 1.5),
+    ('data.sources.0.labeled_hours=1.5', 1.5),
     ('actions.0.size=7', 7),
     ('mesh.data=-1', -1),
-    ('data.path=', ''),
+    ('data.sources.0.path=', ''),
   ],
 )
 def test_values_are_parsed_by_the_fields_type(text, value):
@@ -128,29 +160,30 @@ def test_an_item_of_a_replaced_tuple_can_be_overridden():
 
 def test_overrides_are_checked_together_and_leave_the_rest_alone():
   # Each alone would be refused.
-  both = ['tasks=a,b', 'agent.num_tasks=2']
+  both = ['tokenizer.depth=3', 'tokenizer.time_every=3']
   config = configs.override(Config(), both)
   expected = dataclasses.replace(
     Config(),
-    tasks=('a', 'b'),
-    agent=dataclasses.replace(Config().agent, num_tasks=2),
+    tokenizer=dataclasses.replace(Config().tokenizer, depth=3, time_every=3),
   )
   assert config == expected
   for one in both:
-    with pytest.raises(ValueError, match='number of tasks'):
+    with pytest.raises(ValueError, match='positive multiple of time_every'):
       configs.override(Config(), [one])
 
 
 MISTAKES = [
   ('dynamics.depht=8', 'dynamics.depht: no such field; did you mean dynamics.'),
-  ('depth=8', 'depth: no such field; did you mean dynamics.depth'),
+  ('depth=8', 'depth: no such field; did you mean tokenizer.depth, dyn'),
+  ('dynamics.dtype=x', 'no such field; did you mean compute.dtype'),
+  ('data.path=x', 'no such field; did you mean data.sources.0.path'),
   ('zzz=8', 'zzz: no such field; --help-config lists all'),
   ('mesh=8', 'mesh: is a group; set one of mesh.data, mesh.fsdp, mesh.tensor'),
   ('actions.1.size=8', 'actions.1.size: no such field; did you mean actions.0'),
   ('dynamics.depth', '--set dynamics.depth: must have the form name=value'),
   ('dynamics.depth=deep', "dynamics.depth = 'deep': must be int"),
   ('dynamics.depth=6', 'DynamicsConfig.depth = 6: must be a positive multiple'),
-  ('dynamics.dtype=int8', "'int8': must be one of float32, bfloat16"),
+  ('compute.dtype=int8', "'int8': must be one of float32, bfloat16"),
   ('eval.horizons=4,x', "'4,x': must be int, with commas between several"),
   ('env.image_size=64', "'64': must be 2 values (int) with commas between"),
   ('eval.horizons=', 'EvalConfig.horizons = (): needs at least one'),
@@ -178,7 +211,7 @@ def test_mistakes_in_the_experiment_file(experiment, calls, capsys):
   for text, sentence in (
     ('x = 1', 'must define a variable `config`'),
     ('config = 3', 'found int'),
-    (EXPERIMENT.replace('32', '0'), 'AgentConfig.hidden = 0: must be at least'),
+    (EXPERIMENT.replace('32', '0'), 'AgentConfig.hidden = (0,): needs'),
     (EXPERIMENT.replace('hidden', 'hiden'), "'hiden'"),
   ):
     path.write_text(text)
@@ -202,6 +235,17 @@ def test_a_run_of_another_model_is_refused_and_keeps_its_config(
   assert main(['train', experiment, '--set', 'agent.hidden=64']) == 0
 
 
+MOST_FIELDS = 110
+
+
+def test_a_config_is_small_enough_to_be_read(capsys):
+  assert main(['train', 'quickstart', '--help-config']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  found = [line for line in lines if not line.startswith(' ')]
+  assert all('=' in line for line in found)
+  assert 60 < len(found) <= MOST_FIELDS, len(found)
+
+
 def test_the_listing_has_every_field_with_type_value_and_meaning(
   experiment, calls, capsys
 ):
@@ -210,13 +254,22 @@ def test_the_listing_has_every_field_with_type_value_and_meaning(
   lines = listing.splitlines()
   for line, meaning in (
     ('seed=9  (int)', 'Seed of every random choice of the run.'),
-    ('agent.hidden=32  (int)', 'Width of the MLP heads.'),
-    # Inherited from a private base class.
-    ('dynamics.width=128  (int)', 'Model width D.'),
-    ('actions.0.size=2  (int)', 'Dimensions, classes or bits.'),
     (
-      'phases.imagination.optimizer.name=adamw  (one of adamw, muon)',
-      'Update rule.',
+      'agent.hidden=32  (int, with commas between several)',
+      'Widths of the hidden layers of the MLP heads.',
+    ),
+    # Inherited.
+    ('dynamics.width=128  (int)', 'Model width D.'),
+    ('phases.imagination.steps=1000  (int)', 'Train steps.'),
+    ('mesh.data=-1  (int)', 'Data-parallel devices.'),
+    (
+      'env.image_size=none  (2 values (int) with commas between them or none)',
+      "Height and width to which simulators' frames are brought; none keeps "
+      'them. The other environments have sizes of their own.',
+    ),
+    (
+      'compute.dtype=float32  (one of float32, bfloat16)',
+      'Compute dtype; parameters, softmax, norms and losses stay float32.',
     ),
     (
       'eval.horizons=1,4,8,16  (int, with commas between several)',
@@ -225,6 +278,9 @@ def test_the_listing_has_every_field_with_type_value_and_meaning(
   ):
     assert lines[lines.index(line) + 1].strip() == meaning
   assert not calls
+  # Members of lists are shown in their list, and by themselves if asked for.
+  assert not any(line.startswith('actions.0') for line in lines)
+  assert any(line.startswith('actions=[{"name": "action"') for line in lines)
 
   def leaves(value, name):
     if isinstance(value, dict):
@@ -232,14 +288,71 @@ def test_the_listing_has_every_field_with_type_value_and_meaning(
     return [name[1:]]
 
   found = configs.fields(Config())
-  plain = leaves(json.loads(Config().to_json()), '')
-  assert set(plain) <= {f.name for f in found} and len(plain) > 100
+  plain = json.loads(Config().to_json())
+  assert plain.pop('format') == 2
+  assert [line.split('=')[0] for line in lines[::2]] == leaves(plain, '')
+  assert {*leaves(plain, '')} <= {f.name for f in found}
   assert all(f.meaning for f in found)
   # A line of the listing is what --set takes.
   again = [line.split('  (')[0] for line in lines[::2]]
   config = experiments.load(experiment)
   changed = configs.override(config, again)
   assert changed == dataclasses.replace(config, seed=9)
+
+
+def listed(capsys, *options):
+  """Returns the fields that a command lists, as `--set` takes them."""
+  assert main(['train', *options]) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert all(line.startswith('    ') for line in lines[1::2])
+  return [line.split('  (')[0] for line in lines[::2]]
+
+
+def names(assignments):
+  return [assignment.split('=')[0] for assignment in assignments]
+
+
+def test_a_part_of_the_config_can_be_listed(experiment, calls, capsys):
+  show = lambda *options: listed(capsys, experiment, *options)
+  every = show('--help-config')
+  for part in ('agent', 'dynamics', 'phases', 'phases.imagination', 'data'):
+    own = [line for line in every if line.startswith(f'{part}.')]
+    found = show('--help-config', part)
+    assert [n for n in found if '.0.' not in n] == own and len(own) > 2
+  # Not what merely begins alike.
+  assert names(show('--help-config', 'env'))[0] == 'env.name'
+  assert not any('eval' in line for line in show('--help-config', 'env'))
+  # A field, as it is set; a list, with its members; one of them.
+  assert show('--help-config', 'seed', '--set', 'seed=9') == ['seed=9']
+  assert show('--set', 'tasks=a', '--help-config', 'tasks') == ['tasks=a']
+  own = [f.name for f in dataclasses.fields(ActionComponent)]
+  member = [f'actions.0.{name}' for name in own]
+  assert names(show('--help-config', 'actions')) == ['actions', *member]
+  found = show('--help-config', 'actions.0')
+  assert names(found) == member and 'actions.0.size=2' in found
+  assert show('--help-config', 'actions.0.size') == ['actions.0.size=2']
+  sources = names(show('--help-config', 'data.sources.1', '--data', 'a', 'b'))
+  assert sources[0] == 'data.sources.1.path' and len(sources) > 4
+  assert not calls
+
+
+@pytest.mark.parametrize(
+  ('part', 'sentence'),
+  [
+    ('dynamic', 'dynamic: no such field'),
+    ('phases.dream', 'phases.dream: no such field'),
+    ('learning_rate', 'did you mean phases.tokenizer.learning_rate'),
+    ('actions.1', 'actions.1: no such field'),
+    ('agent.', 'agent.: no such field'),
+  ],
+)
+def test_a_part_that_there_is_not_is_refused(
+  experiment, calls, capsys, part, sentence
+):
+  assert main(['train', experiment, '--help-config', part]) == 2
+  said = capsys.readouterr()
+  assert said.err.startswith('dreamer4: ') and said.err.count('\n') == 1
+  assert sentence in said.err and not said.out and not calls
 
 
 def test_a_field_may_be_none():
@@ -250,25 +363,31 @@ def test_a_field_may_be_none():
 
 def test_every_field_takes_none_where_it_may_be_none():
   some = configs.override(
-    Config(), ['env.image_size=8,8', 'data.labeled_hours=2']
+    Config(),
+    [
+      'env.image_size=8,8',
+      'data.sources.0.labeled_hours=2',
+      'tokenizer.patch_grid=4,5',
+    ],
   )
   optional = [f.name for f in configs.fields(some) if 'none' in
               configs._spell(f.type).split()]  # fmt: skip
-  assert {'env.image_size', 'data.labeled_hours'} <= {*optional}
+  assert len(optional) == 3
   for name in optional:
     assert get(configs.override(some, [f'{name}=none']), name) is None
 
 
 AWKWARD = Config(
-  name='a=b, [c]',
   tasks=('reward',),
   data=DataConfig(
-    path='none',
-    labeled_hours=0.1,
-    labeled_where=('world=a, b', ' x '),
-    more=(SourceConfig(path='x,y', labeled_where=('noise<=0.5',)),),
+    sources=(
+      SourceConfig(
+        path='none', labeled_hours=0.1, labeled_where=('world=a, b', ' x ')
+      ),
+      SourceConfig(path='x,y', labeled_where=('noise<=0.5',)),
+    ),
   ),
-  env=EnvConfig(name='navix:x', image_size=(64, 32)),
+  env=EnvConfig(name='a=b, [c]', image_size=(64, 32)),
   eval=EvalConfig(horizons=(3,)),
 )
 
@@ -284,8 +403,8 @@ AWKWARD = Config(
   ],
 )
 def test_every_field_is_shown_as_it_is_set(config):
-  other = dataclasses.replace(
-    AWKWARD, name='?', data=dataclasses.replace(AWKWARD.data, more=())
+  other = AWKWARD.edit(
+    {'env.name': '?', 'data.sources': AWKWARD.data.sources[:1]}
   )
   for field in configs.fields(config):
     text = f'{field.name}={configs._show(field.value)}'
@@ -337,11 +456,12 @@ def test_version_and_shipped_experiments(capsys, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   assert main(['quickstart', '--help-config']) == 0
   said = capsys.readouterr().out
-  assert said.startswith('name=quickstart ')
+  assert 'env.name=navix:Navix-DoorKey-Random-6x6-v0  (text)' in said
   # A file of that name comes first.
   pathlib.Path('quickstart').write_text(EXPERIMENT)
   assert main(['quickstart', '--help-config']) == 0
-  assert capsys.readouterr().out.startswith('name=toy ')
+  said = capsys.readouterr().out
+  assert 'env.name=  (text)' in said and 'agent.hidden=32  (int' in said
   assert main(['train', 'quickstrat', '--help-config']) == 2
   assert 'shipped are ' in capsys.readouterr().err
 

@@ -1,11 +1,9 @@
 """What imagination is fed when it trains the world model as well."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from dreamer4_jax.config import AgentConfig, EnvConfig
+from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.training.clips import training_loader
 from dreamer4_jax.types import DreamBatch
 from tests.cli import small_run
@@ -22,19 +20,14 @@ def config(tmp_path_factory):
     path,
     tasks=TASKS,
     env=EnvConfig(),
-    agent=AgentConfig(num_tasks=2, hidden=16, layers=1, distances=2),
   )
-  own = {
-    'finetune': dict(batch_size=16, relevant_share=0.75),
-    'imagination': dict(batch_size=16, world_rate=0.5),
-  }
-  phases = {
-    name: dataclasses.replace(getattr(config.phases, name), **fields)
-    for name, fields in own.items()
-  }
-  return dataclasses.replace(
-    config,
-    phases=dataclasses.replace(config.phases, **phases),
+  return config.edit(
+    {
+      'phases.finetune.batch_size': 16,
+      'phases.finetune.relevant_share': 0.75,
+      'phases.imagination.batch_size': 16,
+      'phases.imagination.world_rate': 0.5,
+    }
   )
 
 
@@ -59,8 +52,16 @@ def test_dreams_and_clips_come_together_and_go_on_where_they_were(config):
 
 
 def test_without_training_the_world_there_are_contexts_alone(config):
-  off = dataclasses.replace(config.phases.imagination, world_rate=0.0)
-  phases = dataclasses.replace(config.phases, imagination=off)
-  plain = dataclasses.replace(config, phases=phases)
+  plain = config.edit({'phases.imagination.world_rate': 0.0})
   batch = next(training_loader(plain, 'imagination', 4))
   assert batch.cont.all() and not isinstance(batch, DreamBatch)
+
+
+def test_dreams_do_not_begin_on_separate_images(config):
+  some = config.edit({'data.separate_images': 0.9})
+  loader = training_loader(some, 'imagination', 4)
+  batches = [next(loader) for _ in range(5)]
+  separate = lambda clips: (clips.segment_ids == np.arange(4)).all(-1).mean()
+  # The clips that the world model trains on along with it are images as well.
+  assert np.mean([separate(b.clips) for b in batches]) > 0.7
+  assert not any(separate(b.contexts) for b in batches)

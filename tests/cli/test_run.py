@@ -3,7 +3,6 @@
 All that is off by default is on: see `small_run.with_options`.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -205,10 +204,11 @@ def test_the_state_goes_all_the_way(home, evaluated):
     progress=False,
   )
   # Latents hold the state: nothing stands beside them.
-  rooms, config = load_params(run, 'tokenizer')
-  data = dataclasses.replace(config.data, path=noise, latents=latents)
-  config = dataclasses.replace(config, data=data)
-  name = World.from_config(config).fingerprint(rooms)
+  params, config = load_params(run, 'tokenizer')
+  config = config.edit(
+    {'data.sources.0.path': noise, 'data.sources.0.latents': latents}
+  )
+  name = World.from_config(config).fingerprint(params)
   batch = next(training_loader(config, 'dynamics', 4, name))
   assert batch.frames.shape == (4, 4, 4, 4) and not batch.vectors
   batch = next(training_loader(config, 'tokenizer', 4))
@@ -234,10 +234,10 @@ def test_the_world_model_trained_on_in_imagination(home, trained):
   before, _ = load_params(home / 'runs/x', 'finetune')
   after, _ = load_params(home / 'runs/x', 'imagination')
   np.testing.assert_array_equal(after['task_vectors'], np.eye(1, 3))
-  for room in ('policy', 'dynamics', 'reward', 'task'):
-    old, new = (jax.tree.leaves(rooms[room]) for rooms in (before, after))
+  for module in ('policy', 'dynamics', 'reward', 'task'):
+    old, new = (jax.tree.leaves(params[module]) for params in (before, after))
     assert all(np.isfinite(x).all() for x in new)
-    assert any(np.any(x != y) for x, y in zip(old, new, strict=True)), room
+    assert any(np.any(x != y) for x, y in zip(old, new, strict=True)), module
 
 
 def test_a_run_that_is_not_trained_is_named(home, trained, tmp_path):

@@ -1,7 +1,5 @@
 """A recording of cart-pole and its state, and configs that do or do not fit."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -39,18 +37,17 @@ def test_what_is_recorded_can_be_put_into_a_config(data, config):
   text = dataset.to_text(dataset.summary(data))
   line = next(x for x in text.splitlines() if x.startswith('  vectors: '))
   given = line.removeprefix('  vectors: ')
-  plain = dataclasses.replace(config, vectors=())
+  plain = config.edit({'vectors': ()})
   assert configs.override(plain, [f'vectors={given}']) == config
   assert [(v.name, v.size) for v in config.vectors] == [('state', 4)]
 
 
 def test_a_tokenizer_with_other_units_is_another_model(config):
   world = World.from_config(config)
-  rooms = {'tokenizer': {'x': np.zeros(3)}}
-  other = dataclasses.replace(config.vectors[0], std=(2.0,))
-  changed = dataclasses.replace(config, vectors=(other,))
-  assert World.from_config(changed).fingerprint(rooms) != world.fingerprint(
-    rooms
+  params = {'tokenizer': {'x': np.zeros(3)}}
+  changed = config.edit({'vectors.0.std': (2.0,)})
+  assert World.from_config(changed).fingerprint(params) != world.fingerprint(
+    params
   )
   with pytest.raises(ValueError, match=r'vectors\.0\.std.* made with'):
     fields = compatibility.model_fields('tokenizer')
@@ -68,7 +65,7 @@ def test_an_environment_that_shows_other_vectors_is_refused(
   config, name, size, message
 ):
   wanted = (VectorComponent(name=name, size=size),)
-  config = dataclasses.replace(config, vectors=wanted)
+  config = config.edit({'vectors': wanted})
   with pytest.raises(ValueError, match=message):
     checks.check_environment(config)
 
@@ -77,9 +74,7 @@ def test_a_dataset_without_the_vector_is_refused_before_training(
   config, tmp_path
 ):
   noise = small_run.write_dataset(tmp_path / 'noise')
-  config = dataclasses.replace(
-    config, data=dataclasses.replace(config.data, path=noise)
-  )
+  config = config.edit({'data.sources.0.path': noise})
   message = "noise: vectors: found none, expected 'state' of 4 values"
   with pytest.raises(ValueError, match=message):
     checks.check_training(config, tmp_path / 'run')

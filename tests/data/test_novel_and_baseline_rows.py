@@ -63,7 +63,7 @@ def test_no_dream_begins_in_a_novel_terminal_frame():
   weights = np.zeros(18)
   weights[17] = 1  # Terminal, in episode 2.
   planner = make_planner(
-    length=4, novel_share=1.0, novelty=[weights], dreams=True
+    length=4, novel_share=1.0, novelty=[weights], purpose='dreams'
   )
   for batch in range(20):
     for window in planner.plan(batch, range(4)):

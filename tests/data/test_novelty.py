@@ -7,10 +7,21 @@ import pytest
 
 from data_pipelines import writer
 from dreamer4_jax.config import ActionComponent
-from dreamer4_jax.data import Description, EpisodeSource, make_loader, novelty
+from dreamer4_jax.data import (
+  Description,
+  Draws,
+  EpisodeSource,
+  make_loader,
+  novelty,
+)
 
-ACTIONS = (ActionComponent(name='action', kind='categorical', size=2),)
 SIDE, LENGTHS = 20, (5, 2, 9, 12)
+DESCRIPTION = Description(
+  actions=(ActionComponent(name='action', kind='categorical', size=2),),
+  tasks=('reward',),
+  frame_shape=(SIDE, SIDE, 3),
+  chunk_length=4,
+)
 
 
 def image(marks=()):
@@ -49,27 +60,14 @@ def episodes(lengths):
 def dataset(tmp_path_factory):
   return writer.write_dataset(
     tmp_path_factory.mktemp('novel') / 'd',
-    description=Description(
-      actions=ACTIONS,
-      tasks=('reward',),
-      frame_shape=(SIDE, SIDE, 3),
-      chunk_length=4,
-    ),
+    description=DESCRIPTION,
     splits={'train': episodes(LENGTHS), 'test': episodes((6,))},
   )
 
 
 def loader(dataset, **kwargs):
-  return make_loader(
-    str(dataset),
-    'train',
-    actions=ACTIONS,
-    tasks=('reward',),
-    batch_size=4,
-    length=3,
-    seed=0,
-    **kwargs,
-  )
+  draws = Draws(batch_size=4, length=3, **kwargs)
+  return make_loader(str(dataset), 'train', DESCRIPTION, draws)
 
 
 def counts():

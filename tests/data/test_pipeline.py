@@ -1,5 +1,6 @@
 """The loader, on a recorded dataset."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,14 +14,19 @@ import pytest
 
 from dreamer4_jax.config import ActionComponent, SourceConfig
 from dreamer4_jax.data import (
+  Description,
+  Draws,
   EpisodeSource,
   make_loader,
-  planning,
+  pipeline,
   transforms,
 )
 
-ACTIONS = (ActionComponent(name='action', kind='categorical', size=5),)
-TASKS = ('key', 'door', 'goal')
+EXPECTED = Description(
+  actions=(ActionComponent(name='action', kind='categorical', size=5),),
+  tasks=('key', 'door', 'goal'),
+  frame_shape=(40, 40, 3),
+)
 
 
 @pytest.fixture
@@ -30,19 +36,11 @@ def path(recording):
 
 @pytest.fixture
 def make(path):
-  def build(**kwargs):
-    return make_loader(
-      **{
-        'datasets': path,
-        'split': 'train',
-        'actions': ACTIONS,
-        'tasks': TASKS,
-        'batch_size': 4,
-        'length': 12,
-        'seed': 1,
-        **kwargs,
-      }
-    )
+  def build(datasets=path, split='train', expected=EXPECTED, **kwargs):
+    options = ('process', 'threads', 'cache_bytes')
+    given = {k: kwargs.pop(k) for k in options if k in kwargs}
+    draws = Draws(**{'batch_size': 4, 'length': 12, 'seed': 1, **kwargs})
+    return make_loader(datasets, split, expected, draws, **given)
 
   return build
 
@@ -110,9 +108,9 @@ def test_terminal_frames_are_kept_and_end_their_segment(make):
   assert ends > 10
 
 
-@pytest.mark.parametrize('dreams', [False, True])
+@pytest.mark.parametrize('purpose', ['video', 'cloning', 'dreams'])
 def test_dreams_are_planned_and_labeled_as_an_agent_acts(
-  make, monkeypatch, dreams
+  make, monkeypatch, purpose
 ):
   # Where no task is achieved twice, labels alone would not tell.
   asked = {}
@@ -126,10 +124,12 @@ def test_dreams_are_planned_and_labeled_as_an_agent_acts(
 
     monkeypatch.setattr(module, name, watched)
 
-  watch(planning, 'Planner')
+  watch(pipeline, 'Planner')
   watch(transforms, 'Clips')
-  make(dreams=dreams, switch_tasks=0.3)
-  assert asked['Clips']['once'] == asked['Planner']['dreams'] == dreams
+  make(purpose=purpose, switch_tasks=0.3)
+  dreams = purpose == 'dreams'
+  assert asked['Clips']['once'] == dreams
+  assert asked['Planner']['purpose'] == purpose
   assert asked['Planner']['switch_tasks'] == (1.0 if dreams else 0.3)
 
 
@@ -159,9 +159,10 @@ def test_resume_is_exact(make, at):
 
 
 def test_processes_draw_their_own_rows(make):
-  first = [make(process_index=i, process_count=2) for i in (0, 1)]
-  again = [make(process_index=i, process_count=2) for i in (0, 1)]
+  both = lambda: [make(batch_size=8, process=(i, 2)) for i in (0, 1)]
+  first, again = both(), both()
   a, b = (next(x) for x in first)
+  assert len(a.frames) == len(b.frames) == 4
   assert not same(a, b)
   assert same(a, next(again[0])) and same(b, next(again[1]))
   # Together they are the batch that one process would draw.
@@ -177,7 +178,7 @@ def test_resume_on_another_number_of_processes_goes_on(make):
   for _ in range(3):
     next(one)
   state = one.get_state()
-  two = [make(process_index=i, process_count=2, **settings) for i in range(2)]
+  two = [make(batch_size=8, process=(i, 2), **settings) for i in range(2)]
   for part in two:
     part.set_state(state)
   for _ in range(4):
@@ -188,7 +189,7 @@ def test_resume_on_another_number_of_processes_goes_on(make):
 
 
 def test_threads_do_not_change_the_order(make):
-  one, four = make(), make(threads=4, ahead=8)
+  one, four = make(), make(threads=4)
   assert all(same(next(one), next(four)) for _ in range(40))
 
 
@@ -232,21 +233,29 @@ def test_windows_show_what_was_recorded(make, path):
     assert key in stretches
 
 
+def expecting(**fields):
+  return {'expected': dataclasses.replace(EXPECTED, **fields)}
+
+
 @pytest.mark.parametrize(
   ('kwargs', 'message'),
   [
     ({'split': 'valid'}, "split: found .*expected some in 'valid'"),
-    ({'tasks': ('key',)}, "tasks: found .*'door'.*expected .*'key'"),
     (
-      {'actions': (ActionComponent(name='x', kind='binary', size=2),)},
+      expecting(tasks=('key',)),
+      "tasks: found .*'door'.*expected .*'key'",
+    ),
+    (
+      expecting(actions=(ActionComponent(name='x', kind='binary', size=2),)),
       r"actions: found .*name='action'.*expected .*name='x'",
     ),
     (
-      {'frame_shape': (48, 48, 3)},
+      expecting(frame_shape=(48, 48, 3)),
       r'frame_shape: found \(40, 40, 3\), expected \(48, 48, 3\)',
     ),
     ({'length': 0}, 'length = 0'),
-    ({'process_index': 1}, 'process_index = 1'),
+    ({'process': (1, 1)}, r'process = \(1, 1\): must be a number below'),
+    ({'process': (0, 3)}, 'which divides the global batch of 4'),
   ],
 )
 def test_mistakes_are_named(make, kwargs, message):
@@ -257,20 +266,19 @@ def test_mistakes_are_named(make, kwargs, message):
 def test_a_missing_dataset_is_named(make, tmp_path):
   with pytest.raises(FileNotFoundError, match=r'nowhere.*data_pipelines'):
     make(datasets=str(tmp_path / 'nowhere'))
-  with pytest.raises(FileNotFoundError, match=r'DataConfig\.path'):
+  with pytest.raises(FileNotFoundError, match=r'SourceConfig\.path'):
     make(datasets='')
 
 
 DRAW = """
 import hashlib, json, os, sys, time
 import jax
-from dreamer4_jax.data import EpisodeSource, make_loader
+from dreamer4_jax.data import Draws, EpisodeSource, make_loader
 path, log, total = sys.argv[1], sys.argv[2], int(sys.argv[3])
 source = EpisodeSource(path, 'train')
-loader = make_loader(
-  path, 'train', actions=source.description.actions,
-  tasks=source.description.tasks, batch_size=4, length=12, seed=1,
-  relevant_share=0.5, separate_images=0.3, threads=2)
+draws = Draws(
+  batch_size=4, length=12, seed=1, relevant_share=0.5, separate_images=0.3)
+loader = make_loader(path, 'train', source.description, draws, threads=2)
 done = {'seen': [], 'state': None}
 if os.path.exists(log):
   done = json.load(open(log))

@@ -265,7 +265,7 @@ def test_no_dream_begins_on_a_terminal_frame_or_after_one(relevant, events):
   index.terminal[3] = False
   last = {(0, 5), (1, 0), (2, 8)}
   planner = make_planner(
-    indices=[index], length=5, relevant_share=relevant, dreams=True
+    indices=[index], length=5, relevant_share=relevant, purpose='dreams'
   )
   windows = [w for b in range(100) for w in planner.plan(b, range(4))]
   seen = collections.Counter(f for w in windows for f in frames(w.segments))
@@ -286,7 +286,7 @@ def test_dreams_go_on_in_the_episode_of_their_event():
   index = make_index(events=((0, 9, 1), (0, 19, 0)), lengths=(20, 7, 7))
   index.terminal[:] = True
   planner = make_planner(
-    indices=[index], length=5, relevant_share=1.0, dreams=True
+    indices=[index], length=5, relevant_share=1.0, purpose='dreams'
   )
   windows = [w for b in range(100) for w in planner.plan(b, range(4))]
   last = {0: collections.Counter(), 1: collections.Counter()}
@@ -303,4 +303,4 @@ def test_dreams_go_on_in_the_episode_of_their_event():
 def test_a_split_of_nothing_but_ends_is_refused():
   index = make_index(events=(), lengths=(1, 1, 1))
   with pytest.raises(ValueError, match='nothing but terminal frames'):
-    make_planner(indices=[index], dreams=True)
+    make_planner(indices=[index], purpose='dreams')

@@ -102,8 +102,8 @@ def test_a_dream_never_pursues_what_its_context_shows():
   )
   index = make_index(events=events, lengths=lengths)
   planner = make_planner(
-    indices=[index], length=8, batch_size=400, relevant_share=0.5, dreams=True,
-    switch_tasks=1.0,
+    indices=[index], length=8, batch_size=400, relevant_share=0.5,
+    purpose='dreams', switch_tasks=1.0,
   )  # fmt: skip
   windows = planner.plan(0, range(400))
   layout = lay_out(windows)

@@ -8,7 +8,7 @@ import pytest
 
 from data_pipelines import writer
 from dreamer4_jax.config import SourceConfig, VectorComponent
-from dreamer4_jax.data import Description, EpisodeSource, make_loader
+from dreamer4_jax.data import Description, Draws, EpisodeSource, make_loader
 from dreamer4_jax.data import format as fmt
 from tests.data.test_transforms import ACTIONS, TASKS, make_episode
 
@@ -33,16 +33,20 @@ def episodes(change=lambda vectors: vectors):
     yield dataclasses.replace(plain, steps=steps)
 
 
+def describe(vectors):
+  return Description(
+    actions=ACTIONS,
+    tasks=TASKS,
+    frame_shape=(2, 2, 3),
+    chunk_length=4,
+    vectors=vectors,
+  )
+
+
 def write(path, vectors=(ARM, GRIP), change=lambda vectors: vectors):
   return writer.write_dataset(
     path,
-    description=Description(
-      actions=ACTIONS,
-      tasks=TASKS,
-      frame_shape=(2, 2, 3),
-      chunk_length=4,
-      vectors=vectors,
-    ),
+    description=describe(vectors),
     splits={'train': episodes(change)},
   )
 
@@ -52,18 +56,10 @@ def path(tmp_path_factory):
   return write(tmp_path_factory.mktemp('data') / 'd')
 
 
-def loader(path, vectors, **kwargs):
-  return make_loader(
-    path if isinstance(path, list) else str(path),
-    'train',
-    actions=ACTIONS,
-    tasks=TASKS,
-    batch_size=4,
-    length=5,
-    seed=0,
-    vectors=vectors,
-    **kwargs,
-  )
+def loader(path, vectors):
+  datasets = path if isinstance(path, list) else str(path)
+  draws = Draws(batch_size=4, length=5)
+  return make_loader(datasets, 'train', describe(vectors), draws)
 
 
 def test_episodes_come_back(path):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dreamer4_jax.data import EpisodeSource, make_loader
+from dreamer4_jax.data import Draws, EpisodeSource, make_loader
 
 
 class Truth(NamedTuple):
@@ -26,15 +26,8 @@ class Truth(NamedTuple):
 def loader(path, *, batch_size, length):
   """Returns a loader of the split 'train', with all that the dataset has."""
   description = EpisodeSource(path, 'train').description
-  return make_loader(
-    str(path),
-    'train',
-    actions=description.actions,
-    tasks=description.tasks,
-    batch_size=batch_size,
-    length=length,
-    seed=0,
-  )
+  draws = Draws(batch_size=batch_size, length=length)
+  return make_loader(str(path), 'train', description, draws)
 
 
 def check(path, truth, *, atol=0.0, batches=30, last_known=False):

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip('navix')
 
 from data_pipelines import collect, doorkey_player, recording, writer
-from dreamer4_jax.config import EnvConfig
+from dreamer4_jax.config import Config, DataConfig, EnvConfig, SourceConfig
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.envs import make_env
 
@@ -166,6 +166,29 @@ def test_random_play_uses_every_action(tmp_path):
 def test_wrong_ways_to_play_are_named(config, changes, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(config, **changes)
+
+
+@pytest.mark.parametrize('share', [0.0, 0.5])
+def test_an_experiment_records_its_environment(monkeypatch, share):
+  asked = []
+  monkeypatch.setattr(
+    collect, 'collect', lambda config: asked.append(config) or 'report'
+  )
+  monkeypatch.setattr(
+    collect.novelty, 'measure_dataset', lambda *of: asked.append(of)
+  )
+  env = EnvConfig(name='navix:x', tile=4, image_size=(8, 6), max_steps=7)
+  sources = (SourceConfig(path='d'),)
+  config = Config(env=env, data=DataConfig(sources=sources, novel_share=share))
+  settings = {'policy': 'random', 'episodes': 3}
+  assert collect.record_env(config, **settings) == 'report'
+  expected = collect.CollectConfig(
+    out='d', env='navix:x', tile=4, image_size=(8, 6), max_steps=7, **settings
+  )
+  assert asked == [expected] + [('d', 'train')] * (share > 0)
+  # A recording may take longer than an evaluation.
+  collect.record_env(config, max_steps=9, **settings)
+  assert asked[-1 - (share > 0)] == dataclasses.replace(expected, max_steps=9)
 
 
 @pytest.mark.parametrize('split', ['train', 'test'])

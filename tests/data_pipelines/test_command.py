@@ -132,9 +132,9 @@ def files(tmp_path_factory):
   shapes = jax.eval_shape(
     lambda: unbox(world.init(jax.random.key(0), ('tokenizer',)))
   )
-  rooms = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   with Checkpoints(run / 'tokenizer') as checkpoints:
-    state = {'params': rooms, 'ema': rooms, 'frozen': {}}
+    state = {'params': params, 'ema': params, 'frozen': {}}
     checkpoints.save(1, state, {}, CONFIG)
   (run / 'config.json').write_text(CONFIG.to_json())
   return tmp_path

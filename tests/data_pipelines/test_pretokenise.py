@@ -12,7 +12,6 @@ from data_pipelines import writer
 from dreamer4_jax.config import (
   ActionComponent,
   Config,
-  DataConfig,
   VectorComponent,
   presets,
 )
@@ -43,14 +42,16 @@ def episodes(lengths):
 @pytest.fixture(scope='module')
 def world():
   config = Config(
-    actions=(ActionComponent(name='action', kind='categorical', size=2),),
-    tokenizer=dataclasses.replace(
-      Config().tokenizer, image_height=SIDE, image_width=SIDE
-    ),
+    actions=(ActionComponent(name='action', kind='categorical', size=2),)
   )
-  config = presets.apply(config, 'tiny')
-  tokenizer = dataclasses.replace(config.tokenizer, context_length=4)
-  return World.from_config(dataclasses.replace(config, tokenizer=tokenizer))
+  return World.from_config(
+    presets.apply(config, 'tiny').edit(
+      {
+        'tokenizer.frame_shape': (SIDE, SIDE, 3),
+        'tokenizer.context_length': 4,
+      }
+    )
+  )
 
 
 @pytest.fixture(scope='module')
@@ -84,6 +85,12 @@ def settings(frames, out, **kwargs):
   return lib.PretokeniseConfig(
     run='run', dataset=str(frames), out=str(out), **kwargs
   )
+
+
+def on_latents(config, frames, latents):
+  """Returns the config of a run on a dataset whose latents are stored."""
+  own = {'path': str(frames), 'latents': str(latents)}
+  return config.edit({f'data.sources.0.{k}': v for k, v in own.items()})
 
 
 @pytest.mark.parametrize(('streams', 'block'), [(3, 4), (1, 64), (16, 1)])
@@ -166,8 +173,7 @@ def test_vectors_are_in_the_latents(frames, tmp_path, monkeypatch, world):
     assert np.abs(blind[0] - expected).max() > 1e-3
     assert 'vector' not in b
   # Training on them needs no vector beside them.
-  data = DataConfig(path=str(path), latents=str(out))
-  run = dataclasses.replace(config, data=data)
+  run = on_latents(config, path, out)
   fingerprint = seeing.fingerprint(weights)
   assert next(training_loader(run, 'dynamics', 3, fingerprint)).vectors == {}
   batch = next(training_loader(run, 'tokenizer', 3))
@@ -184,11 +190,9 @@ def test_the_fingerprint_names_the_tokenizer(frames, world, weights, tmp_path):
   other = jax.tree.map(np.copy, weights)
   jax.tree.leaves(other)[0].flat[0] += 1e-6
   assert world.fingerprint(other) != found
-  faster = dataclasses.replace(world.config.tokenizer, dtype='bfloat16')
-  same = dataclasses.replace(world.config, tokenizer=faster)
+  same = world.config.edit({'compute.dtype': 'bfloat16'})
   assert World.from_config(same).fingerprint(weights) == found
-  wider = dataclasses.replace(world.config.tokenizer, soft_cap=51.0)
-  changed = dataclasses.replace(world.config, tokenizer=wider)
+  changed = world.config.edit({'tokenizer.bottleneck_gain': 0.06})
   assert World.from_config(changed).fingerprint(weights) != found
 
 
@@ -197,20 +201,27 @@ def test_training_reads_latents_of_its_own_tokenizer_only(
 ):
   out = tmp_path / 'z'
   lib.pretokenise(settings(frames, out), progress=False)
-  data = DataConfig(path=str(frames), latents=str(out))
-  config = dataclasses.replace(world.config, data=data)
+  config = on_latents(world.config, frames, out)
   batch = next(
     training_loader(config, 'dynamics', 6, world.fingerprint(weights))
   )
-  t = config.tokenizer
-  assert batch.frames.shape[2:] == (t.num_latents, t.bottleneck_dim)
+  assert batch.frames.shape[2:] == config.tokenizer.latent_shape
   batch = next(training_loader(config, 'tokenizer', 6))
   assert batch.frames.shape[2:] == (SIDE, SIDE, 3)
   with pytest.raises(ValueError, match=r'the latents were made by .*has abc'):
     training_loader(config, 'dynamics', 6, 'abc')
-  latents_only = dataclasses.replace(config, data=DataConfig(path=str(out)))
+  latents_only = on_latents(config, out, '')
   with pytest.raises(ValueError, match='this needs frames'):
     training_loader(latents_only, 'tokenizer', 6)
+
+
+def test_an_experiment_names_a_run_and_two_datasets(frames, tmp_path):
+  found = lib.pretokenise_run('run', str(frames), str(tmp_path / 'z'))
+  assert found == {'train': 78, 'test': 9}
+  lib.pretokenise(settings(frames, tmp_path / 'again'), progress=False)
+  a, b = (EpisodeSource(tmp_path / n, 'test') for n in ('z', 'again'))
+  for i in range(2):
+    np.testing.assert_equal(a[i], b[i])
 
 
 def test_latents_are_not_tokenised_again(frames, tmp_path):

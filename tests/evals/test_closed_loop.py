@@ -1,12 +1,9 @@
-import dataclasses
-
 from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.config import FinetunePhase, Phases
 from dreamer4_jax.envs import EnvSpec
 from dreamer4_jax.evals.closed_loop import (
   Episodes,
@@ -214,8 +211,8 @@ def test_the_trained_agent_plays_and_follows_its_prompt():
 
 def test_one_program_serves_all_policies():
   # Two tasks and two baselines: prompts 2 and 3 are no tasks.
-  phases = Phases(finetune=FinetunePhase(baseline_share=0.1))
-  world, params = world_and_params(dataclasses.replace(CONFIG, phases=phases))
+  config = CONFIG.edit({'phases.finetune.baseline_share': 0.1})
+  world, params = world_and_params(config)
   agent, _ = streaming_agent(world, 4)
   traces, tasks = [], []
 
@@ -227,7 +224,7 @@ def test_one_program_serves_all_policies():
 
   evaluator, found = Evaluator(Line(), watched), {}
   other = {**params, 'policy': jax.tree.map(lambda x: -x, params['policy'])}
-  for name, rooms, prompt, temperature in (
+  for name, own, prompt, temperature in (
     ('bc', params, None, 1.0),
     ('bc_greedy', params, None, 0.0),
     ('bc_all', params, 2, 1.0),
@@ -237,7 +234,7 @@ def test_one_program_serves_all_policies():
     memory = streaming_memory(world, 4, prompt, temperature)
     tasks.clear()
     found[name] = evaluator.play(
-      rooms, memory, seeds=GOALS.tolist(), key=jax.random.key(0)
+      own, memory, seeds=GOALS.tolist(), key=jax.random.key(0)
     )
     jax.effects_barrier()
     if prompt is not None:

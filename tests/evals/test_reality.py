@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.config import ActionComponent, EnvConfig
+from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.envs import make_env
 from dreamer4_jax.evals import moments, reality, report
 from dreamer4_jax.rollout import Rollout, imagine, prepare_context
@@ -41,8 +41,8 @@ def moves(key, shape):
   }
 
 
-def fake_act(world, params, *, state, key, is_first, **kwargs):
-  return moves(key, is_first.shape), None, state
+def fake_act(world, params, state, seen, task, key):
+  return moves(key, seen.is_first.shape), None, state
 
 
 def true_dream(world, params, batch, key, *, policy, horizon, sampling_steps):
@@ -83,16 +83,17 @@ def compare(monkeypatch, read, env=None, config=CONFIG, **kwargs):
   monkeypatch.setattr(moments, 'act', fake_act)
   monkeypatch.setattr(reality, 'imagine', true_dream)
   monkeypatch.setattr(reality, 'arrivals', seen_as(read))
-  settings = {'starts': STARTS, 'stop_at_event': True, **kwargs}
+  settings = {'starts': STARTS, **kwargs}
+  stop = settings.pop('stop_at_event', True)
   return reality.dream_and_play(
     world,
     {'only': params},
     env or Line(),
     jax.random.key(0),
     seeds=GOALS,
-    context=CONTEXT,
-    horizon=HORIZON,
-    sampling_steps=2,
+    dreams=reality.Dreams(
+      context=CONTEXT, horizon=HORIZON, sampling_steps=2, stop_at_event=stop
+    ),
     **settings,
   )['only']
 
@@ -165,8 +166,7 @@ def test_a_dream_that_promises_nothing_misses_everything(monkeypatch):
 
 
 def test_without_events_returns_are_compared(monkeypatch):
-  agent = dataclasses.replace(CONFIG.agent, num_tasks=1)
-  config = dataclasses.replace(CONFIG, tasks=('reward',), agent=agent)
+  config = CONFIG.edit({'tasks': ('reward',)})
   run = lambda read: compare(
     monkeypatch, read, Paid(), config, stop_at_event=False, starts=(0, 2)
   )
@@ -185,12 +185,12 @@ def test_no_state_of_a_host_can_be_kept():
     spec = dataclasses.replace(Line.spec, on_host=True)
 
   world, _ = world_and_params()
-  nothing = dict(seeds=(1,), context=2, horizon=2, sampling_steps=2)
-  args = (world, {}, Host(), jax.random.key(0))
-  assert (
-    reality.dream_and_play(*args, starts=(0,), stop_at_event=True, **nothing)
-    is None
+  dreams = reality.Dreams(
+    context=2, horizon=2, sampling_steps=2, stop_at_event=True
   )
+  nothing = dict(seeds=(1,), dreams=dreams)
+  args = (world, {}, Host(), jax.random.key(0))
+  assert reality.dream_and_play(*args, starts=(0,), **nothing) is None
   with pytest.raises(ValueError, match=r'starts = \(0, 6\): .* in 0..5: an'):
     reality.dream_and_play(
       world,
@@ -198,7 +198,6 @@ def test_no_state_of_a_host_can_be_kept():
       Line(),
       jax.random.key(0),
       starts=(0, 6),
-      stop_at_event=True,
       **nothing,
     )
 
@@ -224,16 +223,14 @@ def doorkey():
   env = make_env(
     EnvConfig(name='navix:Navix-DoorKey-Random-5x5-v0', max_steps=12)
   )
-  replace = dataclasses.replace
-  config = replace(
-    CONFIG,
-    actions=(ActionComponent(name='action', kind='categorical', size=5),),
-    tasks=env.spec.tasks,
-    tokenizer=replace(
-      CONFIG.tokenizer, image_height=40, image_width=40, patch_size=20
-    ),
-    dynamics=replace(CONFIG.dynamics, depth=2),
-    agent=replace(CONFIG.agent, num_tasks=3),
+  config = CONFIG.edit(
+    {
+      'actions': env.spec.actions,
+      'tasks': env.spec.tasks,
+      'tokenizer.frame_shape': env.spec.frame_shape,
+      'tokenizer.patch_size': 20,
+      'dynamics.depth': 2,
+    }
   )
   return *world_and_params(config), env
 
@@ -331,10 +328,9 @@ def test_agents_dream_and_play_in_one_program(monkeypatch):
     jax.random.key(0),
     seeds=GOALS,
     starts=(1, 5),
-    context=4,
-    horizon=3,
-    sampling_steps=2,
-    stop_at_event=False,
+    dreams=reality.Dreams(
+      context=4, horizon=3, sampling_steps=2, stop_at_event=False
+    ),
   )
   assert [t['horizon'] for t in traced] == [3]
   summaries = {name: r.summary(CONFIG.tasks) for name, r in got.items()}

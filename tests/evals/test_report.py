@@ -78,7 +78,7 @@ def make_results(tiles):
     'versions': {},
     'device': 'one',
     'seed': 0,
-    'config': {'name': 'toy', 'eval': {'reality_episodes': 0}},
+    'config': {'env': {'name': 'toy:x'}, 'eval': {'reality_episodes': 0}},
   }
 
 
@@ -86,6 +86,7 @@ def make_results(tiles):
 def test_figures_are_told_where_there_are_any(tiles):
   text = report.markdown(make_results(tiles), (1, 4))
   lines = text.splitlines()
+  assert lines[0] == '# toy:x, seed 0'
   assert 'Tokenizer: 34.4 dB on held-out episodes; 26.2 dB on the' in text
   assert ' - where pixels changed, 21.0 dB in the worst region' in text
   assert '(worst.png)' in text

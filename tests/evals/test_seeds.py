@@ -25,12 +25,12 @@ def results(seed=0, rl=0.9, best=0.6, **more):
   return {
     'seed': seed,
     'config': {
-      'name': 'toy',
       'seed': seed,
       'data': {
-        'path': 'data',
-        'latents': f'runs/{seed}/latents',
-        'more': [{'path': 'b', 'latents': f'runs/{seed}/latents-1'}],
+        'sources': [
+          {'path': 'data', 'latents': f'runs/{seed}/latents-0'},
+          {'path': 'b', 'latents': f'runs/{seed}/latents-1'},
+        ]
       },
       'eval': {'horizons': [4, 16]},
     },
@@ -199,11 +199,11 @@ def test_runs_that_are_not_seeds_of_one_experiment_are_named():
   other = copy.deepcopy(results(1))
   assert not seeds.summarise({'a': base, 'b': other})['warnings']
   other['config']['eval']['horizons'] = [4, 8]
-  other['config']['data']['more'][0]['path'] = 'c'
+  other['config']['data']['sources'][1]['path'] = 'c'
   other['config']['new'] = 3
   found = seeds.summarise({'a': base, 'b': other})
   (warning,) = found['warnings']
-  assert 'seeds: data.more.0.path, eval.horizons, new;' in warning
+  assert 'seeds: data.sources.1.path, eval.horizons, new;' in warning
   assert seeds.markdown(found).startswith(f'Warning: {warning}.\n')
   (warning,) = seeds.summarise({'a': base, 'b': base})['warnings']
   assert warning.startswith('seed 0 is that of more than one run')

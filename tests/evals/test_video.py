@@ -5,6 +5,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
 from dreamer4_jax.evals import video
+from dreamer4_jax.rollout import Replay
 from tests.models import vector_world
 from tests.models.tiny_world import make_batch, world_and_params
 
@@ -216,7 +217,8 @@ def test_errors_of_vectors_are_in_standard_deviations():
 
 
 def test_open_loop_hands_over_the_right_frames_and_actions(monkeypatch):
-  # The dream is replaced by a picture of its first action: 0, 1 or 2.
+  # The dream is replaced by a picture of its actions: 0, 1 or 2, and three more
+  # where they are unknown.
   world, params = world_and_params()
   clips = make_batch(3, 5)
   clips.prev_action_mask[1] = False  # Video without labels.
@@ -228,8 +230,9 @@ def test_open_loop_hands_over_the_right_frames_and_actions(monkeypatch):
 
   def fake(world, params, batch, key, *, policy, horizon, **kwargs):
     seen.append((batch.frames.shape, horizon, kwargs))
-    actions = [policy(None, None, i)['move'] for i in range(horizon)]
-    value = jnp.stack(actions, axis=1).astype(jnp.float32)
+    assert isinstance(policy, Replay) and policy.known.shape == (3, horizon)
+    # What is not known of an action shows as well.
+    value = policy.actions['move'] + 3.0 * ~policy.known
     return Dream(jnp.broadcast_to(value[..., None, None], (3, horizon, 2, 8)))
 
   class Plain:
@@ -253,12 +256,11 @@ def test_open_loop_hands_over_the_right_frames_and_actions(monkeypatch):
   )
   shape, horizon, kwargs = seen[0]
   assert (shape, horizon) == ((3, 2, 20, 12, 3), 3)
-  assert kwargs.pop('known') is not None
-  assert kwargs == {'sampling_steps': 4, 'with_agent': False}
+  assert kwargs == {'sampling_steps': 4}
   assert np.array_equal(got.frames, clips.frames[:, 2:])
   assert np.array_equal(got.last, clips.frames[:, 1])
   # The action that led to frame 2 is the first one of the dream.
-  moves = clips.prev_action['move'][:, 2:]
+  moves = clips.prev_action['move'][:, 2:] + np.array([[0], [3], [0]])
   level = np.round((moves / 10 + 0.1) * 255)
   np.testing.assert_allclose(got.dreamed[..., 0, 0, 0], level, atol=1)
   other = np.stack([level[2], level[0], level[1]])  # of another clip

@@ -14,7 +14,7 @@ def actions(seed=0):
 
 def embed(values, known):
   _, params = world_and_params()
-  module = ActionEmbedding(ACTIONS, num_tokens=2, width=16)
+  module = ActionEmbedding(ACTIONS, width=16)
   values = {k: jnp.asarray(v) for k, v in values.items()}
   own = {'params': params['dynamics']['action']}
   return np.asarray(module.apply(own, values, jnp.asarray(known)))
@@ -23,14 +23,14 @@ def embed(values, known):
 def test_known_actions_are_summed_component_by_component():
   p = world_and_params()[1]['dynamics']['action']
   a, got = actions(), embed(actions(), np.ones(LEAD, bool))
-  assert got.shape == (2, 3, 2, 16)
+  assert got.shape == (2, 3, 16)
   for b in range(2):
     for t in range(3):
-      expected = np.array(p['always']['table'], np.float64)
-      expected += np.reshape(p['move']['table'][a['move'][b, t]], (2, 16))
+      expected = np.array(p['always']['table'][0], np.float64)
+      expected += p['move']['table'][a['move'][b, t]]
       for i in range(2):
         bit = a['keys'][b, t, i]
-        expected += np.reshape(p['keys']['table'][2 * i + bit], (2, 16))
+        expected += p['keys']['table'][2 * i + bit]
         # low -1, high 3: brought to [-1, 1].
         share = (a['look'][b, t, i] - 1) / 2
         expected += share * np.asarray(p['look']['kernel'][i])
@@ -39,14 +39,14 @@ def test_known_actions_are_summed_component_by_component():
 
 def test_an_unknown_action_is_the_learned_embedding_alone():
   known = np.array([[True, False, False], [False, True, False]])
-  always = world_and_params()[1]['dynamics']['action']['always']['table']
+  (always,) = world_and_params()[1]['dynamics']['action']['always']['table']
   a, b = embed(actions(0), known), embed(actions(1), known)
   assert np.array_equal(a[~known], b[~known])
   for token in a[~known]:
     assert np.array_equal(token, always)
   whole = embed(actions(0), np.ones(LEAD, bool))
   assert np.array_equal(a[known], whole[known])
-  assert np.all(np.abs(a - b)[known].max((1, 2)) > 0.1)
+  assert np.all(np.abs(a - b)[known].max(1) > 0.1)
 
 
 def test_no_action_is_a_valid_action():

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.models import dynamics_cache
+from dreamer4_jax.models import dynamics_cache, tokenizer_caches
 from dreamer4_jax.models.dynamics import num_tokens, pack, unpack
 from dreamer4_jax.nn import append, start_segment
 from dreamer4_jax.types import Levels
@@ -125,7 +125,7 @@ def test_levels_of_another_grid_are_refused():
 
 
 def test_streaming_equals_the_whole_clip(base):
-  cache = dynamics_cache(CONFIG.dynamics, 2, agent=True)
+  cache = dynamics_cache(WORLD.dynamics, 2, agent=True)
   shapes = jax.tree.map(jnp.shape, cache)
   at = lambda x, t: jax.tree.map(lambda a: a[:, t : t + 1], x)
   for t in range(FRAMES):  # the ring holds 4
@@ -141,9 +141,19 @@ def test_streaming_equals_the_whole_clip(base):
 
 
 def test_a_frame_has_the_tokens_of_the_specification():
-  # 2 z, 2 action, 1 register, 1 shortcut, and the agent.
-  assert num_tokens(CONFIG.dynamics, agent=False) == 6
-  assert num_tokens(CONFIG.dynamics, agent=True) == 7
+  # 2 z, the action, 1 register, 1 shortcut, and the agent.
+  assert num_tokens(CONFIG.dynamics, agent=False) == 5
+  assert num_tokens(CONFIG.dynamics, agent=True) == 6
+
+
+def test_heads_share_keys_in_the_dynamics_alone():
+  (encoder, _), own = (
+    tokenizer_caches(WORLD.tokenizer, 2),
+    dynamics_cache(WORLD.dynamics, 2, agent=False),
+  )
+  # Periods, streams, tokens, key/value heads, ring, channels of a head.
+  assert own.entries.keys.shape == (2, 2, 5, 1, 4, 8)
+  assert encoder.entries.keys.shape == (1, 2, 4 + 6, 2, 4, 8)
 
 
 def test_packing_joins_neighbouring_latents_and_round_trips():

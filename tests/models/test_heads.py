@@ -1,11 +1,8 @@
-import dataclasses
-
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer4_jax.config import DataConfig
 from dreamer4_jax.models import World
 from dreamer4_jax.objectives import TwoHot
 from tests.models.tiny_world import CONFIG, MODULES, world_and_params
@@ -17,8 +14,8 @@ def test_reward_and_value_are_exactly_zero_at_initialisation():
   world = World.from_config(CONFIG)
   twohot = TwoHot(CONFIG.agent.bins, CONFIG.agent.bin_limit)
   params = nn.unbox(world.init(jax.random.key(0), ('reward', 'value')))
-  for room, distances in (('reward', 3), ('value', 1)):
-    logits = world.head(params, room, H)
+  for module, distances in (('reward', 3), ('value', 1)):
+    logits = world.head(params, module, H)
     assert logits.shape == (2, 3, distances, 31)
     assert not np.any(twohot.mean(logits))
   _, noisy = world_and_params()
@@ -61,35 +58,33 @@ def test_task_embedding_looks_up_rows():
 
 
 def test_tasks_given_as_vectors_are_projected():
-  config = dataclasses.replace(
-    CONFIG,
-    agent=dataclasses.replace(CONFIG.agent, task_vector_size=5),
-    data=DataConfig(task_vectors='some.npy'),
+  config = CONFIG.edit(
+    {'agent.task_vector_size': 5, 'data.task_vectors': 'some.npy'}
   )
   world = World.from_config(config)
   rng = np.random.default_rng(0)
-  room = nn.unbox(world.init(jax.random.key(0), ('task',)))['task']
-  room = jax.tree.map(lambda x: rng.normal(size=x.shape).astype('f4'), room)
+  own = nn.unbox(world.init(jax.random.key(0), ('task',)))['task']
+  own = jax.tree.map(lambda x: rng.normal(size=x.shape).astype('f4'), own)
   table = rng.normal(size=(2, 5)).astype(np.float32)
-  params = {'task': room, 'task_vectors': jnp.asarray(table)}
+  params = {'task': own, 'task_vectors': jnp.asarray(table)}
   task = jnp.array([[0, 1, 1], [1, 0, 1]])
   found = world.agent_token(params, task)
   assert found.shape == (2, 3, 16)
   for b in range(2):
     for t in range(3):
       v = table[task[b, t]]
-      v = v / np.sqrt((v**2).mean()) * room['norm']['scale']
-      expected = sum(v[i] * room['task']['kernel'][i] for i in range(5))
+      v = v / np.sqrt((v**2).mean()) * own['norm']['scale']
+      expected = sum(v[i] * own['task']['kernel'][i] for i in range(5))
       np.testing.assert_allclose(found[b, t], expected, rtol=2e-5, atol=1e-5)
   # Vectors themselves will do, of any scale.
-  given = world.agent_token({'task': room}, jnp.asarray(3 * table)[task])
+  given = world.agent_token({'task': own}, jnp.asarray(3 * table)[task])
   np.testing.assert_allclose(given, found, rtol=1e-4, atol=1e-5)
 
 
-def test_every_parameter_of_every_room_has_logical_axes_and_is_float32():
+def test_every_parameter_of_every_module_has_logical_axes_and_is_float32():
   world = World.from_config(CONFIG)
-  rooms = tuple(r for r in MODULES if r != 'prior')
-  shapes = jax.eval_shape(lambda k: world.init(k, rooms), jax.random.key(0))
+  modules = tuple(m for m in MODULES if m != 'prior')
+  shapes = jax.eval_shape(lambda k: world.init(k, modules), jax.random.key(0))
   is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
   flat = jax.tree.leaves_with_path(shapes, is_leaf=is_box)
   assert len(flat) > 100

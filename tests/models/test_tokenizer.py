@@ -68,7 +68,7 @@ def test_the_gain_scales_what_the_tanh_bounds(latents):
 
 
 def test_streaming_encoder_equals_the_whole_clip(latents):
-  cache, _ = tokenizer_caches(WORLD.config.tokenizer, 2)
+  cache, _ = tokenizer_caches(WORLD.tokenizer, 2)
   got = stream('encode', cache, jnp.asarray(BATCH.frames))
   np.testing.assert_allclose(got, latents, atol=2e-5)
 
@@ -76,7 +76,7 @@ def test_streaming_encoder_equals_the_whole_clip(latents):
 def test_streaming_decoder_equals_the_whole_clip(latents):
   images, _ = decode(latents, segment_ids=BATCH.segment_ids)
   assert images.shape == BATCH.frames.shape and images.dtype == jnp.float32
-  _, cache = tokenizer_caches(WORLD.config.tokenizer, 2)
+  _, cache = tokenizer_caches(WORLD.tokenizer, 2)
   got = stream('decode', cache, latents)
   np.testing.assert_allclose(got, images, atol=2e-5)
 
@@ -84,7 +84,7 @@ def test_streaming_decoder_equals_the_whole_clip(latents):
 def test_padding_is_as_black_as_a_black_image():
   # 20 rows in patches of 8: the last row of patches is half padding. Frames
   # that have the same black rows themselves are the same to the encoder.
-  black = dataclasses.replace(WORLD.config.tokenizer, image_height=24)
+  black = dataclasses.replace(WORLD.config.tokenizer, frame_shape=(24, 12, 3))
   frames = jnp.asarray(BATCH.frames)
   padded = jnp.pad(frames, [(0, 0), (0, 0), (0, 4), (0, 0), (0, 0)])
   found, _ = Tokenizer(black).apply(
@@ -95,17 +95,17 @@ def test_padding_is_as_black_as_a_black_image():
 
 def test_a_larger_grid_is_padding_that_no_image_shows(latents):
   config = dataclasses.replace(
-    WORLD.config.tokenizer, grid_rows=5, image_width=10
+    WORLD.config.tokenizer, patch_grid=(5, 2), frame_shape=(20, 10, 3)
   )
   assert config.grid == (5, 2)
   tokenizer, frames = Tokenizer(config), jnp.asarray(BATCH.frames)[..., :10, :]
   params = tokenizer.init(jax.random.key(0), frames[:1, :1])
   z, images = jax.jit(tokenizer.apply)(params, frames)
   assert z.shape == latents.shape and images.shape == frames.shape
-  with pytest.raises(
-    ValueError, match='grid_rows = 2: must be 0, or at least 3'
-  ):
-    dataclasses.replace(config, grid_rows=2)
+  for small in ((2, 2), (5, 1)):
+    text = rf'patch_grid = \({small[0]}, {small[1]}\): .* none, or .*\(3, 2\)'
+    with pytest.raises(ValueError, match=text):
+      dataclasses.replace(config, patch_grid=small)
 
 
 def test_masked_patches_do_not_reach_the_latents():

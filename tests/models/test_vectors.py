@@ -75,7 +75,7 @@ def run(side, tokens):
   pairs = c.width // c.num_heads // 2
   grid = rope.axial_angles(3, 2, pairs, c.rope_base)
   still = lambda n: np.zeros((n, pairs), np.float32)
-  x, _ = SpaceTimeTransformer(c.stack(c.encoder_depth)).apply(
+  x, _ = SpaceTimeTransformer(c.transformer(CONFIG.compute)).apply(
     {'params': OWN[side]},
     jnp.asarray(tokens),
     space_mask=sees(side),
@@ -190,7 +190,7 @@ def test_a_hidden_vector_does_not_reach_the_latents(hidden, name):
 def test_streaming_equals_the_whole_clip():
   z, _ = encode(VALUES)
   decoded, _ = decode(z)
-  encoder, decoder = tokenizer_caches(CONFIG.tokenizer, 2, VECTORS)
+  encoder, decoder = tokenizer_caches(WORLD.tokenizer, 2)
 
   @jax.jit
   def step(encoder, decoder, frame, vectors, latents, start):
@@ -296,9 +296,13 @@ def test_without_vectors_nothing_is_added():
 def test_the_fingerprint_names_the_vectors():
   config = tiny_world.CONFIG
   plain = World.from_config(config).fingerprint(PARAMS)
-  # As it was computed before there were vectors.
-  before = World.from_config(Config(tokenizer=config.tokenizer))
-  assert plain == before.fingerprint(PARAMS)
+  # Of all else only the sizes of the tokenizer count.
+  alone = World.from_config(Config(tokenizer=config.tokenizer))
+  assert plain == alone.fingerprint(PARAMS)
+  low = config.edit({'compute.dtype': 'bfloat16', 'compute.remat': 'full'})
+  assert plain == World.from_config(low).fingerprint(PARAMS)
+  gain = config.edit({'tokenizer.bottleneck_gain': 0.5})
+  assert plain != World.from_config(gain).fingerprint(PARAMS)
   own = WORLD.fingerprint(PARAMS)
   wide = dataclasses.replace(VECTORS[1], std=(0.2,))
   other = dataclasses.replace(CONFIG, vectors=(VECTORS[0], wide))

@@ -25,39 +25,29 @@ ACTIONS = (
     name='look', kind='continuous', size=2, low=-1.0, high=3.0, bins=3
   ),
 )
-SIZES = dict(
-  width=16, num_heads=2, mlp_hidden=24, context_length=4, time_every=2
-)
+SIZES = dict(width=16, num_heads=2, context_length=4, time_every=2)
 CONFIG = Config(
   actions=ACTIONS,
   tasks=('key', 'door'),
   tokenizer=TokenizerConfig(
     **SIZES,
-    num_kv_heads=2,
-    image_height=20,
-    image_width=12,
+    frame_shape=(20, 12, 3),
     patch_size=8,
     num_latents=4,
     bottleneck_dim=4,
-    encoder_depth=2,
-    decoder_depth=2,
+    depth=2,
     # The whole range of the tanh, so that nothing hides in rounding.
     bottleneck_gain=1.0,
-    remat='none',
   ),
   dynamics=DynamicsConfig(
     **SIZES,
     num_kv_heads=1,
     depth=4,
     num_spatial_tokens=2,
-    num_action_tokens=2,
     num_registers=1,
     max_steps=8,
-    remat='none',
   ),
-  agent=AgentConfig(
-    num_tasks=2, hidden=16, layers=1, distances=3, bins=31, bin_limit=5.0
-  ),
+  agent=AgentConfig(hidden=(16,), distances=3, bins=31, bin_limit=5.0),
 )
 MODULES = (
   'tokenizer',
@@ -73,9 +63,15 @@ MODULES = (
 
 def with_dynamics(config, **changes):
   """Returns the config with other dynamics fields."""
-  return dataclasses.replace(
-    config, dynamics=dataclasses.replace(config.dynamics, **changes)
-  )
+  return config.edit({f'dynamics.{k}': v for k, v in changes.items()})
+
+
+def changed(world, fields):
+  """Returns the world with other fields of its config, by dotted name.
+
+  For those that do not shape modules, such as settings of phases.
+  """
+  return dataclasses.replace(world, config=world.config.edit(fields))
 
 
 @functools.cache
@@ -86,9 +82,9 @@ def world_and_params(config=CONFIG):
   """
   world = World.from_config(config)
 
-  rooms = tuple(r for r in MODULES if r != 'prior')
+  modules = tuple(m for m in MODULES if m != 'prior')
   shapes = jax.eval_shape(
-    lambda key: nn.unbox(world.init(key, rooms)), jax.random.key(0)
+    lambda key: nn.unbox(world.init(key, modules)), jax.random.key(0)
   )
   rng = np.random.default_rng(7)
 
@@ -100,7 +96,7 @@ def world_and_params(config=CONFIG):
 
   params = jax.tree.map_with_path(draw, shapes)
   params['prior'] = params['policy']
-  shape = config.tokenizer.num_latents, config.tokenizer.bottleneck_dim
+  shape = config.tokenizer.latent_shape
   latents = {
     'mean': jnp.asarray(rng.normal(size=shape) * 0.3, jnp.float32),
     'std': jnp.asarray(rng.uniform(0.3, 0.9, shape), jnp.float32),

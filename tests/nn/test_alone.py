@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from dreamer4_jax import nn as ours
-from dreamer4_jax.config import DynamicsConfig, TokenizerConfig
+from dreamer4_jax.config import ComputeConfig, DynamicsConfig, TokenizerConfig
 from dreamer4_jax.nn import (
   Attention,
   Layer,
@@ -188,22 +188,38 @@ def test_a_config_has_defaults_and_refuses_what_cannot_work():
   with pytest.raises(ValueError, match=text):
     TransformerConfig(depth=6)
   assert TransformerConfig(depth=6, time_every=3).depth == 6
+  # 8/3 of the width, in whole multiples of 64.
+  assert [TransformerConfig(width=w).hidden for w in (16, 128, 192)] == [
+    64,
+    384,
+    512,
+  ]
+  assert TransformerConfig(mlp_hidden=24).hidden == 24
   with pytest.raises(ValueError, match='width = 20: must be divisible'):
     TransformerConfig(width=20)
 
 
 @pytest.mark.parametrize('kind', [TokenizerConfig, DynamicsConfig])
 def test_models_take_every_field_of_the_layers(kind):
-  # No field has a default of its own, and all reach the transformer.
-  changed = kind(
-    width=64, num_kv_heads=2, time_every=2, soft_cap=30.0, unroll=2
+  layers = dict(
+    width=64,
+    num_heads=8,
+    depth=6,
+    time_every=2,
+    context_length=5,
+    rope_base=100.0,
   )
-  for config in (kind(), changed):
-    stack = config.stack(8)
-    assert stack.depth == 8
-    for field in dataclasses.fields(LayersConfig):
-      assert getattr(stack, field.name) == getattr(config, field.name)
-  assert kind().stack(4) == TransformerConfig()
+  compute = dict(dtype='bfloat16', remat='dots', attention='xla')
+  for group, own in ((LayersConfig, layers), (ComputeConfig, compute)):
+    default = group()
+    assert set(own) == {f.name for f in dataclasses.fields(group)}
+    assert all(v != getattr(default, k) for k, v in own.items())
+  got = kind(**layers).transformer(ComputeConfig(**compute), 2)
+  expected = TransformerConfig(**layers, **compute, num_kv_heads=2, unroll=2)
+  assert got == expected
+  # Defaults are those of the transformer; a single period needs no loop.
+  plain = kind(depth=4).transformer(ComputeConfig())
+  assert plain == TransformerConfig() and plain.kv_heads == plain.num_heads
 
 
 def test_every_name_is_there_and_a_config_needs_no_jax():

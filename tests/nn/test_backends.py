@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.nn import KeyValues, attend, choose, masks
+from dreamer4_jax.nn import KeyValues, attend, masks, resolve_backend
 from dreamer4_jax.nn.backends import (
   SequenceMask,
   attend_sequence,
@@ -110,16 +110,20 @@ def test_splash_leaves_a_mask_that_is_known_too_late_to_xla(caplog):
 
 
 def test_a_platform_without_the_backend_is_named():
-  assert choose('auto', 'cpu', 'x') == choose('xla', 'cpu', 'x') == 'xla'
-  assert choose('splash', 'tpu', 'x') == 'splash'
+  assert (
+    resolve_backend('auto', 'cpu', 'x')
+    == resolve_backend('xla', 'cpu', 'x')
+    == 'xla'
+  )
+  assert resolve_backend('splash', 'tpu', 'x') == 'splash'
   text = "dynamics.attention = 'splash'.*on tpu only, and this is cpu.*'auto'"
   with pytest.raises(ValueError, match=text):
-    choose('splash', 'cpu', 'dynamics.attention')
+    resolve_backend('splash', 'cpu', 'dynamics.attention')
   with pytest.raises(ValueError, match='on gpu only, and this is tpu'):
-    choose('tokamax', 'tpu', 'dynamics.attention')
+    resolve_backend('tokamax', 'tpu', 'dynamics.attention')
 
 
 def test_a_backend_that_is_not_installed_is_named(monkeypatch):
   monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
   with pytest.raises(ValueError, match=r"'tokamax'.*install it"):
-    choose('tokamax', 'gpu', 'tokenizer.attention')
+    resolve_backend('tokamax', 'gpu', 'tokenizer.attention')

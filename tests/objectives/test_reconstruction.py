@@ -4,46 +4,8 @@ import numpy as np
 import pytest
 from scipy.signal import correlate2d
 
-from dreamer4_jax.objectives import hard_mse, load_lpips, mse
+from dreamer4_jax.objectives import load_lpips, mse
 from dreamer4_jax.objectives.reconstruction import _unit_length
-
-
-def slow_hard_mse(pred, target, power):
-  """Loops over regions, in float64; weights are given, not differentiated."""
-  total = np.zeros(pred.shape[:2])
-  for b, t in np.ndindex(*total.shape):
-    errors = []
-    for row in range(0, pred.shape[2], 8):
-      for column in range(0, pred.shape[3], 8):
-        here = (b, t, slice(row, row + 8), slice(column, column + 8))
-        errors.append(np.square(pred[here] - target[here]).mean())
-    total[b, t] = np.mean([e**power * e for e in errors])
-  return total
-
-
-@pytest.mark.parametrize('power', [0.0, 0.5, 1.0])
-def test_hard_regions_match_loops(power):
-  rng = np.random.default_rng(0)
-  pred, target = rng.uniform(size=(2, 2, 3, 20, 16, 3))
-  np.testing.assert_allclose(
-    hard_mse(pred.astype('f4'), target.astype('f4'), power),
-    slow_hard_mse(pred, target, power),
-    rtol=1e-5,
-  )
-
-
-def test_hard_regions_weigh_the_gradient_and_are_not_differentiated():
-  target = np.zeros((1, 1, 8, 16, 1), 'f4')
-  pred = target.copy()
-  pred[..., :8, :], pred[..., 8:, :] = 0.1, 0.4
-  grad = jax.grad(lambda x: hard_mse(x, target, 0.5).sum())(pred)
-  # Of e ** 0.5 * e with the root held: 2 x x / 128 for an error of x * x.
-  expected = 2 * pred * pred / 128
-  np.testing.assert_allclose(grad, expected, rtol=1e-5)
-  # Nothing wrong anywhere, no gradient, and no infinite one.
-  still = jax.grad(lambda x: hard_mse(x, target, 0.5).sum())(target)
-  assert (np.asarray(still) == 0).all()
-
 
 # (kernel side, padding, stride, pool before) and the compared activations.
 SPEC = {

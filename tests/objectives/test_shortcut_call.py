@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.objectives import prepare_shortcut, sample, shortcut_loss
+from dreamer4_jax.config import ForcingConfig
+from dreamer4_jax.objectives import (
+  Resting,
+  prepare_shortcut,
+  sample,
+  shortcut_loss,
+)
 
 K_MAX = 8
 KEY = jax.random.key(0)
@@ -13,6 +19,11 @@ KEY = jax.random.key(0)
 
 def data(*shape, seed=0):
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape), 'f4')
+
+
+def coarse(share):
+  """Settings with a share of frames that bootstrap."""
+  return ForcingConfig(bootstrap_share=share)
 
 
 def per(level, z):
@@ -49,13 +60,13 @@ class Recording:
 def test_the_losses_are_those_of_the_equations(shape, lead_axes):
   z1, denoise = data(*shape), Recording()
   losses = shortcut_loss(
-    denoise, z1, KEY, max_steps=K_MAX, lead_axes=lead_axes, bootstrap_rows=0.5
+    denoise, z1, KEY, max_steps=K_MAX, lead_axes=lead_axes, forcing=coarse(0.5)
   )
   *_, (z_tau, levels) = denoise.calls
   lead = shape[:lead_axes]
   assert levels.signal_index.shape == levels.step_index.shape == lead
   assert losses.loss.shape == losses.is_flow.shape == lead
-  coarse, noises = 0, []
+  bootstrapped, noises = 0, []
   for at in np.ndindex(*lead):
     x, x1 = np.float64(z_tau[at]), np.float64(z1[at])
     tau, d = levels.signal_index[at] / K_MAX, 2.0 ** -levels.step_index[at]
@@ -63,7 +74,7 @@ def test_the_losses_are_those_of_the_equations(shape, lead_axes):
     noises += [(x - tau * x1) / (1 - tau)]
     goal = x1
     if d > 1 / K_MAX:
-      coarse += 1
+      bootstrapped += 1
       b1 = (f(x, tau, d / 2) - x) / (1 - tau)
       half = x + b1 * d / 2
       b2 = (f(half, tau + d / 2, d / 2) - half) / (1 - tau - d / 2)
@@ -72,7 +83,7 @@ def test_the_losses_are_those_of_the_equations(shape, lead_axes):
     np.testing.assert_allclose(losses.loss[at], expected, rtol=1e-4, atol=1e-6)
     kind = losses.bootstrap if d > 1 / K_MAX else losses.flow
     assert kind[at] == losses.loss[at]
-  assert coarse > 2
+  assert bootstrapped > 2
   # The level is that of the noise: 32 draws or more, of deviation 1.
   assert 0.6 < np.std(noises) < 1.4
 
@@ -80,7 +91,7 @@ def test_the_losses_are_those_of_the_equations(shape, lead_axes):
 def test_rows_bootstrap_with_what_they_are_given():
   z1, rows, denoise = data(8, 3, 2), jnp.arange(8), Recording()
   shortcut_loss(
-    denoise, z1, KEY, {'row': rows}, max_steps=K_MAX, bootstrap_rows=0.25
+    denoise, z1, KEY, {'row': rows}, max_steps=K_MAX, forcing=coarse(0.25)
   )
   first, second, every = denoise.calls
   z_tau, levels, given = every
@@ -93,20 +104,21 @@ def test_rows_bootstrap_with_what_they_are_given():
   assert (levels.step_index == 3).tolist()[1:4] == [True] * 3
 
 
-@pytest.mark.parametrize('share', [0.25, 0.4, 1.0])
+# Of 999 rows a quarter is none of a group, a third is.
+@pytest.mark.parametrize('share', [0.25, 1 / 3, 1.0])
 def test_the_share_that_bootstraps_is_exact_on_average(share):
   denoise = lambda z, levels: z
   losses = jax.jit(
     lambda key: (
       shortcut_loss(
-        denoise, data(999, 2), key, max_steps=K_MAX, bootstrap_rows=share
+        denoise, data(999, 2), key, max_steps=K_MAX, forcing=coarse(share)
       ).is_flow
     )
   )
   keys = jax.random.split(KEY, 20)
-  coarse = np.mean([~losses(key) for key in keys])
+  found = np.mean([~losses(key) for key in keys])
   # One of four step sizes is the finest; 19,980 examples, five deviations.
-  assert abs(coarse - share * 3 / 4) < 5 * np.sqrt(0.19 / 19_980)
+  assert abs(found - share * 3 / 4) < 5 * np.sqrt(0.19 / 19_980)
 
 
 def test_without_bootstrapping_every_step_is_the_finest():
@@ -140,17 +152,28 @@ def test_the_gradient_is_that_of_the_last_pass():
 def test_rows_that_rest_stand_where_they_are_put():
   trains = jnp.arange(16) % 2 == 1
   denoise = Recording()
-  resting = prepare_shortcut(
+  levels = prepare_shortcut(
     denoise, data(16, 2), KEY, max_steps=K_MAX, bootstraps=False
   ).levels.replace(signal_index=jnp.full(16, 5))
   found = prepare_shortcut(
-    denoise, data(16, 2), KEY, max_steps=K_MAX, bootstrap_rows=1.0,
-    rows_per_group=4, trains=trains, resting=resting,
+    denoise, data(16, 2), KEY, max_steps=K_MAX, forcing=coarse(1.0),
+    resting=Resting(trains=trains, levels=levels, rows_per_group=4),
   )  # fmt: skip
-  coarse = found.levels.step_index < 3
-  assert set(np.flatnonzero(coarse)) <= {1, 5, 9, 13} and coarse.any()
+  moves = found.levels.step_index < 3
+  assert set(np.flatnonzero(moves)) <= {1, 5, 9, 13} and moves.any()
   assert (found.levels.signal_index[~trains] == 5).all()
-  assert np.array_equal(np.abs(found.velocity).max(1) > 0, coarse)
+  assert np.array_equal(np.abs(found.velocity).max(1) > 0, moves)
+
+
+def test_the_weight_of_pure_noise_is_that_of_the_settings():
+  run = lambda forcing: shortcut_loss(
+    linear, data(64, 2), KEY, max_steps=K_MAX, forcing=forcing
+  )
+  even, paper = run(ForcingConfig(low_weight=1.0)), run(None)
+  ramp = paper.loss / even.loss
+  at_noise, share = ramp.min(), np.unique(np.round(ramp, 4))
+  np.testing.assert_allclose(at_noise, 0.1, rtol=1e-4)
+  np.testing.assert_allclose(share, 0.1 + 0.9 * np.arange(8) / 8, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +182,10 @@ def test_rows_that_rest_stand_where_they_are_put():
     ({'max_steps': 12}, 'max_steps = 12: must be a power of two'),
     ({'lead_axes': 0}, r'lead_axes = 0: must lie in 1\.\.2, for z1 has'),
     ({'lead_axes': 3}, r'lead_axes = 3: .* shape \(4, 2\)'),
-    ({'bootstrap_rows': 0}, 'bootstrap_rows = 0: .* bootstraps=False'),
-    ({'bootstrap_rows': 1.5}, 'bootstrap_rows = 1.5: must lie'),
-    ({'end_share': 2}, r'end_share = 2: must lie in \[0, 1\]'),
-    ({'clear_share': 0.5}, r'clear_share = 0.5: needs clips, .* not \(4,\)'),
+    (
+      {'forcing': ForcingConfig(clear_share=0.5)},
+      r'clear_share = 0.5: needs clips, .* not \(4,\)',
+    ),
   ],
 )
 def test_a_wrong_argument_is_named(changes, message):

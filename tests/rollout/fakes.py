@@ -5,9 +5,9 @@ import functools
 
 import jax.numpy as jnp
 
-from dreamer4_jax.models import World
+from dreamer4_jax.models import World, dynamics_cache
 from dreamer4_jax.models.dynamics import DynamicsOutput
-from dreamer4_jax.nn import KeyValues, init_cache
+from dreamer4_jax.nn import KeyValues
 from tests.models.tiny_world import CONFIG, random_tokens
 
 
@@ -31,10 +31,9 @@ class FakeWorld(World):
     call = dict(z=z, levels=levels, action=action, known=known)
     self.record.append(dict(call, cache=cache, **kwargs))
     width = self.config.dynamics.width
-    stack = self.config.dynamics.stack(self.config.dynamics.depth)
     agent = kwargs.get('agent')
-    tokens = 6 if agent is None else 7
-    like = init_cache(stack, z.shape[0], tokens).entries.keys
+    empty = dynamics_cache(self.dynamics, z.shape[0], agent is not None)
+    like = empty.entries.keys
     mark = z.mean((2, 3))[None, :, None, None, :, None]
     entry = jnp.broadcast_to(mark, (*like.shape[:3], 1, z.shape[1], 8))
     h = jnp.broadcast_to(z.mean((2, 3))[..., None], (*z.shape[:2], width))

@@ -13,12 +13,14 @@ from dreamer4_jax.rollout import (
   init_prompt,
   prepare_context,
 )
+from dreamer4_jax.types import Observation
 from tests.models import vector_world
 from tests.models.tiny_world import ACTIONS, make_batch, world_and_params
 
 FRAMES = 9
 WORLD, PARAMS = world_and_params()
 BATCH = make_batch(2, FRAMES, starts=[(1, 5)])
+FIRST = Observation(jnp.asarray(BATCH.frames[:, 0]), jnp.ones(2, bool))
 
 
 @pytest.fixture(scope='module')
@@ -38,11 +40,13 @@ def stream(step, world, clip):
   for t in range(frames):
     action, h, state = step(
       state,
-      jnp.asarray(clip.frames[:, t]),
-      jnp.asarray(first[:, t]),
+      Observation(
+        jnp.asarray(clip.frames[:, t]),
+        jnp.asarray(first[:, t]),
+        {k: jnp.asarray(v[:, t]) for k, v in clip.vectors.items()},
+      ),
       jnp.asarray(clip.task[:, t]),
       jax.random.key(t),
-      {k: jnp.asarray(v[:, t]) for k, v in clip.vectors.items()},
     )
     states.append(h)
     actions.append(action)
@@ -73,8 +77,7 @@ def test_an_action_is_sampled_from_the_policy_at_its_own_state(one):
   key = jax.random.key(3)
   args = (
     init_actor(WORLD, 2),
-    jnp.asarray(BATCH.frames[:, 0]),
-    jnp.ones(2, bool),
+    FIRST,
     jnp.array([0, 1]),
   )
   action, h, state = one(*args, key)
@@ -90,14 +93,13 @@ def test_an_action_is_sampled_from_the_policy_at_its_own_state(one):
 def test_the_temperature_is_that_of_the_actions(one):
   args = (
     init_actor(WORLD, 2),
-    jnp.asarray(BATCH.frames[:, 0]),
-    jnp.ones(2, bool),
+    FIRST,
     jnp.array([0, 1]),
     jax.random.key(3),
   )
   plain, h, _ = one(*args)
   for temperature, equal in ((1.0, True), (0.0, False)):
-    action, state, actor = one(*args, {}, jnp.float32(temperature))
+    action, state, actor = one(*args, jnp.float32(temperature))
     assert np.array_equal(state, h)
     same = [np.array_equal(plain[k], action[k]) for k in plain]
     assert all(same) == equal
@@ -155,8 +157,7 @@ def test_an_agent_that_is_shown_no_vector_says_which_it_needs():
       world,
       params,
       init_actor(world, 2),
-      jnp.asarray(BATCH.frames[:, 0]),
-      jnp.ones(2, bool),
+      FIRST,
       jnp.array([0, 1]),
       jax.random.key(0),
     )

@@ -35,7 +35,7 @@ def frame_input(seed=0):
 
 
 def empty_cache():
-  return dynamics_cache(CONFIG.dynamics, 2, agent=True)
+  return dynamics_cache(world_and_params()[0].dynamics, 2, agent=True)
 
 
 @pytest.mark.parametrize('steps', [0, 3, 16, -2])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dreamer4_jax.rollout import (
+  Replay,
   context_levels,
-  fixed_actions,
   imagine,
   prepare_context,
   sample_policy,
@@ -172,7 +172,7 @@ def test_a_dream_is_a_function_of_its_key_and_policy(dream):
 
 def test_policy_and_prior_with_equal_parameters_act_the_same():
   h = jnp.asarray(np.random.default_rng(0).normal(size=(64, 16)), jnp.float32)
-  draw = lambda params, room: sample_policy(WORLD, params, room)(
+  draw = lambda params, module: sample_policy(WORLD, params, module)(
     jax.random.key(0), h, jnp.int32(0)
   )
   policy = draw(PARAMS, 'policy')
@@ -182,13 +182,13 @@ def test_policy_and_prior_with_equal_parameters_act_the_same():
   assert not equal(policy, draw(moved, 'prior'))
 
 
-def test_fixed_actions_are_replayed_in_order_without_an_agent():
+def test_given_actions_are_replayed_in_order_without_an_agent():
   actions = random_actions(np.random.default_rng(0), (2, HORIZON))
   actions = jax.tree.map(jnp.asarray, actions)
 
   @jax.jit
   def replay(actions):
-    return run(policy=fixed_actions(actions), with_agent=False)
+    return run(policy=Replay(actions))
 
   rollout = replay(actions)
   assert rollout.agent is None and equal(rollout.actions, actions)
@@ -204,8 +204,7 @@ def test_actions_that_are_not_known_have_no_effect():
 
   @jax.jit
   def replay(actions):
-    policy = fixed_actions(actions)
-    return run(policy=policy, with_agent=False, known=jnp.asarray(known)).z
+    return run(policy=Replay(actions, jnp.asarray(known))).z
 
   moved = {**actions, 'move': actions['move'].copy()}
   moved['move'][:, 3] = (moved['move'][:, 3] + 1) % 3

@@ -1,7 +1,5 @@
 """Frames of play against rollouts, and the decoder's stream against a clip."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +57,7 @@ def test_played_frames_are_the_decoded_rollout():
     noise = jax.random.normal(noise, shape)
     return z, append_frame(WORLD, PARAMS, cache, inputs, z, noise)[1]
 
-  cache, z = dynamics_cache(WORLD.config.dynamics, 2, agent=False), []
+  cache, z = dynamics_cache(WORLD.dynamics, 2, agent=False), []
   for action, key in zip(actions, keys, strict=True):
     own, cache = tokens(cache, action, key)
     z.append(own)
@@ -160,19 +158,14 @@ def test_the_action_matters():
 
 
 def test_weights_may_be_cast_beforehand():
-  config = dataclasses.replace(
-    CONFIG,
-    tokenizer=dataclasses.replace(CONFIG.tokenizer, dtype='bfloat16'),
-    dynamics=dataclasses.replace(CONFIG.dynamics, dtype='bfloat16'),
-  )
-  world = World.from_config(config)
+  world = World.from_config(CONFIG.edit({'compute.dtype': 'bfloat16'}))
   cast = world.cast(PARAMS)
   halved = {
     (path[0].key, path[-1].key): x.dtype
     for path, x in jax.tree_util.tree_leaves_with_path(cast)
   }
-  for (room, name), dtype in halved.items():
-    small = room in ('tokenizer', 'dynamics') and name in ('kernel', 'table')
+  for (module, name), dtype in halved.items():
+    small = module in ('tokenizer', 'dynamics') and name in ('kernel', 'table')
     assert dtype == (jnp.bfloat16 if small else jnp.float32)
   stream = empty_stream(world, 2)
   action = random_actions(np.random.default_rng(0), (2,))

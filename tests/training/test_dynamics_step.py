@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.config import DynamicsPhase, OptimizerConfig
+from dreamer4_jax import sharding
+from dreamer4_jax.config import MeshConfig
 from dreamer4_jax.models import World
 from dreamer4_jax.objectives import (
   ShortcutLosses,
@@ -25,18 +26,22 @@ from dreamer4_jax.training.dynamics_step import (
 from dreamer4_jax.training.optimizer import make_optimizer
 from dreamer4_jax.training.state import make_state
 from dreamer4_jax.types import Levels
-from tests.models.tiny_world import CONFIG, make_batch, world_and_params
+from tests.models.tiny_world import (
+  CONFIG,
+  changed,
+  make_batch,
+  world_and_params,
+)
 
 START = 3
-PHASE = DynamicsPhase(
-  steps=1000,
-  batch_size=8,
-  bootstrap_rows=0.25,
-  bootstrap_start=START,
-  bootstrap_every=2,
-  optimizer=OptimizerConfig(
-    learning_rate=1e-2, warmup_steps=1, decay_share=0.0
-  ),
+RUN = CONFIG.edit(
+  {
+    'phases.dynamics.batch_size': 8,
+    'phases.dynamics.bootstrap_start': START,
+    'phases.dynamics.learning_rate': 1e-2,
+    'optimizer.warmup_steps': 1,
+    'optimizer.decay_share': 0.0,
+  }
 )
 LABELS = np.ones((8, 5), bool)
 LABELS[::3] = False  # unlabeled clips among labeled ones
@@ -62,19 +67,19 @@ class CountingWorld(World):
     return super().denoise(params, z, *args, **kwargs)
 
 
-def counting_world():
-  world = World.from_config(CONFIG)
+def counting_world(fields=()):
+  world = World.from_config(RUN.edit(dict(fields)))
   names = [f.name for f in dataclasses.fields(World)]
   return CountingWorld(**{n: getattr(world, n) for n in names})
 
 
 @functools.cache
 def corrupted():
-  world, params = counting_world(), world_and_params()[1]
+  world, params = counting_world(), world_and_params(RUN)[1]
 
   @jax.jit
   def run(step):
-    return corrupt_batch(world, params, BATCH, PHASE, step, jax.random.key(0))
+    return corrupt_batch(world, params, BATCH, step, jax.random.key(0))
 
   def counted(step):
     world.calls.clear()
@@ -85,9 +90,9 @@ def corrupted():
   return counted
 
 
-@pytest.mark.parametrize('step, runs', [(0, 0), (2, 0), (3, 0), (4, 1), (5, 0)])
+@pytest.mark.parametrize('step, runs', [(0, 0), (2, 0), (3, 1), (4, 1)])
 def test_extra_passes_run_on_their_steps_and_rows_only(step, runs):
-  # From step 3 on, on every second step, on a quarter of 8 rows.
+  # From step 3 on, on a quarter of 8 rows.
   data, calls = corrupted()(step)
   assert calls == [2, 2] * runs
   coarse = data.levels.step_index < 3
@@ -103,7 +108,7 @@ def test_levels_are_of_the_noise_that_was_added():
   # Undo the mixture: what is left is standard normal, 640 numbers.
   noise = (data.z_tau - tau * data.z1) / (1 - tau)
   assert abs(noise.mean()) < 0.15 and abs(noise.std() - 1) < 0.1
-  world, params = world_and_params()
+  world, params = world_and_params(RUN)
   z1, _ = jax.jit(world.encode)(
     params, BATCH.frames, segment_ids=BATCH.segment_ids
   )
@@ -113,14 +118,14 @@ def test_levels_are_of_the_noise_that_was_added():
 @functools.cache
 def _coarse(bootstrap):
   """Compiles: which frames of rows that train drew a coarse step."""
-  world, params = world_and_params()
-  phase = dataclasses.replace(PHASE, bootstrap_rows=bootstrap)
+  world, params = world_and_params(RUN)
+  world = changed(world, {'forcing.bootstrap_share': bootstrap})
 
   def run(trains, share, key):
     # Latents in the place of frames: nothing is encoded.
     batch = BATCH.replace(frames=jnp.zeros((8, 5, 4, 4)))
     data = corrupt_batch(
-      world, params, batch, phase, jnp.int32(4), key, trains=trains, share=share
+      world, params, batch, jnp.int32(4), key, trains=trains, share=share
     )
     return data.levels, data.velocity
 
@@ -153,6 +158,69 @@ def test_the_share_that_bootstraps_is_what_the_field_says(bootstrap, trains):
   assert abs(coarse / frames - expected) < 5 * sd + 1e-6
 
 
+FEW = [
+  # Rows that train, devices, share of the frames; one step in how many.
+  ('1', 1, 1 / 2, 2),
+  ('11', 1, 1 / 3, 3),
+  ('111', 1, 1 / 4, 4),
+  ('11111111', 4, 1 / 4, 4),
+  ('01', 1, 1 / 4, 4),
+  # As many rows as are needed: some of them, on every step.
+  ('1111', 1, 1 / 4, 1),
+  ('11111111', 4, 1 / 2, 1),
+]
+
+
+@pytest.mark.parametrize('rows, devices, bootstrap, every', FEW)
+def test_few_rows_of_a_device_all_bootstrap_now_and_then(
+  rows, devices, bootstrap, every
+):
+  rows = np.array([c == '1' for c in rows])
+  share = float(rows.mean())
+  world = counting_world({'forcing.bootstrap_share': bootstrap})
+  params = world_and_params(RUN)[1]
+  # Latents in the place of frames: nothing is encoded.
+  batch = make_batch(len(rows), 5)
+  batch = batch.replace(frames=np.zeros((len(rows), 5, 4, 4), np.float32))
+
+  @jax.jit
+  def run(batch, trains, step, key):
+    data = corrupt_batch(
+      world, params, batch, step, key, trains=trains, share=share
+    )
+    return data.levels.step_index < 3, data.velocity
+
+  mesh = sharding.make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
+  steps, seeds = range(START + 2 * every), 20
+  # Of each step: frames with a coarse step, and rows of the extra passes.
+  drawn, passes = {}, {}
+  with sharding.use_mesh(mesh):
+    given = sharding.place_batch(mesh, (batch, rows))
+    for step in steps:
+      world.calls.clear()
+      keys = jax.random.split(jax.random.key(step), seeds)
+      found = [jax.device_get(run(*given, jnp.int32(step), k)) for k in keys]
+      jax.effects_barrier()
+      drawn[step] = sum(coarse.astype(int) for coarse, _ in found)
+      passes[step] = set(world.calls)
+      for coarse, velocity in found:
+        assert np.array_equal(np.abs(velocity).max((2, 3)) > 0, coarse)
+  on = [step for step in steps if step >= START and step % every == 0]
+  taking = rows.sum() if every > 1 else len(rows) * bootstrap
+  for step in steps:
+    assert passes[step] == ({taking} if step in on else set())
+    found = drawn[step].any(axis=1)
+    assert found.sum() == (taking if step in on else 0)
+    assert not found[~rows].any()
+  # Of all steps' frames a share as large as the field says, but for a quarter
+  # of them that draws the finest step.
+  frames = 2 * every * seeds * rows.sum() * 5
+  expected = bootstrap * 3 / 4
+  sd = np.sqrt(expected / 4 / frames)
+  found = sum(count.sum() for count in drawn.values()) / frames
+  assert abs(found - expected) < 5 * sd
+
+
 def test_each_frame_counts_once_with_its_own_term():
   # Rows 0 and 1; frame (0, 0) bootstraps.
   is_flow = jnp.array([[False, True], [True, True]])
@@ -172,15 +240,15 @@ def test_each_frame_counts_once_with_its_own_term():
 
 def test_the_loss_matches_a_loop():
   # Everything from the modules and the keys, frame by frame (equation 7).
-  world, params = world_and_params()
-  objective, key = dynamics_objective(world, PHASE), jax.random.key(0)
+  world, params = world_and_params(RUN)
+  objective, key = dynamics_objective(world), jax.random.key(0)
   level_key, noise_key, row_key = jax.random.split(key, 3)
 
   @jax.jit
   def compute(batch):
     frozen = {k: params[k] for k in ('tokenizer', 'latents')}
     own = {'dynamics': params['dynamics']}
-    optimizer = make_optimizer(PHASE.optimizer, PHASE.steps)
+    optimizer = make_optimizer(RUN, 'dynamics')
     state = make_state(own, frozen, optimizer, ('dynamics',))
     data = objective.prepare(state.replace(step=jnp.int32(4)), batch, key)
     return objective.terms(own, state, data)
@@ -238,11 +306,11 @@ def test_the_loss_matches_a_loop():
 
 
 def test_the_phase_trains_on_the_loss_of_one_call():
-  world, params = world_and_params()
+  world, params = world_and_params(RUN)
   # Latents in the place of frames: nothing is encoded.
   z = np.random.default_rng(0).normal(size=(8, 5, 4, 4)).astype(np.float32)
   batch, key = BATCH.replace(frames=jnp.asarray(z)), jax.random.key(2)
-  objective = dynamics_objective(world, PHASE)
+  objective = dynamics_objective(world)
 
   def denoise(z, levels, action, known, ids):
     return world.denoise(
@@ -251,29 +319,29 @@ def test_the_phase_trains_on_the_loss_of_one_call():
 
   @jax.jit
   def compute(step):
-    data = corrupt_batch(world, params, batch, PHASE, step, key)
+    data = corrupt_batch(world, params, batch, step, key)
     losses = shortcut_loss(
       denoise, data.z1, key,
       batch.prev_action, batch.prev_action_mask, batch.segment_ids,
-      max_steps=8, lead_axes=2, bootstraps=step == 4,
+      max_steps=8, lead_axes=2, bootstraps=step >= START,
     )  # fmt: skip
     phase, _ = objective.terms(params, None, data)
     return phase['dynamics'].value(), losses
 
-  for step in (4, 5):
+  for step in (START - 1, START):
     loss, losses = compute(jnp.int32(step))
-    assert losses.bootstrap.any() == (step == 4)
+    assert losses.bootstrap.any() == (step == START)
     np.testing.assert_allclose(loss, losses.loss.mean(), rtol=1e-6)
 
 
 @functools.cache
 def trained():
-  world, rooms = world_and_params()
-  frozen = {k: rooms[k] for k in ('tokenizer', 'latents')}
+  world, params = world_and_params(RUN)
+  frozen = {k: params[k] for k in ('tokenizer', 'latents')}
   state = jax.jit(
-    lambda key: nn.unbox(init_dynamics_state(world, PHASE, key, frozen))
+    lambda key: nn.unbox(init_dynamics_state(world, key, frozen))
   )(jax.random.key(0))
-  step = jax.jit(make_dynamics_step(world, PHASE))
+  step = jax.jit(make_dynamics_step(world))
   states, metrics = [state], []
   for _ in range(40):
     state, m = step(state, BATCH, jax.random.key(7))
@@ -287,14 +355,13 @@ def test_overfitting_one_batch_lowers_the_flow_loss():
   flow = [m['dynamics/flow'] for m in metrics]
   assert np.isfinite([list(m.values()) for m in metrics]).all()
   # The same key: the same levels and noise on steps of the same kind.
-  assert flow[39] < 0.7 * flow[1]
+  assert flow[39] < 0.7 * flow[START]
 
 
 def test_the_bootstrap_term_counts_on_its_steps_alone():
   states, metrics = trained()
   for i, m in enumerate(metrics):
-    runs = i >= START and i % 2 == 0
-    assert (m['dynamics/bootstrap'] > 0) == runs
+    assert (m['dynamics/bootstrap'] > 0) == (i >= START)
     np.testing.assert_allclose(
       states[i + 1].rms['dynamics'].weight, 1 - 0.99 ** (i + 1), atol=1e-6
     )
@@ -305,7 +372,7 @@ def test_the_two_terms_keep_their_common_scale():
   # Both terms are divided by one number, and flow is most of it: a collapse
   # that trades flow for bootstrap raises the loss.
   states, metrics = trained()
-  i = 4  # The first step that bootstraps.
+  i = START  # The first step that bootstraps.
   rms = states[i + 1].rms['dynamics']
   scale = np.sqrt(rms.mean_square / rms.weight)
   m = metrics[i]
@@ -331,15 +398,15 @@ def test_only_the_dynamics_moves_and_every_parameter_does():
 
 @pytest.mark.parametrize('low', [0.1, 0.6])
 def test_frames_of_noise_have_their_weight(low):
-  world, params = world_and_params()
-  phase = dataclasses.replace(PHASE, low_weight=low)
+  world, params = world_and_params(RUN)
+  world = changed(world, {'forcing.low_weight': low})
   # Before bootstrapping begins: all frames have the finest step.
   data = jax.jit(
     lambda params: corrupt_batch(
-      world, params, BATCH, phase, jnp.int32(0), jax.random.key(0)
+      world, params, BATCH, jnp.int32(0), jax.random.key(0)
     )
   )(params)
-  loss, _ = frame_loss(phase, jnp.zeros_like(data.z1), data)
+  loss, _ = frame_loss(jnp.zeros_like(data.z1), data, world.config.forcing)
   z1, index = np.asarray(data.z1, float), np.asarray(data.levels.signal_index)
   tau = index / CONFIG.dynamics.max_steps
   expected = (low + (1 - low) * tau) * np.square(z1).mean(axis=(2, 3))

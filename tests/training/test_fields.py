@@ -1,7 +1,7 @@
-"""Every numeric field of the four phases, changed alone.
+"""Every field of the phases, and of what they share, changed alone.
 
-A table says, for each field, what should be seen of a phase when it has another
-value. All that can be seen is compared: what the table does not name must be as
+Tables say, for each field, what should be seen of a phase when it has another
+value. All that can be seen is compared: what the tables do not name must be as
 it was. Fields of the loop and of the optimizer have files of their own.
 """
 
@@ -15,67 +15,91 @@ import pytest
 
 from dreamer4_jax.config import (
   PHASES,
+  Config,
+  DataConfig,
+  ForcingConfig,
   OptimizerConfig,
-  Phases,
+  SavingConfig,
+  SourceConfig,
   VectorComponent,
 )
+from dreamer4_jax.data import Draws
 from dreamer4_jax.objectives import patch_mask
 from dreamer4_jax.rollout.imagine import Rollout
 from dreamer4_jax.training import (
   clips,
+  dynamics_step,
   imagination_step,
   tokenizer_step,
 )
 from dreamer4_jax.types import DreamBatch
-from tests.models.tiny_world import CONFIG, make_batch, random_tokens
-from tests.training.captured import BASE, captured, numeric, world_of
+from tests.models.tiny_world import make_batch, random_tokens
+from tests.training.captured import BASE, captured, names
 from tests.training.test_loop_fields import LOOP
-from tests.training.test_optimizer_fields import OPTIMIZER
+from tests.training.test_optimizer_fields import OPTIMIZER, SLOW
 
-
-def loader_of(phase, settings, monkeypatch):
-  """What a phase asks of its data."""
-  asked = []
-  monkeypatch.setattr(
-    clips, 'make_loader', lambda *_, **kwargs: asked.append(kwargs)
-  )
-  config = dataclasses.replace(CONFIG, phases=Phases(**{phase: settings}))
-  clips.training_loader(config, phase, settings.clip_length, '')
-  names = (
-    'batch_size', 'length', 'separate_images', 'relevant_share',
-    'baseline_share', 'novel_share',
-  )  # fmt: skip
-  return [tuple(kwargs[name] for name in names) for kwargs in asked]
-
-
-def observe(phase, settings, monkeypatch):
-  """All that can be seen of a phase beside its loop and its optimizer."""
-  made = captured(phase, settings, monkeypatch, WITH_VECTOR)
-  found = {
-    'data': loader_of(phase, settings, monkeypatch),
-    'weights': dict(made.objective.weights),
-  }
-  return {**found, **LOOK[phase](made, settings, monkeypatch)}
-
-
-WITH_VECTOR = dataclasses.replace(
-  CONFIG, vectors=(VectorComponent(name='arm', size=2),)
-)
+RUN = dataclasses.replace(
+  BASE, vectors=(VectorComponent(name='arm', size=2),)
+).edit({'data.sources': (SourceConfig(path='frames', latents='latents'),)})
 BATCH = make_batch(8, 5)
 KEY = jax.random.key(0)
 
 
-class State:
-  frozen: typing.ClassVar = {'dynamics': {}}
+@dataclasses.dataclass
+class Drawn:
+  """A share, equal to others about as large."""
 
-  def __init__(self, step=0):
-    self.step = step
+  share: float
+
+  def __eq__(self, other):
+    return isinstance(other, Drawn) and abs(self.share - other.share) < 0.05
+
+
+@dataclasses.dataclass
+class State:
+  """Stands for a train state; arrays that nothing looks at are left out."""
+
+  step: object = 0
+  frozen: typing.ClassVar = {'dynamics': {}, 'task': {}}
 
   def all_params(self):
     return self.frozen
 
 
-def look_at_tokenizer(made, settings, monkeypatch):
+def loader_of(phase, config, monkeypatch):
+  """What a phase asks of its data, once for each length of its clips."""
+  asked = []
+
+  def make_loader(
+    datasets, split, expected, draws, *, tokenizer, process, threads
+  ):
+    del expected, process
+    paths = [d.path for d in datasets]
+    asked.append((draws, paths, split, tokenizer, threads))
+
+  monkeypatch.setattr(clips, 'make_loader', make_loader)
+  tokenizer = '' if phase == 'tokenizer' else 'made by this'
+  for length in getattr(config.phases, phase).clip_lengths:
+    clips.training_loader(config, phase, length, tokenizer)
+  draws, *others = zip(*asked, strict=True)
+  first, *more = zip(*others, strict=True)
+  assert all(other == first for other in more)
+  return {'draws': list(draws), 'loader': first}
+
+
+def observe(phase, config, monkeypatch):
+  """All that can be seen of a phase beside its loop and its optimizer."""
+  distance = lambda a, b: jnp.zeros(a.shape[:2])
+  monkeypatch.setattr(tokenizer_step, 'load_lpips', lambda path: distance)
+  made = captured(phase, monkeypatch, config)
+  return {
+    **loader_of(phase, config, monkeypatch),
+    'weights': dict(made.objective.weights),
+    **LOOK[phase](made, monkeypatch),
+  }
+
+
+def look_at_tokenizer(made, monkeypatch):
   del monkeypatch
   *_, mask, _, noise = made.objective.prepare(None, BATCH, KEY)
   key = jax.random.split(KEY)[0]
@@ -90,61 +114,65 @@ def look_at_tokenizer(made, settings, monkeypatch):
   }
 
 
-@dataclasses.dataclass
-class Drawn:
-  """A share, equal to others about as large."""
+def look_at_noise(made, monkeypatch, batch=BATCH, noisy_of=lambda data: data):
+  """How clips are noised, and what they weigh."""
+  world, objective = made.world, made.objective
+  weights, real = set(), dynamics_step.prediction_losses
 
-  share: float
+  def prediction_losses(prediction, data, low_weight):
+    weights.add(low_weight)
+    return real(prediction, data, low_weight)
 
-  def __eq__(self, other):
-    return isinstance(other, Drawn) and abs(self.share - other.share) < 0.05
-
-
-def look_at_dynamics(made, settings, monkeypatch, prepared=lambda data: data):
-  del monkeypatch
-  world = made.world
+  monkeypatch.setattr(dynamics_step, 'prediction_losses', prediction_losses)
   world.record.clear()
+  objective.terms({}, State(), objective.prepare(State(), batch, KEY))
 
-  @jax.jit
-  def run(step, key):
-    state = State(step)
-    data = prepared(made.objective.prepare(state, BATCH, key))
+  def prepare(step, key):
+    data = noisy_of(objective.prepare(State(step), batch, key))
     return data.levels, data.trains
 
-  coarse, ends, steps = [], [], []
-  for step in range(12):
-    active = False
-    for seed in range(8):
-      levels, trains = jax.device_get(run(step, jax.random.key(seed)))
-      own = levels.step_index[trains] < 3
-      fine = levels.signal_index[trains][~own]
-      ends.append(np.isin(fine, (0, 7)))
-      if own.any():
-        active = True
-        coarse.append(own)
-    steps += [step] if active else []
-  rows = {call['z'].shape[0] for call in world.record}
+  world.record.clear()
+  each = jax.jit(jax.vmap(jax.vmap(prepare, (None, 0)), (0, None)))
+  levels, trains = jax.device_get(
+    each(jnp.arange(12), jax.random.split(KEY, 32))
+  )
+  # [steps, keys, rows, frames].
+  trains = np.broadcast_to(trains[..., None], levels.step_index.shape)
+  coarse = trains & (levels.step_index < 3)
+  fine = levels.signal_index[trains & ~coarse]
+  active = coarse.any((1, 2, 3))
   return {
-    'rows of extra passes': rows,
-    'steps that bootstrap': steps,
-    'share that bootstraps': Drawn(np.concatenate(coarse).mean()),
-    'levels at the ends': Drawn(np.concatenate(ends).mean()),
+    'rows encoded at a time': {
+      call['frames'].shape[0] for call in world.record if 'frames' in call
+    },
+    'rows of extra passes': {
+      call['z'].shape[0] for call in world.record if 'z' in call
+    },
+    'steps that bootstrap': np.flatnonzero(active).tolist(),
+    'share that bootstraps': Drawn(coarse[active].sum() / trains[active].sum()),
+    'levels at the ends': Drawn(np.isin(fine, (0, 7)).mean()),
+    'weight of noise': weights,
   }
 
 
-def look_at_finetune(made, settings, monkeypatch):
-  found = look_at_dynamics(
-    made, settings, monkeypatch, prepared=lambda clips: clips.noisy
+def look_at_dynamics(made, monkeypatch):
+  return look_at_noise(made, monkeypatch)
+
+
+def look_at_clips(made, monkeypatch, batch, clips_of, policy):
+  """How clips of finetuning are noised, and what they train."""
+  found = look_at_noise(
+    made, monkeypatch, batch, lambda data: clips_of(data).noisy
   )
 
   @jax.jit
   def run(batch):
-    clips = made.objective.prepare(State(), batch, KEY)
-    return clips, made.objective.terms({}, State(), clips)[0]
+    data = made.objective.prepare(State(), batch, KEY)
+    return clips_of(data), made.objective.terms({}, State(), data)[0]
 
-  clips, terms = run(BATCH)
+  clips, terms = run(batch)
   # Frames that have one n frames ahead of them, of rows that are cloned.
-  cloned = float(terms['policy'].weight) / 4
+  cloned = float(terms[policy].weight) / 4
   return {
     **found,
     'rows at the context level': sorted(np.unique(clips.judged).tolist()),
@@ -153,14 +181,21 @@ def look_at_finetune(made, settings, monkeypatch):
   }
 
 
-def look_at_imagination(made, settings, monkeypatch):
-  seen, keys = {}, []
+def look_at_finetune(made, monkeypatch):
+  return look_at_clips(made, monkeypatch, BATCH, lambda data: data, 'policy')
+
+
+def look_at_imagination(made, monkeypatch):
+  config, seen, keys = made.world.config, {}, []
+  real = imagination_step.prepare_clips
 
   def imagine(world, params, batch, key, *, horizon, sampling_steps, policy):
     del world, params, policy
     keys.append(key)
-    seen.update(horizon=horizon, sampling_steps=sampling_steps)
     b, t = batch.task.shape
+    seen.update(
+      {'dreams at a time': b, 'horizon': horizon, 'steps': sampling_steps}
+    )
     return Rollout(
       z=random_tokens(0, b, horizon),
       noisy=random_tokens(0, b, t + horizon),
@@ -172,29 +207,41 @@ def look_at_imagination(made, settings, monkeypatch):
       agent=jnp.zeros((b, horizon + 1, 16)),
     )
 
+  def arrivals(world, params, rollout):
+    del world, params
+    lead = rollout.z.shape[:2]
+    return jnp.full(lead, 0.25), jnp.full(lead, 0.8)
+
   def returns(reward, cont, value, *, gamma, lam):
     del cont, value
     seen.update(gamma=gamma, lam=lam)
     return reward
 
-  def clips(world, params, batch, phase, step, key):
+  def prepare_clips(world, params, batch, step, key, **kwargs):
     keys.append(key)
-    seen['clips'] = (phase.steps, phase.batch_size, phase.relevant_share)
+    return real(world, params, batch, step, key, **kwargs)
 
   monkeypatch.setattr(imagination_step, 'imagine', imagine)
+  monkeypatch.setattr(imagination_step, 'arrivals', arrivals)
   monkeypatch.setattr(imagination_step, 'lambda_returns', returns)
-  monkeypatch.setattr(imagination_step, 'prepare_clips', clips)
-  batch = BATCH
-  if settings.world_rate:
+  monkeypatch.setattr(imagination_step, 'prepare_clips', prepare_clips)
+  waking, batch = config.phases.imagination.world_rate > 0, BATCH
+  if waking:
     batch = DreamBatch(contexts=BATCH, clips=BATCH)
-  made.objective.prepare(State(), batch, KEY)
-  # Clips draw from none of the keys that dreams are made of.
-  dream, *others = keys
-  used = [dream, *jax.random.split(dream)]
-  used += [jax.random.fold_in(k, i) for k in used for i in range(20)]
-  for key in others:
-    assert all(
-      (jax.random.bits(key, 4) != jax.random.bits(k, 4)).any() for k in used
+  dream = made.objective.prepare(State(), batch, KEY)
+  seen['goes on'] = round(float(dream.cont[0, 0]), 3)
+  if config.accumulate == 1:
+    # Clips draw from none of the keys that dreams are made of.
+    first, *others = keys
+    used = [first, *jax.random.split(first)]
+    used += [jax.random.fold_in(k, i) for k in used for i in range(20)]
+    for key in others:
+      assert all(
+        (jax.random.bits(key, 4) != jax.random.bits(k, 4)).any() for k in used
+      )
+  if waking:
+    seen['kept up'] = look_at_clips(
+      made, monkeypatch, batch, lambda e: e.clips, 'prior'
     )
   return seen
 
@@ -205,193 +252,278 @@ LOOK = {
   'finetune': look_at_finetune,
   'imagination': look_at_imagination,
 }
-BOOTSTRAP = {
+NOISE = {
+  'rows encoded at a time': {8},
   'rows of extra passes': {2},
   'steps that bootstrap': [*range(12)],
   'share that bootstraps': Drawn(0.25 * 3 / 4),
   'levels at the ends': Drawn(2 / 8),
+  'weight of noise': {0.1},
 }
-# Batch, length, shares of separate images, relevant clips, baselines and novel
-# ones.
+CLIPS = {
+  **NOISE,
+  # Half of the rows train the dynamics, and a quarter of the others' half
+  # stand for all of them: each for four.
+  'rows of extra passes': {1},
+  'rows at the context level': [0, 1, 4],
+  'clips moved there': 1,
+  'weight of the distances': 5 + 4 + 3,
+}
+
+
+def drawn(number, **shares):
+  """Clips of a batch, from the random stream of that number."""
+  return Draws(length=5, batch_size=8, seed=1000 * number + 5, **shares)
+
+
+HALF = {'relevant_share': 0.5}
+LATER = (['latents'], 'train', 'made by this', 1)
 SEEN = {
   'tokenizer': {
-    'data': [(8, 5, 0.0, 0.0, 0.0, 0.0)],
+    'draws': [drawn(0)],
+    'loader': (['frames'], 'train', '', 1),
     'weights': {'mse': 1.0, 'vectors': 1.0},
     'mask ratio': [0.9],
     'latent noise': None,
   },
   'dynamics': {
-    'data': [(8, 5, 0.0, 0.0, 0.0, 0.0)],
+    'draws': [drawn(1)],
+    'loader': LATER,
     'weights': {'dynamics': 1.0},
-    **BOOTSTRAP,
+    **NOISE,
   },
   'finetune': {
-    'data': [(8, 5, 0.0, 0.5, 0.0, 0.0)],
+    'draws': [drawn(2, purpose='cloning', **HALF)],
+    'loader': LATER,
     'weights': {
       'dynamics': 1.0, 'policy': 1.0, 'reward': 1.0, 'continuation': 1.0
     },
-    **BOOTSTRAP,
-    # Half of the rows train the dynamics, and a quarter of the others' half
-    # stand for all of them: each for four.
-    'rows of extra passes': {1},
-    'rows at the context level': [0, 1, 4],
-    'clips moved there': 1,
-    'weight of the distances': 5 + 4 + 3,
+    **CLIPS,
   },
   'imagination': {
-    'data': [(8, 5, 0.0, 0.5, 0.0, 0.0)],
+    'draws': [drawn(3, purpose='dreams', **HALF)],
+    'loader': LATER,
     'weights': {'positive': -0.5, 'negative': 0.5, 'kl': 0.3, 'value': 1.0},
+    'dreams at a time': 8,
     'horizon': 15,
-    'sampling_steps': 4,
+    'steps': 4,
     'gamma': 0.997,
     'lam': 0.95,
+    'goes on': 0.8,
   },
 }  # fmt: skip
-DYNAMICS = {
-  'bootstrap_start': (5, {'steps that bootstrap': [*range(5, 12)]}),
-  'bootstrap_every': (3, {'steps that bootstrap': [0, 3, 6, 9]}),
-  # Of the frames at neither end, all but 30 % are drawn there.
-  'end_share': (0.7, {'levels at the ends': Drawn(0.7 + 0.3 / 4)}),
-  # Every other frame is clear, and a quarter of those between; another quarter
-  # is pure noise. The noisy ones alone bootstrap.
-  'clear_share': (
-    1.0,
-    {
-      'levels at the ends': Drawn(0.84),
-      'share that bootstraps': Drawn(0.25 * 3 / 4 * 3 / 8),
-    },
-  ),
-}
+WEIGHTS = SEEN['imagination']['weights']
+FEWER = {'relevant_share': 0.25}
+KEPT_UP = {
+  # As many clips of finetuning, from a stream of their own.
+  'draws': [*SEEN['imagination']['draws'],
+            drawn(6, purpose='cloning', **HALF)],
+  'weights': {**WEIGHTS, 'dynamics': 1.0, 'prior': 1.0, 'reward': 1.0,
+              'continuation': 1.0},
+  'kept up': CLIPS,
+}  # fmt: skip
 FIELDS = {
-  'tokenizer': {
-    'max_mask_ratio': (0.4, {'mask ratio': [0.4]}),
-    'latent_noise': (0.6, {'latent noise': Drawn(0.3)}),
-    'vector_weight': (2.0, {'weights': {'mse': 1.0, 'vectors': 2.0}}),
-    'hard_regions': (0.5, {'weights': {'hard_mse': 1.0, 'vectors': 1.0}}),
-    'relevant_share': (0.25, {'data': [(8, 5, 0.0, 0.25, 0.0, 0.0)]}),
-  },
-  'dynamics': {
-    **DYNAMICS,
-    'relevant_share': (0.25, {'data': [(8, 5, 0.0, 0.25, 0.0, 0.0)]}),
-    'bootstrap_rows': (0.5, {
-      'rows of extra passes': {4},
-      'share that bootstraps': Drawn(0.5 * 3 / 4),
-    }),
-  },
-  'finetune': {
-    **DYNAMICS,
-    'bootstrap_rows': (0.5, {
-      'rows of extra passes': {2},
-      'share that bootstraps': Drawn(0.5 * 3 / 4),
-    }),
-    'baseline_share': (0.25, {'data': [(8, 5, 0.0, 0.5, 0.25, 0.0)]}),
-    'relevant_share': (0.25, {
-      'data': [(8, 5, 0.0, 0.25, 0.0, 0.0)],
+  'tokenizer': [
+    ('max_mask_ratio', 0.4, {'mask ratio': [0.4]}),
+    ('latent_noise', 0.6, {'latent noise': Drawn(0.3)}),
+    ('lpips_path', 'some.npz',
+     {'weights': {'mse': 1.0, 'vectors': 1.0, 'lpips': 0.2}}),
+  ],
+  'dynamics': [
+    ('bootstrap_start', 5, {'steps that bootstrap': [*range(5, 12)]}),
+    ('relevant_share', 0.25, {'draws': [drawn(1, **FEWER)]}),
+  ],
+  'finetune': [
+    ('baseline_share', 0.25,
+     {'draws': [drawn(2, purpose='cloning', baseline_share=0.25, **HALF)]}),
+    ('relevant_share', 0.25, {
+      'draws': [drawn(2, purpose='cloning', **FEWER)],
       # Of more rows that train the dynamics, more bootstrap.
       'rows of extra passes': {2},
     }),
-    'context_share': (0.5, {
-      'clips moved there': 2,
-      'rows at the context level': [0, 1, 2],
-    }),
-    'dynamics_weight': (2.0, {'weights': dict(
-      dynamics=2.0, policy=1.0, reward=1.0, continuation=1.0)}),
-    'policy_weight': (2.0, {'weights': dict(
-      dynamics=1.0, policy=2.0, reward=1.0, continuation=1.0)}),
-    'reward_weight': (2.0, {'weights': dict(
-      dynamics=1.0, policy=1.0, reward=2.0, continuation=1.0)}),
-    'cont_weight': (2.0, {'weights': dict(
-      dynamics=1.0, policy=1.0, reward=1.0, continuation=2.0)}),
-    'distance_decay': (0.5, {'weight of the distances': 5 + 4 / 2 + 3 / 4}),
-  },
-  'imagination': {
-    'horizon': (7, {'horizon': 7}),
-    'sampling_steps': (2, {'sampling_steps': 2}),
-    'gamma': (0.9, {'gamma': 0.9}),
-    'lam': (0.8, {'lam': 0.8}),
-    'alpha': (0.75, {'weights': dict(
-      positive=-0.75, negative=0.25, kl=0.3, value=1.0)}),
-    'beta': (0.7, {'weights': dict(
-      positive=-0.5, negative=0.5, kl=0.7, value=1.0)}),
-    'value_weight': (2.0, {'weights': dict(
-      positive=-0.5, negative=0.5, kl=0.3, value=2.0)}),
-    'relevant_share': (0.25, {'data': [(8, 5, 0.0, 0.25, 0.0, 0.0)]}),
-    'world_rate': (0.5, {
-      # As many clips of finetuning, with its share of relevant ones.
-      'data': [(8, 5, 0.0, 0.5, 0.0, 0.0)] * 2,
-      'weights': dict(
-        positive=-0.5, negative=0.5, kl=0.3, value=1.0,
-        dynamics=1.0, prior=1.0, reward=1.0, continuation=1.0),
-      'clips': (1000, 8, 0.5),
-    }),
-  },
+    ('context_share', 0.5,
+     {'clips moved there': 2, 'rows at the context level': [0, 1, 2]}),
+    ('distance_decay', 0.5, {'weight of the distances': 5 + 4 / 2 + 3 / 4}),
+    ('dynamics_rate', 0.5, {}),  # The optimizer has it, see SLOW.
+  ],
+  'imagination': [
+    ('horizon', 7, {'horizon': 7}),
+    ('sampling_steps', 2, {'steps': 2}),
+    ('gamma', 0.9, {'gamma': 0.9}),
+    ('lam', 0.8, {'lam': 0.8}),
+    ('alpha', 0.75,
+     {'weights': {**WEIGHTS, 'positive': -0.75, 'negative': 0.25}}),
+    ('beta', 0.7, {'weights': {**WEIGHTS, 'kl': 0.7}}),
+    ('relevant_share', 0.25, {'draws': [drawn(3, purpose='dreams', **FEWER)]}),
+    ('stop_at_event', True, {'goes on': 0.6}),
+    ('world_rate', 0.5, KEPT_UP),
+  ],
 }  # fmt: skip
-# Fields of all phases that the step and the data see.
-SHARED = {
-  'batch_size': (4, lambda data: (4, *data[1:])),
-  'clip_length': (3, lambda data: (data[0], 3, *data[2:])),
-  'separate_images': (0.5, lambda data: (*data[:2], 0.5, *data[3:])),
-  'novel_share': (0.5, lambda data: (*data[:5], 0.5)),
-}
-CASES = [
-  *((p, None) for p in PHASES),
-  *((p, field) for p in PHASES for field in FIELDS[p]),
-  *((p, field) for p in PHASES for field in SHARED),
+# What all phases share: value, and how draws, loader and the rest then are.
+DATA = [
+  ('data.separate_images', 0.5, {'separate_images': 0.5}),
+  ('data.novel_share', 0.5, {'novel_share': 0.5}),
+  ('data.switch_tasks', 0.25, {'switch_tasks': 0.25}),
 ]
+LOADER = [
+  ('data.sources', (SourceConfig(path='other'),), 0, ['other']),
+  ('data.splits', ('all', 'none'), 1, 'all'),
+  ('data.threads', 3, 3, 3),
+]
+FORCING = [
+  ('forcing.bootstrap_share', 1 / 2,
+   {'rows of extra passes': {4}, 'share that bootstraps': Drawn(3 / 8)},
+   {'rows of extra passes': {2}, 'share that bootstraps': Drawn(3 / 8)}),
+  # All of the eight rows, now and then; a pair of rows has one that trains.
+  ('forcing.bootstrap_share', 1 / 9,
+   {'rows of extra passes': {8}, 'share that bootstraps': Drawn(3 / 4),
+    'steps that bootstrap': [0, 9]},
+   {'rows of extra passes': {4}, 'share that bootstraps': Drawn(3 / 4),
+    'steps that bootstrap': [0, 9]}),
+  # Of the frames at neither end, all but 30 % are drawn there.
+  ('forcing.end_share', 0.7,
+   *2 * [{'levels at the ends': Drawn(0.7 + 0.3 / 4)}]),
+  # Every other frame is clear, and a quarter of those between; another quarter
+  # is pure noise. The noisy ones alone bootstrap.
+  ('forcing.clear_share', 1.0,
+   *2 * [{'levels at the ends': Drawn(0.84),
+          'share that bootstraps': Drawn(0.25 * 3 / 4 * 3 / 8)}]),
+  ('forcing.low_weight', 0.6, *2 * [{'weight of noise': {0.6}}]),
+]  # fmt: skip
+ACCUMULATE = {
+  'tokenizer': {},
+  'dynamics': {
+    'rows encoded at a time': {1},
+    'rows of extra passes': {1},
+  },
+  'finetune': {'rows encoded at a time': {1}},
+  'imagination': {'dreams at a time': 1},
+}
 
 
-@pytest.mark.parametrize('phase, field', CASES)
-def test_a_field_changes_what_it_says(phase, field, monkeypatch):
-  expected = dict(SEEN[phase])
-  value = None
-  if field in SHARED:
-    value, change = SHARED[field]
-    expected['data'] = [change(data) for data in expected['data']]
-  elif field:
-    value, changes = FIELDS[phase][field]
-    expected |= changes
-  settings = BASE[phase]
-  if field:
-    settings = dataclasses.replace(settings, **{field: value})
-  found = observe(phase, settings, monkeypatch)
-  assert found == expected
+def cases(phase):
+  """Fields, values, and what is then seen of a phase."""
+  seen, own = SEEN[phase], f'phases.{phase}'
+  draws = lambda **changes: {
+    'draws': [dataclasses.replace(d, **changes) for d in seen['draws']]
+  }
+  yield '', None, {}
+  for field, value, changes in FIELDS[phase]:
+    yield f'{own}.{field}', value, changes
+  for field, value, changes in DATA:
+    # Dreams go on from moving pictures.
+    dreams = phase == 'imagination' and field == 'data.separate_images'
+    yield field, value, draws(**({} if dreams else changes))
+  for field, value, place, changed in LOADER:
+    loader = list(seen['loader'])
+    loader[place] = changed
+    yield field, value, {'loader': tuple(loader)}
+  for field, value, dynamics, finetune in FORCING:
+    yield (
+      field,
+      value,
+      {'dynamics': dynamics, 'finetune': finetune}.get(phase, {}),
+    )
+  yield 'accumulate', 8, ACCUMULATE[phase]
+  yield f'{own}.batch_size', 4, draws(batch_size=4)
+  lengths = [
+    dataclasses.replace(draw, length=n, seed=draw.seed - 5 + n)
+    for n in (3, 6)
+    for draw in seen['draws']
+  ]
+  yield f'{own}.clip_lengths', (3, 6), {'draws': lengths}
 
 
-def test_lpips_has_a_weight_where_there_are_weights():
-  for weight in (0.2, 0.7):
-    settings = dataclasses.replace(BASE['tokenizer'], lpips_weight=weight)
-    distance = lambda a, b: jnp.zeros(a.shape[:2])
-    world = world_of(CONFIG)
-    objective = tokenizer_step.tokenizer_objective(world, settings, distance)
-    assert objective.weights == {'mse': 1.0, 'lpips': weight}
-    objective = tokenizer_step.tokenizer_objective(world, settings)
-    assert objective.weights == {'mse': 1.0}
+CASES = [(phase, *case) for phase in PHASES for case in cases(phase)]
 
 
-def test_imagination_has_no_clips_of_baselines(monkeypatch):
-  asked = []
-  monkeypatch.setattr(
-    clips, 'make_loader', lambda *_, **kwargs: asked.append(kwargs)
+@pytest.mark.parametrize(
+  'phase, field, value, changes',
+  CASES,
+  ids=[f'{phase} {field}' for phase, field, *_ in CASES],
+)
+def test_a_field_changes_what_it_says(
+  phase, field, value, changes, monkeypatch
+):
+  config = RUN.edit({field: value} if field else {})
+  assert observe(phase, config, monkeypatch) == {**SEEN[phase], **changes}
+
+
+@pytest.mark.parametrize('phase', PHASES)
+def test_no_phase_sees_fields_of_another(phase, monkeypatch):
+  others = {
+    field: value
+    for other, field, value, _ in CASES
+    if other != phase and field.startswith(f'phases.{other}.')
+  }
+  assert len(others) > 10
+  assert observe(phase, RUN.edit(others), monkeypatch) == SEEN[phase]
+
+
+def test_what_is_kept_up_is_finetuning_on_the_steps_of_imagination(monkeypatch):
+  config = RUN.edit(
+    {
+      'phases.imagination.world_rate': 0.5,
+      'phases.imagination.relevant_share': 0.75,
+      'phases.imagination.clip_lengths': (5, 9),
+      'phases.dynamics.bootstrap_start': 3,
+      'phases.finetune.relevant_share': 0.25,
+      'phases.finetune.context_share': 0.5,
+      'phases.finetune.distance_decay': 0.5,
+      'phases.finetune.baseline_share': 0.5,
+      'phases.finetune.clip_lengths': (4,),
+      'data.long_every': 3,
+      'forcing.bootstrap_share': 1 / 9,
+      'forcing.low_weight': 0.6,
+    }
   )
-  p = Phases(
-    finetune=dataclasses.replace(BASE['finetune'], baseline_share=0.25),
-    imagination=dataclasses.replace(BASE['imagination'], world_rate=0.5),
-  )
-  config = dataclasses.replace(CONFIG, phases=p)
-  for phase in ('finetune', 'imagination'):
-    clips.training_loader(config, phase, 5, '')
-  assert [kwargs['baseline_share'] for kwargs in asked] == [0.25, 0, 0]
+  found = observe('imagination', config, monkeypatch)
+  assert found['kept up'] == {
+    **CLIPS,
+    # Of each pair of rows one trains.
+    'rows of extra passes': {8},
+    'rows at the context level': [0, 1, 2],
+    'clips moved there': 2,
+    'weight of the distances': 5 + 4 / 2 + 3 / 4,
+    'weight of noise': {0.6},
+    # The first short clip and the first long one; 9 short ones later the next.
+    'steps that bootstrap': [0, 2],
+    'share that bootstraps': Drawn(3 / 4),
+  }
+  # Clips of baselines, whose prompts are no tasks, are left to finetuning.
+  kept = dict(relevant_share=0.25, purpose='cloning')
+  dreams = dict(relevant_share=0.75, purpose='dreams')
+  assert found['draws'] == [
+    dataclasses.replace(d, length=n, seed=d.seed - 5 + n)
+    for n in (5, 9)
+    for d in (drawn(3, **dreams), drawn(6, **kept))
+  ]
 
 
 def test_no_field_is_forgotten():
-  everywhere = {*LOOP, *SHARED, 'accumulate'}
-  elsewhere = {
-    'tokenizer': {'lpips_weight'},
-    'dynamics': {'low_weight'},
-    'finetune': {'low_weight', 'dynamics_rate'},
-    'imagination': set(),
+  groups = {p: type(getattr(RUN.phases, p)) for p in PHASES}
+  everything = names('phases', **groups) | names(
+    '',
+    forcing=ForcingConfig,
+    optimizer=OptimizerConfig,
+    data=DataConfig,
+    saving=SavingConfig,
+  )
+  watched = {field for _, field, *_ in CASES if field}
+  # How a phase is looped over and optimized, in the files of these tables.
+  watched |= {field for field, *_ in LOOP} | {*OPTIMIZER}
+  watched |= {f'phases.{p}.{f}' for p, f, *_ in SLOW}
+  watched |= {
+    f'phases.{p}.{f}' for p in PHASES for f in ('steps', 'learning_rate')
   }
-  for phase, settings in BASE.items():
-    watched = {*everywhere, *FIELDS[phase], *elsewhere[phase]}
-    assert numeric(type(settings)) == watched, phase
-  assert numeric(OptimizerConfig) == {*OPTIMIZER, 'ema_decay'}
+  watched |= {'optimizer.muon', 'optimizer.ema_decay'}
+  # A file that is read, in test_phases.py.
+  watched |= {'data.task_vectors'}
+  assert watched == everything | {'accumulate'}
+  assert {f.name for f in dataclasses.fields(Config)} == {
+    # Watched here.
+    'phases', 'forcing', 'optimizer', 'data', 'saving', 'accumulate',
+    # Of models, devices and evaluation.
+    'seed', 'actions', 'vectors', 'tasks', 'tokenizer', 'dynamics', 'agent',
+    'compute', 'env', 'eval', 'mesh',
+  }  # fmt: skip

@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 
 from flax import linen as nn
@@ -7,15 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.config import FinetunePhase, OptimizerConfig
 from dreamer4_jax.models import distributions
 from dreamer4_jax.objectives import Mean, TwoHot
 from dreamer4_jax.training.finetune_step import (
+  TERMS,
+  Clips,
   agent_losses,
   clip_losses,
   finetune_objective,
   init_finetune_state,
-  loss_weights,
   make_finetune_step,
   prepare_clips,
   stand_ins,
@@ -24,19 +23,21 @@ from dreamer4_jax.training.update import combine
 from tests.models.tiny_world import (
   ACTIONS,
   CONFIG,
+  changed,
   make_batch,
   world_and_params,
 )
 
-PHASE = FinetunePhase(
-  steps=1000,
-  batch_size=8,
-  bootstrap_rows=0.5,
-  optimizer=OptimizerConfig(
-    learning_rate=1e-2, warmup_steps=1, decay_share=0.0
-  ),
+RUN = CONFIG.edit(
+  {
+    'phases.finetune.batch_size': 8,
+    'phases.finetune.learning_rate': 1e-2,
+    'forcing.bootstrap_share': 0.5,
+    'optimizer.warmup_steps': 1,
+    'optimizer.decay_share': 0.0,
+  }
 )
-WORLD, PARAMS = world_and_params()
+WORLD, PARAMS = world_and_params(RUN)
 # Odd rows are relevant; of those, row 3 is unlabeled, as is uniform row 4.
 LABELS = np.ones((8, 5), bool)
 LABELS[[3, 4]] = False
@@ -55,13 +56,13 @@ UNIFORM, RELEVANT = [0, 2, 4, 6], [1, 5, 7]
 def start():
   pretrained = {k: PARAMS[k] for k in ('tokenizer', 'latents', 'dynamics')}
   return jax.jit(
-    lambda key: nn.unbox(init_finetune_state(WORLD, PHASE, key, pretrained))
+    lambda key: nn.unbox(init_finetune_state(WORLD, key, pretrained))
   )(jax.random.key(0))
 
 
 @functools.cache
 def step():
-  compiled = jax.jit(make_finetune_step(WORLD, PHASE))
+  compiled = jax.jit(make_finetune_step(WORLD))
   return lambda state, batch, seed=0: jax.device_get(
     compiled(state, batch, jax.random.key(seed))
   )
@@ -157,9 +158,7 @@ def test_actions_past_the_event_are_not_cloned():
 @functools.cache
 def _prepared():
   return jax.jit(
-    lambda batch, key: prepare_clips(
-      WORLD, PARAMS, batch, PHASE, jnp.int32(0), key
-    )
+    lambda batch, key: prepare_clips(WORLD, PARAMS, batch, jnp.int32(0), key)
   )
 
 
@@ -201,7 +200,7 @@ def test_stand_ins_are_as_many_as_the_share_says(share, relevant):
 
 @pytest.mark.parametrize('decay', [1.0, 0.5])
 def test_head_losses_match_a_loop(decay):
-  phase = dataclasses.replace(PHASE, distance_decay=decay)
+  world = changed(WORLD, {'phases.finetune.distance_decay': decay})
   h = np.random.default_rng(0).normal(size=(8, 5, 16)).astype(np.float32)
   batch = jax.tree.map(jnp.asarray, BATCH)
   twohot = TwoHot(CONFIG.agent.bins, CONFIG.agent.bin_limit)
@@ -209,9 +208,12 @@ def test_head_losses_match_a_loop(decay):
   # As if no row of the last kind were ever judged.
   expected = np.array([1, 1, 1, 1, 1, 1, 0, 1.0], np.float32)
 
+  noisy = _prepared()(batch, jax.random.key(0)).noisy
+  clips = Clips(noisy=noisy, judged=judged, expected=expected)
+
   @jax.jit
   def compute(h):
-    found = agent_losses(WORLD, phase, PARAMS, h, batch, judged, expected)
+    found = agent_losses(world, PARAMS, h, clips)
     logits = WORLD.head(PARAMS, 'policy', h)
     rewards = WORLD.head(PARAMS, 'reward', h)
     conts = WORLD.head(PARAMS, 'continuation', h)
@@ -283,29 +285,20 @@ def test_head_losses_match_a_loop(decay):
       )
 
 
-def test_the_loss_is_the_weighted_sum_of_its_terms():
-  weights = dict(
-    dynamics_weight=0.5, policy_weight=2.0, reward_weight=3.0, cont_weight=5.0
-  )
-  phase = dataclasses.replace(PHASE, **weights)
-  assert loss_weights(phase) == {
-    'dynamics': 0.5, 'policy': 2.0, 'reward': 3.0, 'continuation': 5.0
-  }  # fmt: skip
+def test_the_loss_is_the_sum_of_its_terms():
+  objective = finetune_objective(WORLD)
+  assert objective.weights == dict.fromkeys(TERMS, 1.0)
   # Divided by its own RMS, every term is 1 in the first step.
-  objective = finetune_objective(WORLD, phase)
   terms = {name: Mean.of(jnp.float32(7)) for name in objective.weights}
   loss, _ = combine(terms, start().rms, objective)
-  np.testing.assert_allclose(loss, sum(weights.values()), rtol=1e-5)
+  np.testing.assert_allclose(loss, 4, rtol=1e-5)
   np.testing.assert_allclose(first()[1]['loss'], 4, rtol=1e-5)
 
 
-@pytest.mark.parametrize('parts', [8])
-def test_accumulation_changes_nothing(parts):
+def test_accumulation_changes_nothing():
   # Rows are relevant, unlabeled or not, so no two parts are alike.
-  phase = dataclasses.replace(PHASE, accumulate=parts)
-  split = jax.jit(make_finetune_step(WORLD, phase))(
-    start(), BATCH, jax.random.key(0)
-  )
+  world = changed(WORLD, {'accumulate': 8})
+  split = jax.jit(make_finetune_step(world))(start(), BATCH, jax.random.key(0))
   whole = first()
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5),
@@ -344,18 +337,16 @@ def test_a_batch_of_one_kind_leaves_the_other_terms_alone(relevant):
 @functools.cache
 def with_baseline():
   """Clips, terms and their slopes by prompt, for a world with baselines."""
-  phase = dataclasses.replace(PHASE, baseline_share=0.125)
-  phases = dataclasses.replace(CONFIG.phases, finetune=phase)
-  world, params = world_and_params(dataclasses.replace(CONFIG, phases=phases))
+  config = RUN.edit({'phases.finetune.baseline_share': 0.125})
+  world, params = world_and_params(config)
 
   @jax.jit
   def run(batch):
     step = jnp.int32(0)
-    clips = prepare_clips(world, params, batch, phase, step, jax.random.key(0))
+    clips = prepare_clips(world, params, batch, step, jax.random.key(0))
 
     def terms(task):
-      rooms = {**params, 'task': task}
-      found, others = clip_losses(world, phase, rooms, clips)
+      found, others = clip_losses(world, {**params, 'task': task}, clips)
       return {k: v.value() for k, v in {**found, **others}.items()}
 
     slopes = jax.jacrev(terms)(params['task'])

@@ -1,6 +1,5 @@
 """Running, resuming, logging and stopping a phase."""
 
-import dataclasses
 import logging
 import os
 import signal
@@ -12,10 +11,18 @@ import numpy as np
 import pytest
 
 from dreamer4_jax import checkpoint
-from dreamer4_jax.config import Config
 from dreamer4_jax.runtime import preemption
 from dreamer4_jax.training import loop
-from tests.training.toy import Clips, Interrupted, lines, make_mesh, run
+from tests.training.toy import (
+  CONFIG,
+  EVERY_LINE,
+  STEPS,
+  Clips,
+  Interrupted,
+  lines,
+  make_mesh,
+  run,
+)
 
 
 @pytest.fixture(scope='module')
@@ -31,10 +38,10 @@ def test_resuming_equals_an_uninterrupted_run_bit_for_bit(tmp_path, whole):
   # lost and run again, with the batches drawn ahead as well.
   cut = {2: Clips(2, stop_at=6), 4: Clips(4)}
   with pytest.raises(Interrupted):
-    run(tmp_path / 'cut', cut)
+    run(tmp_path / 'cut', iterators=cut)
   assert lines(tmp_path / 'cut')[-1]['step'] == 8
   again = {2: Clips(2), 4: Clips(4)}
-  resumed = run(tmp_path / 'cut', again)
+  resumed = run(tmp_path / 'cut', iterators=again)
   # Steps 0..4 took short clips 0..3 and long clip 0.
   assert again[2].served == list(range(4, 10))
   assert again[4].served == [1, 2, 3]
@@ -56,14 +63,15 @@ class Terminated(Clips):
 def test_sigterm_loses_no_step(tmp_path, whole):
   before = signal.getsignal(signal.SIGTERM)
   with pytest.raises(preemption.PreemptedError, match=r'step \d+ of 14'):
-    run(tmp_path / 'cut', {2: Terminated(2, stop_at=6), 4: Clips(4)})
+    iterators = {2: Terminated(2, stop_at=6), 4: Clips(4)}
+    run(tmp_path / 'cut', iterators=iterators)
   assert signal.getsignal(signal.SIGTERM) is before
   with checkpoint.Checkpoints(tmp_path / 'cut/tokenizer') as saved:
     done = saved.latest()
   # Batch 6 is drawn for step 9, ahead of the steps; no multiple of 5 is near.
   assert 6 <= done <= 9
   again = {2: Clips(2), 4: Clips(4)}
-  resumed = run(tmp_path / 'cut', again)
+  resumed = run(tmp_path / 'cut', iterators=again)
   long = done // 3
   assert (again[2].served[0], again[4].served[0]) == (done - long, long)
   chex.assert_trees_all_equal(whole[1], resumed)
@@ -91,7 +99,7 @@ def test_sigterm_loses_no_step_wherever_it_comes(tmp_path, whole, asked):
   with checkpoint.Checkpoints(tmp_path / 'tokenizer') as saved:
     assert saved.latest() == done
   again = {2: Clips(2), 4: Clips(4)}
-  resumed = run(tmp_path, again)
+  resumed = run(tmp_path, iterators=again)
   ran = len(again[2].served) + len(again[4].served)
   assert ran == 14 - done
   chex.assert_trees_all_equal(whole[1], resumed)
@@ -104,35 +112,36 @@ def test_one_line_a_log_and_one_checkpoint_at_the_end(tmp_path):
   assert [line['step'] for line in found] == [2, 4, 6, 8, 10, 12, 14]
   # Step s counts from 0; its line says s + 1. Long: every third.
   assert [line['toy/frames'] for line in found] == [2, 2, 4, 2, 2, 4, 2]
-  assert found[-1]['toy/loss'] < found[0]['toy/loss']
+  assert found[-1]['loss'] < found[0]['loss']
   arrays, config = checkpoint.load_arrays(tmp_path / 'tokenizer')
   jax.tree.map(
     np.testing.assert_array_equal, arrays['params'], dict(final.params)
   )
-  assert config == Config(seed=3)
+  assert config == CONFIG
 
 
 def test_the_last_step_is_logged_whatever_log_every_says(tmp_path):
-  run(tmp_path, steps=5, log_every=3)
+  run(tmp_path, {STEPS: 5, 'saving.log_every': 3})
   assert [line['step'] for line in lines(tmp_path)] == [3, 5]
 
 
 def test_every_step_of_every_phase_and_seed_has_its_own_key(tmp_path):
-  run(tmp_path / 'a', log_every=1)
-  run(tmp_path / 'b', log_every=1, config=Config(seed=4))
+  run(tmp_path / 'a', EVERY_LINE)
+  run(tmp_path / 'b', {**EVERY_LINE, 'seed': 4})
   noise = [x['toy/noise'] for n in 'ab' for x in lines(tmp_path / n)]
   assert len(set(noise)) == 28
 
 
 def test_the_loss_goes_on_from_8_devices_to_2_and_back(tmp_path):
-  run(tmp_path / 'whole', mesh=make_mesh(8), log_every=1)
+  run(tmp_path / 'whole', EVERY_LINE, mesh=make_mesh(8))
   for steps, devices in ((5, 8), (9, 2), (14, 8)):
     mesh = make_mesh(devices)
-    state = run(tmp_path / 'moved', mesh=mesh, log_every=1, steps=steps)
+    fields = {**EVERY_LINE, STEPS: steps}
+    state = run(tmp_path / 'moved', fields, mesh=mesh)
     shards = state.params['w'].addressable_shards
     assert [s.data.size for s in shards] == [8 // devices] * devices
   whole, moved = (
-    np.array([line['toy/loss'] for line in lines(tmp_path / name)])
+    np.array([line['loss'] for line in lines(tmp_path / name)])
     for name in ('whole', 'moved')
   )
   assert len(np.unique(whole)) == 14
@@ -154,7 +163,7 @@ def test_a_finished_phase_returns_at_once(tmp_path, caplog):
   before = files()
   again = {2: Clips(2), 4: Clips(4)}
   with caplog.at_level(logging.INFO):
-    second = run(tmp_path, again, step_fn=untraceable)
+    second = run(tmp_path, iterators=again, step_fn=untraceable)
   chex.assert_trees_all_equal(first, second)
   assert again[2].served == [] and files() == before
   assert 'tokenizer: already finished at step 14' in caplog.text
@@ -162,8 +171,8 @@ def test_a_finished_phase_returns_at_once(tmp_path, caplog):
 
 def test_it_says_first_what_it_does(tmp_path, caplog):
   with caplog.at_level(logging.INFO):
-    run(tmp_path, steps=5)
-    run(tmp_path, steps=7)
+    run(tmp_path, {STEPS: 5})
+    run(tmp_path, {STEPS: 7})
   said = [r.getMessage() for r in caplog.records if r.name == loop.__name__]
   assert said[0].startswith('tokenizer: starting fresh, 5 steps in ')
   assert said[1].startswith('tokenizer: resuming from step 5 of 7 in ')
@@ -182,12 +191,17 @@ def test_states_are_born_and_stay_sharded(tmp_path):
 
 def test_mistakes_are_named_before_anything_is_compiled(tmp_path):
   with pytest.raises(ValueError, match=r'lengths \[2\] were .* \[2, 4\] are'):
-    run(tmp_path, {2: Clips(2)})
+    run(tmp_path, iterators={2: Clips(2)})
   with pytest.raises(ValueError, match='batch_size = 6'):
-    run(tmp_path, batch_size=6)
+    run(tmp_path, {'phases.tokenizer.batch_size': 6})
+  # Two rows a device.
+  with pytest.raises(ValueError, match='accumulate = 4, that is by 16'):
+    run(tmp_path, {'accumulate': 4})
+  with pytest.raises(ValueError, match="phase = 'pretraining': must be one of"):
+    run(tmp_path, phase='pretraining')
   assert not (tmp_path / 'tokenizer').exists()
-  run(tmp_path, steps=1)
-  tokenizer = dataclasses.replace(Config().tokenizer, patch_size=8)
+  run(tmp_path, {STEPS: 1})
   with pytest.raises(ValueError, match=r'tokenizer\.patch_size = 8.*with 16'):
-    run(tmp_path, config=Config(tokenizer=tokenizer))
-  run(tmp_path, {2: Clips(2)}, steps=2, long_clip_length=0)
+    run(tmp_path, {'tokenizer.patch_size': 8})
+  fields = {STEPS: 2, 'phases.tokenizer.clip_lengths': (2,)}
+  run(tmp_path, fields, {2: Clips(2)})

@@ -1,52 +1,53 @@
 """Fields of the loop of every phase, changed alone, and what it is given."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import pytest
 
-from dreamer4_jax.config import PHASES, Phases
+from dreamer4_jax.config import PHASES
 from dreamer4_jax.training import phases, tokenizer_step
 from tests.models.tiny_world import CONFIG
 from tests.rollout.fakes import make_fake
 from tests.training import toy
 from tests.training.captured import BASE
 
-LOOP = {
-  'steps': (9, {'batches': {2: 6, 4: 3}, 'lines': [2, 4, 6, 8, 9],
-                'kept': [5, 9]}),
-  'clip_length': (3, {'batches': {3: 10, 4: 4}}),
-  'long_clip_length': (5, {'batches': {2: 10, 5: 4}}),
-  'long_every': (7, {'batches': {2: 12, 4: 2}}),
-  'long_only_share': (0.5, {'batches': {2: 5, 4: 9}}),
-  'log_every': (5, {'lines': [5, 10, 14]}),
-  'checkpoint_every': (6, {'kept': [12, 14]}),
-  'keep_last': (1, {'kept': [14]}),
-  'keep_best': (1, {'kept': [5, 10, 14]}),
-}  # fmt: skip
+THREE = {'kept': [5, 10, 14]}
+LOOP = [
+  ('phases.tokenizer.steps', 9,
+   {'batches': {2: 6, 4: 3}, 'lines': [2, 4, 6, 8, 9], 'kept': [5, 9]}),
+  ('phases.tokenizer.clip_lengths', (3, 4), {'batches': {3: 10, 4: 4}}),
+  ('phases.tokenizer.clip_lengths', (2, 5), {'batches': {2: 10, 5: 4}}),
+  ('phases.tokenizer.clip_lengths', (5,), {'batches': {5: 14}}),
+  ('data.long_every', 7, {'batches': {2: 12, 4: 2}}),
+  ('data.long_only_share', 0.5, {'batches': {2: 5, 4: 9}}),
+  ('saving.log_every', 5, {'lines': [5, 10, 14]}),
+  ('saving.checkpoint_every', 6, {'kept': [12, 14]}),
+  ('saving.keep_last', 1, {'kept': [14]}),
+  # The step that is best, the first that is saved, is kept besides.
+  ('saving.best_metric', 'loss', THREE),
+  ('saving.best_metric', 'max:loss', {}),
+  ('saving.best_metric', 'tokenizer/rising', THREE),
+  ('saving.best_metric', 'max:tokenizer/falling', THREE),
+  ('saving.best_metric', 'dynamics/flow', {}),
+]  # fmt: skip
 
 
-def loop_of(directory, **changes):
+def loop_of(directory, fields, phase='tokenizer'):
   """Trains a toy; returns what can be seen of the loop."""
   iterators = {n: toy.Clips(n) for n in (2, 3, 4, 5)}
 
   def step_fn(state, batch, key):
     state, metrics = toy.step_fn(state, batch, key)
     count = state.opt[0].count.astype(jnp.float32)
-    return state, {**metrics, 'toy/loss': count}  # Best at first.
+    more = {'tokenizer/rising': count, 'tokenizer/falling': -count}
+    return state, {**metrics, 'loss': count, **more}
 
-  toy.run(
-    directory,
-    iterators,
-    step_fn=step_fn,
-    **{'best_metric': 'toy/loss', **changes},
-  )
+  toy.run(directory, fields, iterators, step_fn=step_fn, phase=phase)
   served = {n: len(it.served) for n, it in iterators.items() if it.served}
-  checkpoints = (directory / 'tokenizer/checkpoints').iterdir()
+  checkpoints = (directory / phase / 'checkpoints').iterdir()
   return {
     'batches': served,
-    'lines': [line['step'] for line in toy.lines(directory)],
+    'lines': [line['step'] for line in toy.lines(directory, phase)],
     'kept': sorted(int(p.name) for p in checkpoints if p.name.isdigit()),
   }
 
@@ -58,33 +59,50 @@ LOOP_BASE = {
 }
 
 
-@pytest.mark.parametrize('field', [None, *LOOP])
-def test_the_loop(field, tmp_path):
-  value, expected = LOOP.get(field, (None, {}))
-  found = loop_of(tmp_path, **({field: value} if field else {}))
+@pytest.mark.parametrize('field, value, expected', [(None, None, {}), *LOOP])
+def test_the_loop(field, value, expected, tmp_path):
+  found = loop_of(tmp_path, {field: value} if field else {})
   assert found == {**LOOP_BASE, **expected}
+
+
+def test_the_loop_of_a_phase_has_the_fields_of_that_phase(tmp_path):
+  fields = {
+    'phases.finetune.steps': 4,
+    'phases.finetune.clip_lengths': (3, 5),
+    'phases.finetune.batch_size': 8,
+    'phases.tokenizer.steps': 2,
+    'phases.tokenizer.batch_size': 7,
+  }
+  expected = {'batches': {3: 3, 5: 1}, 'lines': [2, 4], 'kept': [4]}
+  assert loop_of(tmp_path, fields, 'finetune') == expected
+  more = loop_of(tmp_path, {**fields, 'phases.finetune.steps': 5}, 'finetune')
+  assert more == {'batches': {3: 1}, 'lines': [2, 4, 5], 'kept': [4, 5]}
 
 
 @pytest.fixture
 def hand_over(monkeypatch):
-  """Returns a function of phase and settings to what the loop is given."""
+  """Returns a function of phase and config to what the loop is given."""
 
-  def hand_over(phase, settings):
-    config = dataclasses.replace(CONFIG, phases=Phases(**settings))
+  def hand_over(phase, config):
     seen = {'asked': []}
-    monkeypatch.setattr(phases, 'run_phase', lambda **given: seen.update(given))
+
+    def run_phase(phase, config, directory, work, **others):
+      del directory, others
+      seen.update(phase=phase, config=config, work=work)
 
     def clips(config, name, length, tokenizer):
+      del config, tokenizer
       seen['asked'].append((name, length))
       return iter(range(1000))
 
+    monkeypatch.setattr(phases, 'run_phase', run_phase)
     world = make_fake(None, config)
     phases._train_phase(world, 'run', phase, None, clips, False, None)
     return seen
 
   monkeypatch.setattr(phases.checkpoint, 'load_params', lambda *_: ({}, None))
   monkeypatch.setattr(phases, 'Clock', lambda *_: None)
-  monkeypatch.setattr(phases, 'boxed', lambda world, rooms: rooms)
+  monkeypatch.setattr(phases, 'boxed', lambda world, params: params)
   monkeypatch.setattr(
     tokenizer_step, 'latent_statistics', lambda *_: {'mean': 0}
   )
@@ -92,21 +110,20 @@ def hand_over(monkeypatch):
 
 
 @pytest.mark.parametrize('phase', PHASES)
-def test_each_phase_gives_the_loop_its_own_fields(phase, hand_over):
-  settings = {
-    p: dataclasses.replace(BASE[p], clip_length=4 + i, long_clip_length=9 + i)
-    for i, p in enumerate(PHASES)
-  }
-  seen, own = hand_over(phase, settings), settings[phase]
-  assert seen['phase_config'] is own
-  assert set(seen['iterators']) == {own.clip_length, own.long_clip_length}
-  assert set(seen['asked']) == {(phase, n) for n in seen['iterators']}
+def test_each_phase_gives_the_loop_clips_of_its_own_lengths(phase, hand_over):
+  config = BASE.edit(
+    {f'phases.{p}.clip_lengths': (4 + i, 9 + i) for i, p in enumerate(PHASES)}
+  )
+  seen, number = hand_over(phase, config), PHASES.index(phase)
+  assert (seen['phase'], seen['config']) == (phase, config)
+  assert set(seen['work'].iterators) == {4 + number, 9 + number}
+  assert set(seen['asked']) == {(phase, n) for n in (4 + number, 9 + number)}
 
 
 def test_each_phase_begins_with_a_key_of_its_own(hand_over):
   keys = [jax.random.key(CONFIG.seed)]
   # Those from which the loop makes the keys of its steps.
   keys += [jax.random.fold_in(keys[0], i) for i in range(len(PHASES))]
-  keys += [hand_over(p, BASE)['init_state'].args[-1] for p in PHASES]
+  keys += [hand_over(p, BASE)['work'].init_state.args[-1] for p in PHASES]
   found = {tuple(jax.random.key_data(key).tolist()) for key in keys}
   assert len(found) == len(keys)

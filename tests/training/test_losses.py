@@ -1,6 +1,5 @@
 """The loss of a phase, called by itself, is what its train step minimises."""
 
-import dataclasses
 import functools
 
 from flax import linen as nn
@@ -10,13 +9,6 @@ import numpy as np
 import pytest
 
 from dreamer4_jax import training
-from dreamer4_jax.config import (
-  DynamicsPhase,
-  FinetunePhase,
-  ImaginationPhase,
-  Phases,
-  TokenizerPhase,
-)
 from dreamer4_jax.models import World
 from dreamer4_jax.objectives import Mean
 from dreamer4_jax.training import phases
@@ -27,11 +19,14 @@ from dreamer4_jax.training.state import TrainState
 from dreamer4_jax.training.tokenizer_step import tokenizer_objective
 from tests.models.tiny_world import CONFIG, make_batch, world_and_params
 
-SETTINGS = Phases(
-  tokenizer=TokenizerPhase(latent_noise=0.5),
-  dynamics=DynamicsPhase(batch_size=4, bootstrap_rows=0.5),
-  finetune=FinetunePhase(batch_size=4, context_share=0.5),
-  imagination=ImaginationPhase(batch_size=4, horizon=2, sampling_steps=1),
+RUN = CONFIG.edit(
+  {
+    'phases.tokenizer.latent_noise': 0.5,
+    'phases.finetune.context_share': 0.5,
+    'phases.imagination.horizon': 2,
+    'phases.imagination.sampling_steps': 1,
+    'forcing.bootstrap_share': 0.5,
+  }
 )
 BATCH = jax.tree.map(jnp.asarray, make_batch(4, 5))
 KEY = jax.random.key(3)
@@ -51,21 +46,21 @@ TRAINED = {
 
 def alone(phase, world, params):
   """The loss as others call it: terms, others."""
-  settings = getattr(SETTINGS, phase)
   if phase == 'tokenizer':
     return training.tokenizer_loss(
       world.tokenizer, params['tokenizer'], BATCH.frames, KEY,
-      vectors=BATCH.vectors, segment_ids=BATCH.segment_ids, phase=settings,
+      vectors=BATCH.vectors, segment_ids=BATCH.segment_ids,
+      phase=RUN.phases.tokenizer,
     )  # fmt: skip
   loss = getattr(training, f'{phase}_loss')
-  return loss(world, params, BATCH, KEY, settings)
+  return loss(world, params, BATCH, KEY)
 
 
 @functools.cache
 def both(phase):
   """Values and gradients of the loss alone, and as a train step has it."""
-  world, params = world_and_params()
-  objective = OBJECTIVES[phase](world, getattr(SETTINGS, phase))
+  world, params = world_and_params(RUN)
+  objective = OBJECTIVES[phase](world)
   trained = {name: params[name] for name in TRAINED[phase]}
   frozen = {k: v for k, v in params.items() if k not in trained}
 
@@ -106,8 +101,7 @@ def test_total_weighs_terms_and_leaves_the_others_at_one():
 @pytest.mark.parametrize('phase', TRAINED)
 def test_a_state_of_plain_arrays(phase):
   _, params = world_and_params()
-  config = dataclasses.replace(CONFIG, phases=SETTINGS)
-  world, key = World.from_config(config), jax.random.key(0)
+  world, key = World.from_config(RUN), jax.random.key(0)
   given = None if phase == 'tokenizer' else params
   init, _ = phases.init_and_step(world, phase)
   expected = jax.eval_shape(lambda: nn.unbox(init(key, given)))

@@ -5,7 +5,6 @@ The suite has the dynamics phase on every mesh. All phases:
     MESHES=all python -m pytest tests/training/test_many_devices.py
 """
 
-import dataclasses
 import functools
 import os
 
@@ -16,16 +15,7 @@ import pytest
 
 from dreamer4_jax import sharding
 from dreamer4_jax.aot.hlo import Program
-from dreamer4_jax.config import (
-  PHASES,
-  DynamicsPhase,
-  FinetunePhase,
-  ImaginationPhase,
-  MeshConfig,
-  OptimizerConfig,
-  Phases,
-  TokenizerPhase,
-)
+from dreamer4_jax.config import PHASES, MeshConfig
 from dreamer4_jax.models import World
 from dreamer4_jax.training import phases
 from dreamer4_jax.training.loop import jit_step
@@ -37,24 +27,25 @@ from tests.models.tiny_world import (
 )
 
 STEPS, ROWS, FRAMES = 5, 8, 4
-SAME = dict(
-  steps=100,
-  batch_size=ROWS,
-  clip_length=FRAMES,
-  # An epsilon above the rounding of a gradient: else Adam moves what has hardly
-  # any by the whole learning rate, to either side.
-  optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=1, eps=1e-3),
-)
-WHOLE = dict(bootstrap_rows=1.0, bootstrap_every=2)
+SAME = {'steps': 100, 'batch_size': ROWS, 'clip_lengths': (FRAMES,)}
 SMALL = with_dynamics(CONFIG, num_kv_heads=2, depth=2)
-TINY = dataclasses.replace(
-  SMALL,
-  phases=Phases(
-    tokenizer=TokenizerPhase(**SAME),
-    dynamics=DynamicsPhase(**SAME, **WHOLE),
-    finetune=FinetunePhase(**SAME, **WHOLE),
-    imagination=ImaginationPhase(**SAME, horizon=2, sampling_steps=2),
-  ),
+TINY = SMALL.edit(
+  {
+    **{
+      f'phases.{phase}.{name}': value
+      for phase in PHASES
+      for name, value in (*SAME.items(), ('learning_rate', 1e-2))
+    },
+    # A device of eight has a row, which then bootstraps as all of one do.
+    'forcing.bootstrap_share': 1.0,
+    'phases.dynamics.bootstrap_start': 2,
+    'phases.imagination.horizon': 2,
+    'phases.imagination.sampling_steps': 2,
+    'optimizer.warmup_steps': 1,
+    # So small that Adam's epsilon is above the rounding of a gradient: else
+    # what has hardly any is moved by the whole learning rate, to either side.
+    'optimizer.clip_norm': 1e-5,
+  }
 )
 MESHES = {
   '8,1,1': MeshConfig(data=8),
@@ -68,15 +59,16 @@ def train(phase, name=''):
   """Returns losses and parameters of a few steps on a mesh, or one device."""
   mesh = sharding.make_mesh(MESHES.get(name, MeshConfig(data=1)), jax.devices())
   world = World.from_config(TINY)
-  rooms = {k: v for k, v in world_and_params(SMALL)[1].items() if k != 'prior'}
-  rooms = phases.boxed(world, rooms)
+  params = world_and_params(SMALL)[1]
+  given = {k: v for k, v in params.items() if k != 'prior'}
+  given = phases.boxed(world, given)
   init, step = phases.init_and_step(world, phase)
   init = functools.partial(init, jax.random.key(0))
   with sharding.use_mesh(mesh):
-    abstract = sharding.place_abstract(mesh, jax.eval_shape(init, rooms))
+    abstract = sharding.place_abstract(mesh, jax.eval_shape(init, given))
     where = jax.tree.map(lambda x: x.sharding, abstract)
-    state = jax.jit(lambda rooms: nn.unbox(init(rooms)), out_shardings=where)(
-      sharding.place_whole(mesh, rooms)
+    state = jax.jit(lambda given: nn.unbox(init(given)), out_shardings=where)(
+      sharding.place_whole(mesh, given)
     )
     out = where, sharding.replicated(mesh)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=out)
@@ -113,27 +105,21 @@ def test_eight_devices_are_one(phase, name):
 def test_bootstrap_rows_stay_on_their_devices():
   # Four rows a device, of which one bootstraps. What travels are weights and
   # sums: nothing as large as a part of the batch.
-  frames, rows = 8, 32
-  phase = dataclasses.replace(
-    TINY.phases.dynamics,
-    batch_size=rows,
-    bootstrap_rows=0.25,
-    bootstrap_every=1,
-  )
-  config = dataclasses.replace(
-    TINY, phases=dataclasses.replace(TINY.phases, dynamics=phase)
+  frames, rows = 16, 32
+  config = TINY.edit(
+    {'phases.dynamics.batch_size': rows, 'forcing.bootstrap_share': 0.25}
   )
   mesh = sharding.make_mesh(MESHES['1,8,1'])
   world = World.from_config(config)
   init, step = phases.init_and_step(world, 'dynamics')
   latents = world_and_params(SMALL)[1]['latents']
-  rooms = phases.boxed(world, {'latents': latents})
-  rooms['tokenizer'] = {}
+  given = phases.boxed(world, {'latents': latents})
+  given['tokenizer'] = {}
   batch = make_batch(rows, frames)
   # Latents for frames, as from a pre-tokenised dataset.
   batch = batch.replace(frames=np.zeros((rows, frames, 4, 4), np.float16))
   with sharding.use_mesh(mesh):
-    boxed = jax.eval_shape(init, jax.random.key(0), rooms)
+    boxed = jax.eval_shape(init, jax.random.key(0), given)
     state = sharding.place_abstract(mesh, boxed)
     jitted = jit_step(step, 'dynamics', 0, mesh, state)
     placed = sharding.place_batch(mesh, batch)

@@ -1,36 +1,39 @@
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.config import OptimizerConfig, PhaseConfig
+from dreamer4_jax.config import Config, DynamicsPhase, OptimizerConfig, Phases
 from dreamer4_jax.objectives import Mean, rms_init
 from dreamer4_jax.training.optimizer import make_optimizer, make_schedule
 from dreamer4_jax.training.state import make_state
 from dreamer4_jax.training.update import Objective, combine, update
 from tests.models.tiny_world import world_and_params
 
-PLAIN = OptimizerConfig(
-  learning_rate=0.1, warmup_steps=0, decay_share=0.0, weight_decay=0.5
+PLAIN = Config(
+  phases=Phases(dynamics=DynamicsPhase(learning_rate=0.1)),
+  optimizer=OptimizerConfig(warmup_steps=0, decay_share=0.0, weight_decay=0.5),
 )
+MUON = {'optimizer.muon': ('dynamics',)}
+NAMES = {'adamw': {}, 'muon': MUON}
+
+
+def optimizer_of(fields, rates=None):
+  return make_optimizer(PLAIN.edit(fields), 'dynamics', rates)
 
 
 def test_schedule_by_hand():
   # Warm-up over 4 steps from a quarter of the peak, decay over the last 10.
-  config = OptimizerConfig(
-    learning_rate=2.0, warmup_steps=4, decay_share=0.5, final_scale=0.1
-  )
-  schedule = make_schedule(config, 20)
+  config = OptimizerConfig(warmup_steps=4, decay_share=0.5)
+  schedule = make_schedule(config, 2.0, 20)
   expected = {0: 0.5, 2: 1.25, 4: 2, 7: 2, 10: 2, 15: 1.1, 20: 0.2, 99: 0.2}
   for step, value in expected.items():
     np.testing.assert_allclose(schedule(step), value, rtol=1e-6)
 
 
 def test_a_short_phase_warms_up_for_half_of_it():
-  config = OptimizerConfig(learning_rate=1.0, warmup_steps=50, decay_share=1.0)
-  schedule = make_schedule(config, 8)
+  config = OptimizerConfig(warmup_steps=50, decay_share=1.0)
+  schedule = make_schedule(config, 1.0, 8)
   np.testing.assert_allclose(schedule(0), 0.25, rtol=1e-6)
   np.testing.assert_allclose(schedule(4), 1.0, rtol=1e-6)
   np.testing.assert_allclose(schedule(8), 0.1, rtol=1e-6)
@@ -41,10 +44,10 @@ def paths(tree):
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in flat}
 
 
-@pytest.mark.parametrize('name', ['adamw', 'muon'])
+@pytest.mark.parametrize('name', NAMES)
 def test_weight_decay_shrinks_kernels_and_nothing_else(name):
   params = world_and_params()[1]['dynamics']
-  optimizer = make_optimizer(dataclasses.replace(PLAIN, name=name), 10)
+  optimizer = optimizer_of(NAMES[name])
   zeros = jax.tree.map(jnp.zeros_like, params)
   run = jax.jit(lambda p: optimizer.update(zeros, optimizer.init(p), p)[0])
   updates, before = paths(run(params)), paths(params)
@@ -63,9 +66,8 @@ def test_muon_moves_matrices_as_much_as_adam_moves_numbers():
   # Orthogonalised: singular values near 1, scaled so that the root mean
   # square is 0.2 of the learning rate. The first step of Adam with Nesterov
   # momentum is 1 + 0.9 * 0.1 / (1 - 0.81) times the learning rate.
-  config = dataclasses.replace(PLAIN, name='muon', weight_decay=0.0)
   params = world_and_params()[1]['dynamics']
-  optimizer = make_optimizer(config, 10)
+  optimizer = optimizer_of({**MUON, 'optimizer.weight_decay': 0.0})
   rng = np.random.default_rng(0)
   grads = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), params)
   run = jax.jit(lambda g: optimizer.update(g, optimizer.init(params), params))
@@ -78,12 +80,11 @@ def test_muon_moves_matrices_as_much_as_adam_moves_numbers():
 
 
 def test_one_muon_matrix_against_its_singular_vectors():
-  config = dataclasses.replace(PLAIN, name='muon', weight_decay=0.0)
   rng = np.random.default_rng(0)
   kernel = jnp.asarray(rng.normal(size=(2, 6, 2, 3)), jnp.float32)
   params = {'periods': {'query': {'kernel': kernel}}}
   grad = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), params)
-  optimizer = make_optimizer(config, 10)
+  optimizer = optimizer_of({**MUON, 'optimizer.weight_decay': 0.0})
   updates, _ = optimizer.update(grad, optimizer.init(params), params)
   for period in range(2):
     g = np.asarray(grad['periods']['query']['kernel'][period]).reshape(6, 6)
@@ -95,9 +96,10 @@ def test_one_muon_matrix_against_its_singular_vectors():
     assert np.all((0.5 < np.diag(inner)) & (np.diag(inner) < 1.4))
 
 
-def quadratic(config, steps):
+def quadratic(fields, steps):
   """Descends x^2 from 1; returns all states and metrics."""
-  optimizer = make_optimizer(config, 100)
+  config = PLAIN.edit(fields)
+  optimizer = make_optimizer(config, 'dynamics')
   state = make_state({'x': jnp.float32(1)}, {}, optimizer, ('a',))
 
   objective = Objective(
@@ -110,9 +112,8 @@ def quadratic(config, steps):
     report=lambda means: {},
     plain=('a',),
   )
-  phase = PhaseConfig(optimizer=config)
   key = jax.random.key(0)
-  step = jax.jit(lambda s: update(s, (), key, objective, optimizer, phase))
+  step = jax.jit(lambda s: update(s, (), key, objective, optimizer, config))
   states, metrics = [state], []
   for _ in range(steps):
     state, m = step(state)
@@ -123,8 +124,8 @@ def quadratic(config, steps):
 
 @pytest.mark.parametrize('decay', [0.0, 0.15])
 def test_average_of_the_parameters_by_hand(decay):
-  config = dataclasses.replace(PLAIN, weight_decay=0.0, ema_decay=decay)
-  states, metrics = quadratic(config, 4)
+  fields = {'optimizer.weight_decay': 0.0, 'optimizer.ema_decay': decay}
+  states, metrics = quadratic(fields, 4)
   average = 1.0
   for n in range(4):
     share = min(decay, (1 + n) / (10 + n))  # 1/10, 2/11, 3/12, 4/13
@@ -167,16 +168,15 @@ def test_weighted_means_by_hand_and_in_parts():
   np.testing.assert_allclose(slope, weight / 2, rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', ['adamw', 'muon'])
-def test_a_room_can_have_a_rate_of_its_own(name):
+@pytest.mark.parametrize('name', NAMES)
+def test_a_module_can_have_a_rate_of_its_own(name):
   dynamics = world_and_params()[1]['dynamics']
   params = {'dynamics': dynamics, 'policy': {'kernel': jnp.ones((3, 4))}}
   grads = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size)).reshape(x.shape),
                        params)  # fmt: skip
-  config = dataclasses.replace(PLAIN, name=name)
 
   def updates(rates):
-    optimizer = make_optimizer(config, 10, rates)
+    optimizer = optimizer_of(NAMES[name], rates)
     run = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p)[0])
     return run(grads, params)
 

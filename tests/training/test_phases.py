@@ -21,10 +21,12 @@ from tests.training import toy
 
 def test_sigterm_between_phases_is_not_lost(tmp_path, monkeypatch):
   begun = []
+  settings = {'steps': 3, 'batch_size': 8, 'clip_lengths': (2, 4)}
 
   def train_phase(world, run_dir, phase, mesh, loaders, progress, sigterm):
     begun.append(phase)
-    toy.run(run_dir, phase=phase, sigterm=sigterm, steps=3)
+    short = {f'phases.{phase}.{k}': v for k, v in settings.items()}
+    toy.run(run_dir, short, phase=phase, sigterm=sigterm)
     if phase == stop_after:
       os.kill(os.getpid(), signal.SIGTERM)
 
@@ -57,12 +59,12 @@ def test_statistics_come_from_iterators_that_only_know_next(monkeypatch):
       return self.count
 
   taken = []
-  statistics = lambda world, rooms, batches: taken.extend(batches)
+  statistics = lambda world, params, batches: taken.extend(batches)
   monkeypatch.setattr(
     phases.checkpoint, 'load_params', lambda *_: ({'tokenizer': {}}, None)
   )
-  monkeypatch.setattr(phases, 'boxed', lambda world, rooms: rooms)
-  monkeypatch.setattr(phases, 'run_phase', lambda **_: None)
+  monkeypatch.setattr(phases, 'boxed', lambda world, params: params)
+  monkeypatch.setattr(phases, 'run_phase', lambda *_, **__: None)
   monkeypatch.setattr(phases.tokenizer_step, 'latent_statistics', statistics)
   phases._train_phase(
     world=World.from_config(Config()),
@@ -76,11 +78,10 @@ def test_statistics_come_from_iterators_that_only_know_next(monkeypatch):
   assert taken == list(range(1, phases.STATISTICS_BATCHES + 1))
 
 
-def vectors_config(path, **agent):
-  agent = {'num_tasks': 2, 'task_vector_size': 3, **agent}
+def vectors_config(path, size=3):
   return Config(
     tasks=('a', 'b'),
-    agent=AgentConfig(**agent),
+    agent=AgentConfig(task_vector_size=size),
     data=DataConfig(task_vectors=str(path)),
   )
 
@@ -113,7 +114,7 @@ def test_size_and_file_of_task_vectors_go_together():
   with pytest.raises(
     ValueError, match=r'agent.task_vector_size = 0: goes with'
   ):
-    vectors_config('x.npy', task_vector_size=0)
+    vectors_config('x.npy', size=0)
   with pytest.raises(ValueError, match=r"data.task_vectors = ''"):
     vectors_config('')
 
@@ -123,12 +124,10 @@ def test_a_line_says_that_lpips_is_off(caplog, monkeypatch, tmp_path):
     caplog.clear()
     monkeypatch.setattr(phases.checkpoint, 'latest_step', lambda *_: done)
     tokenizer = TokenizerPhase(steps=10, **fields)
+    config = Config(phases=Phases(tokenizer=tokenizer))
     with caplog.at_level('INFO'):
-      phases._say_if_lpips_is_off(
-        Config(phases=Phases(tokenizer=tokenizer)), tmp_path
-      )
+      phases._say_if_lpips_is_off(config, tmp_path)
     return caplog.text.count('LPIPS is off')
 
   assert said() == 1 == said(done=4)
-  assert said(done=10) == 0 == said(lpips_weight=0.0)
-  assert said(lpips_path='some.npz') == 0
+  assert said(done=10) == 0 == said(lpips_path='some.npz')

@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 
 from dreamer4_jax import sharding
-from dreamer4_jax.config import MeshConfig, OptimizerConfig, PhaseConfig
+from dreamer4_jax.config import (
+  Config,
+  DynamicsPhase,
+  MeshConfig,
+  OptimizerConfig,
+  Phases,
+)
 from dreamer4_jax.objectives import Mean
 from dreamer4_jax.training.optimizer import make_optimizer
 from dreamer4_jax.training.state import make_state
 from dreamer4_jax.training.update import Objective, in_parts, update
 
-PHASE = PhaseConfig(
-  batch_size=8,
-  optimizer=OptimizerConfig(warmup_steps=1, clip_norm=1e6, learning_rate=0.1),
+CONFIG = Config(
+  phases=Phases(dynamics=DynamicsPhase(batch_size=8, learning_rate=0.1)),
+  optimizer=OptimizerConfig(warmup_steps=1, clip_norm=1e6),
 )
 ROWS = np.arange(1.0, 9.0, dtype=np.float32)
 
@@ -32,21 +38,21 @@ SQUARE = Objective(
   prepare=lambda state, batch, key: batch,
   terms=terms,
   weights={'mse': 1.0},
-  report=lambda means: {'room/rows': means['rows']},
+  report=lambda means: {'toy/rows': means['rows']},
   plain=('mse',),
 )
 
 
 def start(objective=SQUARE):
-  optimizer = make_optimizer(PHASE.optimizer, 100)
+  optimizer = make_optimizer(CONFIG, 'dynamics')
   params = {'a': {'x': jnp.float32(2)}, 'b': {'y': jnp.float32(-1)}}
   return make_state(params, {}, optimizer, tuple(objective.weights)), optimizer
 
 
 def step_of(optimizer, accumulate=1, objective=SQUARE):
-  phase = dataclasses.replace(PHASE, accumulate=accumulate)
+  config = CONFIG.edit({'accumulate': accumulate})
   key = jax.random.key(0)
-  return jax.jit(lambda s, b: update(s, b, key, objective, optimizer, phase))
+  return jax.jit(lambda s, b: update(s, b, key, objective, optimizer, config))
 
 
 @pytest.mark.parametrize('parts', [2, 8])
@@ -66,7 +72,7 @@ def test_gradients_of_parts_add_up_to_that_of_the_whole(parts):
     (split.params, split.opt_state, split.ema),
   )
   # Every row was seen, once.
-  np.testing.assert_allclose(b['room/rows'], 4.5)
+  np.testing.assert_allclose(b['toy/rows'], 4.5)
 
 
 @pytest.mark.parametrize('seed', [0, 5])
@@ -75,9 +81,9 @@ def test_the_data_are_drawn_with_the_key_of_the_step(seed):
   state, optimizer = start()
   key = jax.random.key(seed)
   objective = dataclasses.replace(SQUARE, prepare=draw)
-  _, metrics = update(state, ROWS, key, objective, optimizer, PHASE)
+  _, metrics = update(state, ROWS, key, objective, optimizer, CONFIG)
   expected = 4.5 + jax.random.uniform(key)
-  np.testing.assert_allclose(metrics['room/rows'], expected, rtol=1e-6)
+  np.testing.assert_allclose(metrics['toy/rows'], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize('parts', [2, 8])
@@ -191,9 +197,13 @@ def test_either_of_loss_and_gradient_spoils_a_step(where):
   assert after.params['a']['x'] == state.params['a']['x']
 
 
-def test_accumulate_must_divide_the_batch():
-  with pytest.raises(ValueError, match=r'accumulate = 3: must divide .* = 8'):
-    dataclasses.replace(PHASE, accumulate=3)
+def test_accumulate_must_divide_every_batch():
+  message = r'accumulate = 3: must divide phases\.tokenizer\.batch_size = 16'
+  with pytest.raises(ValueError, match=message):
+    CONFIG.edit({'accumulate': 3})
+  message = r'accumulate = 16: must divide phases\.dynamics\.batch_size = 8'
+  with pytest.raises(ValueError, match=message):
+    CONFIG.edit({'accumulate': 16})
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:4])
   sharding.check_batch(mesh, 8, 2)
   with pytest.raises(ValueError, match='accumulate = 4, that is by 16'):

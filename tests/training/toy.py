@@ -1,6 +1,5 @@
 """A phase that takes no time: a linear model on random clips."""
 
-import dataclasses
 import json
 
 from flax import linen as nn
@@ -11,18 +10,26 @@ import numpy as np
 import optax
 
 from dreamer4_jax import sharding
-from dreamer4_jax.config import Config, MeshConfig, PhaseConfig
+from dreamer4_jax.config import (
+  Config,
+  DataConfig,
+  MeshConfig,
+  Phases,
+  SavingConfig,
+  TokenizerPhase,
+)
 from dreamer4_jax.training import loop
 
-PHASE = PhaseConfig(
-  steps=14,
-  batch_size=8,
-  clip_length=2,
-  long_clip_length=4,
-  long_every=3,
-  log_every=2,
-  checkpoint_every=5,
+CONFIG = Config(
+  seed=3,
+  phases=Phases(
+    tokenizer=TokenizerPhase(steps=14, batch_size=8, clip_lengths=(2, 4))
+  ),
+  data=DataConfig(long_every=3),
+  saving=SavingConfig(log_every=2, checkpoint_every=5),
 )
+STEPS = 'phases.tokenizer.steps'
+EVERY_LINE = {'saving.log_every': 1}
 OPTIMIZER = optax.adam(0.05)
 
 
@@ -79,7 +86,7 @@ def step_fn(state, batch, key):
   updates, opt = OPTIMIZER.update(grads, state.opt)
   params = optax.apply_updates(state.params, updates)
   metrics = {
-    'toy/loss': loss,
+    'loss': loss,
     'toy/noise': noise.mean(),
     'toy/frames': jnp.float32(batch['x'].shape[1]),
   }
@@ -93,25 +100,34 @@ def make_mesh(fsdp, data=1):
   )
 
 
-def run(directory, iterators=None, *, step_fn=step_fn, **changes):
-  config = Config(seed=3)
+def run(
+  directory,
+  fields=(),
+  iterators=None,
+  *,
+  phase='tokenizer',
+  step_fn=step_fn,
+  mesh=None,
+  **others,
+):
+  """Trains a phase of `CONFIG` with other fields, by dotted name."""
   return loop.run_phase(
-    phase=changes.pop('phase', 'tokenizer'),
-    config=changes.pop('config', config),
-    directory=directory,
-    init_state=init_state,
-    step_fn=step_fn,
-    iterators=iterators or {2: Clips(2), 4: Clips(4)},
-    mesh=changes.pop('mesh', None) or make_mesh(2, data=2),
+    phase,
+    CONFIG.edit(dict(fields)),
+    directory,
+    loop.Work(
+      init_state=init_state,
+      step_fn=step_fn,
+      iterators=iterators or {2: Clips(2), 4: Clips(4)},
+    ),
+    mesh=mesh or make_mesh(2, data=2),
     progress=False,
-    sigterm=changes.pop('sigterm', None),
-    clock=changes.pop('clock', None),
-    phase_config=dataclasses.replace(PHASE, **changes),
+    **others,
   )
 
 
-def lines(directory):
-  text = (directory / 'tokenizer/metrics.jsonl').read_text()
+def lines(directory, phase='tokenizer'):
+  text = (directory / phase / 'metrics.jsonl').read_text()
   found = [json.loads(line) for line in text.splitlines()]
   for line in found:
     line.pop('time')
