@@ -68,7 +68,7 @@ config = c.Config(
       distance_decay=0.5,
     ),
     imagination=c.ImaginationPhase(
-      steps=750,
+      steps=600,
       learning_rate=3e-3,
       batch_size=32,
       clip_lengths=(8,),
