@@ -12,11 +12,12 @@ import functools
 import math
 
 from einops import rearrange
+from flax import errors
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from dreamer4_jax.nn.partition import gather, named
+from dreamer4_jax.nn.partition import Axes, gather, named
 from dreamer4_jax.types import Array
 
 Init = jax.nn.initializers.Initializer
@@ -89,8 +90,9 @@ class RmsNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    init = named(nn.initializers.ones, (self.axis,))
-    scale = self.param('scale', init, (x.shape[-1],), jnp.float32)
+    scale = _param(
+      self, 'scale', nn.initializers.ones, (x.shape[-1],), (self.axis,)
+    )
     return rms_norm(x, scale, fast_gradient=self.fast_gradient)
 
 
@@ -117,12 +119,7 @@ class Linear(nn.Module):
       matrix = self.init(key, (shape[0], math.prod(shape[1:])), dtype)
       return jnp.reshape(matrix, shape)
 
-    kernel = self.param(
-      'kernel',
-      named(init, tuple(self.axes)),
-      full,
-      jnp.float32,
-    )
+    kernel = _param(self, 'kernel', init, full, tuple(self.axes))
     # As one product of matrices: XLA on CPU transposes what it contracts over
     # several axes, which made the backward pass twice as slow.
     flat = rearrange(x.astype(self.dtype), '... d -> (...) d')
@@ -199,9 +196,9 @@ class Embedding(nn.Module):
   scale: float = 0.02
 
   def setup(self):
-    init = named(nn.initializers.normal(self.scale), ('vocab', 'embed'))
-    self.embedding = self.param(
-      'table', init, (self.num, self.width), jnp.float32
+    init = nn.initializers.normal(self.scale)
+    self.embedding = _param(
+      self, 'table', init, (self.num, self.width), ('vocab', 'embed')
     )
 
   def __call__(self, index: Array) -> Array:
@@ -211,3 +208,24 @@ class Embedding(nn.Module):
   def table(self) -> Array:
     """Returns the whole table, `[num, D]`."""
     return gather(self.embedding.astype(self.dtype), ('vocab', 'embed'))
+
+
+def _param(
+  module: nn.Module,
+  name: str,
+  init: Init,
+  shape: tuple[int, ...],
+  axes: Axes,
+) -> Array:
+  """Returns a float32 parameter of a module, made by `init` if it is not there.
+
+  As `module.param`, which traces the initializer of a parameter that is there,
+  too, for its shape: a sixth of the time in which a train step is traced.
+  """
+  if not module.has_variable('params', name):
+    return module.param(name, named(init, axes), shape, jnp.float32)
+  value = nn.meta.unbox(module.get_variable('params', name))
+  if value.shape != shape:
+    path = '/'.join(module.path)
+    raise errors.ScopeParamShapeError(name, path, value.shape, shape)
+  return value

@@ -230,6 +230,9 @@ class SpaceTimeTransformer(nn.Module):
       length=periods,
       unroll=unroll,
       metadata_params={nn.PARTITION_NAME: 'layers'},
+      # Nothing is made in one layer for all of them. Looking for it would trace
+      # the layers twice.
+      check_constancy_invariants=False,
     )
     past = None if cache is None else cache.entries
     x, new = stack(c, name='periods')(

@@ -1,11 +1,12 @@
 import functools
 
+from flax import errors
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.nn.layers import gated, rms_norm
+from dreamer4_jax.nn.layers import RmsNorm, gated, rms_norm
 
 
 @pytest.mark.parametrize('dtype, atol', [('float32', 1e-5), ('bfloat16', 2e-2)])
@@ -55,3 +56,10 @@ def test_the_gradient_of_a_gate_is_the_derived_one():
     strict=True,
   ):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_parameter_of_another_shape_is_named():
+  layer = RmsNorm()
+  params = layer.init(jax.random.key(0), jnp.ones((1, 3)))
+  with pytest.raises(errors.ScopeParamShapeError, match=r'shape \(5,\)'):
+    layer.apply(params, jnp.ones((1, 5)))
