@@ -8,6 +8,9 @@ import sys
 import jax
 import pytest
 
+from dreamer4_jax.cli import startup
+from dreamer4_jax.cli.main import main
+
 pytest.importorskip('ale_py', reason='ale-py has no wheel for this Python')
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -30,36 +33,31 @@ eval.horizons=2,4
 """.split()
 
 
-@pytest.fixture(scope='module')
-def user(tmp_path_factory):
-  """Runs a command in an empty directory, as a user would."""
-  directory = tmp_path_factory.mktemp('pong')
-
-  def run(*command):
-    found = subprocess.run(
-      [sys.executable, '-m', *command],
-      cwd=directory,
-      env={
-        **os.environ,
-        'PYTHONPATH': str(ROOT),
-        'JAX_PLATFORMS': 'cpu',
-        'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
-      },
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-      check=False,
-    )
-    assert found.returncode == 0, found.stdout
-    assert 'Traceback' not in found.stdout
-    return directory, found.stdout
-
-  return run
+def dreamer4(*command):
+  """Runs a command in a process of its own; returns what it said."""
+  found = subprocess.run(
+    [sys.executable, '-m', 'dreamer4_jax.cli.main', *command],
+    env={
+      **os.environ,
+      'PYTHONPATH': str(ROOT),
+      'JAX_PLATFORMS': 'cpu',
+      'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
+    },
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    check=False,
+  )
+  assert found.returncode == 0, found.stdout
+  assert 'Traceback' not in found.stdout
+  return found.stdout
 
 
-def test_from_nothing_to_exported_weights(user):
-  _, said = user(
-    'data_pipelines.collect', *'--env gymnasium:ALE/Pong-v5'.split(),
+def test_from_nothing_to_exported_weights(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(startup, 'enable_compilation_cache', lambda: None)
+  said = dreamer4(
+    'data', 'collect', *'--env gymnasium:ALE/Pong-v5'.split(),
     *'--policy random --episodes 2 --test-episodes 2 --max-steps 30'.split(),
     *'--image-size 64 64 --out data'.split(),
   )  # fmt: skip
@@ -69,23 +67,23 @@ def test_from_nothing_to_exported_weights(user):
   assert brace and all('episodes' in line for line in lines if line), bar
   assert '"frames": 62' in report and '"mean_return": 0.0' in report
 
-  dreamer4 = 'dreamer4_jax.cli.main'
-  _, said = user(dreamer4, *'data info data'.split())
+  assert main('data info data'.split()) == 0
+  said = capsys.readouterr().out
   assert 'train: 2 episodes, 62 frames' in said and 'noise' not in said
-  here, _ = user(dreamer4, *'data show data --out looks'.split())
+  assert main('data show data --out looks'.split()) == 0
   for name in ('train.png', 'train.mp4'):
-    assert (here / 'looks' / name).stat().st_size > 0
+    assert (tmp_path / 'looks' / name).stat().st_size > 0
 
-  _, said = user(
-    dreamer4, 'quickstart', str(ROOT / 'experiments/pong.py'),
-    '--run-dir', 'run', '--data', 'data', '--set', *TINY,
+  dreamer4(
+    'quickstart', str(ROOT / 'experiments/pong.py'), '--run-dir', 'run',
+    '--data', 'data', '--set', *TINY,
   )  # fmt: skip
   for name in (
     'results.json', 'report.md', 'dreams.mp4', 'dreams.png', 'agent.mp4',
     'latents-0/dataset_info.json',
   ):  # fmt: skip
-    assert (here / 'run' / name).stat().st_size > 0, name
+    assert (tmp_path / 'run' / name).stat().st_size > 0, name
 
-  user(dreamer4, *'export run --out weights'.split())
+  assert main('export run --out weights'.split()) == 0
   for name in ('model.safetensors', 'config.json'):
-    assert (here / 'weights' / name).stat().st_size > 0
+    assert (tmp_path / 'weights' / name).stat().st_size > 0

@@ -1,124 +1,25 @@
-"""The examples of the README run as they are printed."""
+"""What the pages say is there; cli/test_run.py runs the README's examples."""
 
-import functools
 import pathlib
 import re
 import subprocess
 import sys
 
-from flax import linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from data_pipelines import writer
 import dreamer4_jax as d4
-from dreamer4_jax.checkpoint import Checkpoints
-from dreamer4_jax.config import (
-  ActionComponent,
-  AgentConfig,
-  Config,
-  DataConfig,
-  SourceConfig,
-  presets,
-)
-from dreamer4_jax.data.format import Description
-from dreamer4_jax.models import World
-from dreamer4_jax.training.imagination_step import init_imagination_state
+from dreamer4_jax.config import presets
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
 RUNNING = (ROOT / 'docs/running.md').read_text()
-STEP, DREAM, MODEL = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
-TASKS, CLASSES, SIDE = ('near', 'far'), 3, 16
+SNIPPETS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
 
 
-def run(code):
-  space = {'__name__': 'readme'}
-  exec(compile(code, 'README.md', 'exec'), space)
-  return space
-
-
-def episodes(count, rng):
-  for _ in range(count):
-    last = np.arange(12) == 11
-    shape = (12, SIDE, SIDE, 3)
-    yield writer.Episode(
-      steps={
-        'observation': rng.integers(0, 256, shape, np.uint8),
-        'action': {'action': rng.integers(0, CLASSES, 12, np.int32)},
-        'action_known': ~last,
-        'reward': np.zeros(12, np.float32),
-        'events': np.tile(last[::-1, None], (1, 2)).astype(np.uint8),
-      },
-      terminal=True,
-    )
-
-
-def last_state(config):
-  """The state of the last phase, as the loop saves it."""
-  world, key = World.from_config(config), jax.random.key(0)
-  params = world.init(
-    key, ('tokenizer', 'dynamics', 'task', 'policy', 'reward', 'continuation')
-  )
-  latents = config.tokenizer.latent_shape
-  params['latents'] = {name: jnp.zeros(latents) for name in ('mean', 'std')}
-  return nn.meta.unbox(init_imagination_state(world, key, params))
-
-
-@pytest.fixture
-def checkpoint(tmp_path, monkeypatch):
-  """A dataset of noise, and `runs/quickstart` with random parameters."""
-  monkeypatch.chdir(tmp_path)
-  rng = np.random.default_rng(0)
-  actions = (ActionComponent(name='action', kind='categorical', size=CLASSES),)
-  writer.write_dataset(
-    'noise',
-    description=Description(
-      actions=actions, tasks=TASKS, frame_shape=(SIDE, SIDE, 3)
-    ),
-    splits={'train': episodes(6, rng), 'test': episodes(2, rng)},
-  )
-
-  config = Config(
-    actions=actions,
-    tasks=TASKS,
-    agent=AgentConfig(hidden=(16,)),
-    data=DataConfig(sources=(SourceConfig(path='noise'),)),
-  )
-  config = presets.apply(config, 'tiny')
-  config = config.edit({'tokenizer.frame_shape': (SIDE, SIDE, 3)})
-  shapes = jax.eval_shape(functools.partial(last_state, config))
-  state = jax.tree.map(
-    lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), shapes
-  )
-  with Checkpoints('runs/quickstart/imagination') as checkpoints:
-    checkpoints.save(1, state, {}, config)
-
-
-@pytest.mark.parametrize('code', [STEP, DREAM, MODEL])
+@pytest.mark.parametrize('code', SNIPPETS)
 def test_an_example_is_short(code):
   assert len([line for line in code.splitlines() if line.strip()]) <= 15
   assert max(map(len, code.splitlines())) <= 80
-
-
-def test_one_train_step_on_own_arrays():
-  space = run(STEP)
-  assert int(space['state'].step) == 1
-  assert all(np.isfinite(x).all() for x in space['metrics'].values())
-  # Unboxed, as the loop has them.
-  leaves = jax.tree.leaves(space['state'].params)
-  assert all(isinstance(x, jax.Array) for x in leaves)
-
-
-def test_a_rollout_from_a_checkpoint(checkpoint):
-  space = run(DREAM)
-  images, actions = space['images'], space['actions']['action']
-  assert images.shape == (16, 16, SIDE, SIDE, 3)
-  assert np.isfinite(images).all()
-  assert actions.shape == (16, 16)
-  assert set(np.unique(actions).tolist()) <= set(range(CLASSES))
 
 
 def test_the_table_of_presets_is_that_of_the_module():
@@ -188,13 +89,6 @@ print(bad)
     [sys.executable, '-c', code, *names], capture_output=True
   )
   assert run.stdout == b'[]\n', run.stderr.decode()
-
-
-def test_the_transformer_in_a_foreign_model():
-  model = run(MODEL)['VideoModel']()
-  x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5, 7)), 'float32')
-  params = model.init(jax.random.key(0), x)
-  assert model.apply(params, x).shape == (2, 3, 5, 1)
 
 
 def test_it_can_be_read_in_ten_minutes():

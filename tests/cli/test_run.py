@@ -1,21 +1,18 @@
-"""Whole runs as processes, on a dataset without events: what a user reads.
+"""Whole runs by a wheel, on a dataset without events: what a user reads.
 
 All that is off by default is on: see `small_run.with_options`.
 """
 
 import json
-import os
-import pathlib
 import re
 import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
 from data_pipelines import pretokenise
-from dreamer4_jax.checkpoint import load_arrays, load_params
+from dreamer4_jax.checkpoint import latest_step, load_arrays, load_params
 from dreamer4_jax.cli import startup
 from dreamer4_jax.cli.main import main
 from dreamer4_jax.config import PHASES
@@ -23,36 +20,47 @@ from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.evals import evaluation, files, provenance, report
 from dreamer4_jax.models import World
 from dreamer4_jax.training.clips import training_loader
+from tests import wheel
 from tests.cli import small_run
 
 pytest.importorskip('gymnasium')
 pytest.importorskip('pygame')
 
-EXPERIMENT = """
-from tests.cli import small_run
-config = small_run.with_options(small_run.make_config('noise'), 'tasks.npy')
-"""
+README = (wheel.ROOT / 'README.md').read_text()
+SNIPPETS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)
+# Which the README's snippets read.
+RUN = 'runs/quickstart'
 BAR = re.compile(r'^[\w. ]*:\s+\d+%\|.*?\]\s*')
 
 
-def dreamer4(home, *arguments):
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """What a wheel holds, without the checkout."""
+  directory = tmp_path_factory.mktemp('alone')
+  return wheel.unpack(wheel.build(directory), directory)
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+  home = tmp_path_factory.mktemp('home')
+  small_run.write_dataset(home / 'noise', vectors=(small_run.STATE,))
+  config = small_run.with_options(
+    small_run.make_config('noise'), home / 'tasks.npy'
+  )
+  (home / 'quickstart.py').write_text(
+    'from dreamer4_jax.config import Config\n'
+    f'config = Config.from_json({config.to_json()!r})\n'
+  )
+  return home
+
+
+def dreamer4(alone, home, *arguments):
   """Runs a command; returns its exit code and the lines that a user reads."""
-  root = str(pathlib.Path(__file__).parents[2])
-  env = os.environ | {
-    'PYTHONPATH': root,
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
-  }
-  env.pop('PYTHONWARNINGS', None)
-  env['SDL_VIDEODRIVER'] = 'dummy'  # SDL complains of a missing display.
-  child = subprocess.run(
-    [sys.executable, '-m', 'dreamer4_jax.cli.main', *arguments],
-    cwd=home,
-    env=env,
-    stdout=subprocess.PIPE,
+  child = wheel.python(
+    alone,
+    f"run('dreamer4_jax.cli.main', *{arguments!r})",
+    home,
     stderr=subprocess.STDOUT,
-    text=True,
-    timeout=900,
   )
   pieces = re.split(r'[\r\n]+', child.stdout)
   lines = [BAR.sub('', piece).rstrip() for piece in pieces]
@@ -60,22 +68,18 @@ def dreamer4(home, *arguments):
 
 
 @pytest.fixture(scope='module')
-def home(tmp_path_factory):
-  home = tmp_path_factory.mktemp('home')
-  small_run.write_dataset(home / 'noise', vectors=(small_run.STATE,))
-  (home / 'x.py').write_text(EXPERIMENT)
-  return home
+def trained(alone, home):
+  code, lines = dreamer4(alone, home, 'train', 'quickstart.py')
+  return (
+    code,
+    lines,
+    json.loads((home / RUN / 'seconds.json').read_text()),
+  )
 
 
 @pytest.fixture(scope='module')
-def trained(home):
-  code, lines = dreamer4(home, 'train', 'x.py')
-  return code, lines, json.loads((home / 'runs/x/seconds.json').read_text())
-
-
-@pytest.fixture(scope='module')
-def evaluated(home, trained):
-  return dreamer4(home, 'quickstart', 'x.py')
+def evaluated(alone, home, trained):
+  return dreamer4(alone, home, 'quickstart', 'quickstart.py')
 
 
 def test_training_prints_a_line_a_phase(trained):
@@ -88,10 +92,46 @@ def test_training_prints_a_line_a_phase(trained):
   assert starts == [PHASES[0], *PHASES], lines
 
 
+def test_every_phase_took_its_ten_steps(home, trained):
+  run = home / RUN
+  assert [latest_step(run, phase) for phase in PHASES] == [10] * 4
+
+
+def test_the_snippets_of_the_readme_run_on_it(alone, home, trained):
+  child = wheel.python(
+    alone,
+    f"""
+import jax, numpy as np
+step, dream, model = ({{}} for _ in range(3))
+for code, space in zip({SNIPPETS!r}, (step, dream, model), strict=True):
+  exec(compile(code, 'README.md', 'exec'), space)
+
+assert int(step['state'].step) == 1
+assert all(np.isfinite(x).all() for x in step['metrics'].values())
+# Unboxed, as the loop has them.
+params = jax.tree.leaves(step['state'].params)
+assert all(isinstance(x, jax.Array) for x in params)
+
+images, actions = dream['images'], dream['actions']['action']
+assert images.shape == (16, 16, 16, 16, 3), images.shape
+assert np.isfinite(images).all()
+assert actions.shape == (16, 16), actions.shape
+assert set(np.unique(actions).tolist()) <= {{0, 1}}
+
+x = np.random.default_rng(0).normal(size=(2, 3, 5, 7)).astype('float32')
+model = model['VideoModel']()
+params = model.init(jax.random.key(0), x)
+assert model.apply(params, x).shape == (2, 3, 5, 1)
+""",
+    home,
+  )
+  assert child.returncode == 0, child.stderr
+
+
 def test_evaluating_prints_little_more_than_the_report(home, evaluated):
   code, lines = evaluated
   assert code == 0, lines
-  text = (home / 'runs/x/report.md').read_text()
+  text = (home / RUN / 'report.md').read_text()
   ours = [line for line in lines if line not in text.splitlines()]
   assert len(ours) <= 10 and len(set(ours)) == len(ours), ours
   assert all('already finished' in line for line in ours), ours
@@ -99,16 +139,16 @@ def test_evaluating_prints_little_more_than_the_report(home, evaluated):
 
 
 def test_cloning_learned_from_a_dataset_without_events(home, trained):
-  lines = (home / 'runs/x/finetune/metrics.jsonl').read_text().splitlines()
+  lines = (home / RUN / 'finetune/metrics.jsonl').read_text().splitlines()
   losses = [json.loads(line)['finetune/policy'] for line in lines]
   assert len(losses) == 10 and min(losses) > 0
-  policy = load_arrays(home / 'runs/x/finetune')[0]['opt_state']
+  policy = load_arrays(home / RUN / 'finetune')[0]['opt_state']
   moments = [np.abs(x).max() for x in jax.tree.leaves(policy) if np.size(x) > 1]
   assert min(moments) >= 0 and max(moments) > 0
 
 
 def test_returns_are_compared_where_there_are_no_events(home, evaluated):
-  results = json.loads((home / 'runs/x/results.json').read_text())
+  results = json.loads((home / RUN / 'results.json').read_text())
   # Finetuned without baselines.
   assert {name.partition('_')[0] for name in results['agents']} == {
     'random', 'bc', 'rl'
@@ -126,7 +166,7 @@ def test_returns_are_compared_where_there_are_no_events(home, evaluated):
     assert 1 <= agent['mean_return'] <= 6  # Cart-pole pays 1 a step.
   versions = results['versions']
   assert {'gymnasium', 'ale-py'} <= set(versions) and 'navix' not in versions
-  text = (home / 'runs/x/report.md').read_text()
+  text = (home / RUN / 'report.md').read_text()
   assert 'Tile by tile' not in text and 'worst.png' in text
   assert '\n| rl | - | ' in text and 'The same 3 episodes for all' in text
   assert 'rl - bc, return = ' in text and 'nan' not in text.lower()
@@ -137,7 +177,7 @@ def test_returns_are_compared_where_there_are_no_events(home, evaluated):
 def test_a_finished_phase_takes_no_more_time(home, trained, evaluated):
   _, _, before = trained
   assert set(before) == set(PHASES) and min(before.values()) > 0
-  seconds = json.loads((home / 'runs/x/results.json').read_text())['seconds']
+  seconds = json.loads((home / RUN / 'results.json').read_text())['seconds']
   assert {p: seconds[p] for p in PHASES} == before
   total = sum(seconds[part] for part in (*PHASES, 'evaluation'))
   assert seconds['total'] == pytest.approx(total)
@@ -147,7 +187,7 @@ def test_a_trained_run_is_evaluated_by_its_directory(
   home, evaluated, monkeypatch
 ):
   monkeypatch.chdir(home)
-  run = home / 'runs/x'
+  run = home / RUN
   before = json.loads((run / 'results.json').read_text())
   for name in ('results.json', 'report.md', 'dreams.mp4', 'agent.mp4'):
     (run / name).unlink()
@@ -180,7 +220,7 @@ def test_what_is_for_the_eye_costs_no_results(
   monkeypatch.setattr(files, 'write_video', fail)
   monkeypatch.setattr(report, 'plot_training', fail)
   monkeypatch.setattr(provenance.metadata, 'version', missing)
-  run = home / 'runs/x'
+  run = home / RUN
   (run / 'results.json').unlink()
   (run / 'agent.mp4').unlink()
   found = evaluation.evaluate(run)
@@ -191,11 +231,11 @@ def test_what_is_for_the_eye_costs_no_results(
 
 
 def test_the_state_goes_all_the_way(home, evaluated):
-  results = json.loads((home / 'runs/x/results.json').read_text())
+  results = json.loads((home / RUN / 'results.json').read_text())
   assert np.isfinite(results['tokenizer']['vectors']['state'])
-  text = (home / 'runs/x/report.md').read_text()
+  text = (home / RUN / 'report.md').read_text()
   assert 'Vector state: off by' in text
-  run, latents = str(home / 'runs/x'), str(home / 'latents')
+  run, latents = str(home / RUN), str(home / 'latents')
   noise = str(home / 'noise')
   pretokenise.pretokenise(
     pretokenise.PretokeniseConfig(
@@ -219,7 +259,7 @@ def test_an_agent_that_sees_the_state_records(home, trained):
   path = small_run.record(
     home / 'played',
     policy='checkpoint',
-    run=str(home / 'runs/x'),
+    run=str(home / RUN),
     episodes=2,
     test_episodes=2,
     parallel=2,
@@ -231,8 +271,8 @@ def test_an_agent_that_sees_the_state_records(home, trained):
 
 
 def test_the_world_model_trained_on_in_imagination(home, trained):
-  before, _ = load_params(home / 'runs/x', 'finetune')
-  after, _ = load_params(home / 'runs/x', 'imagination')
+  before, _ = load_params(home / RUN, 'finetune')
+  after, _ = load_params(home / RUN, 'imagination')
   np.testing.assert_array_equal(after['task_vectors'], np.eye(1, 3))
   for module in ('policy', 'dynamics', 'reward', 'task'):
     old, new = (jax.tree.leaves(params[module]) for params in (before, after))
@@ -241,7 +281,7 @@ def test_the_world_model_trained_on_in_imagination(home, trained):
 
 
 def test_a_run_that_is_not_trained_is_named(home, trained, tmp_path):
-  config = (home / 'runs/x/config.json').read_text()
+  config = (home / RUN / 'config.json').read_text()
   (tmp_path / 'config.json').write_text(config)
   with pytest.raises(FileNotFoundError, match='the phase tokenizer is not tr'):
     evaluation.evaluate(tmp_path)
@@ -250,10 +290,10 @@ def test_a_run_that_is_not_trained_is_named(home, trained, tmp_path):
 def test_any_agents_of_a_run_play(home, trained, monkeypatch, capsys):
   monkeypatch.chdir(home)
   monkeypatch.setattr(startup, 'enable_compilation_cache', lambda: None)
-  before = sorted((home / 'runs/x').iterdir())
+  before = sorted((home / RUN).iterdir())
   options = ['--episodes', '3', '--seed', '5', '--videos', '1', '--out', 'new']
   agents = ['--agents', 'bc', 'rl', '--temperatures', '1', '0']
-  assert main(['evaluate', 'runs/x', *options, *agents]) == 0
+  assert main(['evaluate', RUN, *options, *agents]) == 0
   found = json.loads((home / 'new/episodes.json').read_text())
   names = ['random', 'bc', 'bc_greedy', 'rl', 'rl_greedy']
   assert list(found['agents']) == names and found['first_seed'] == 5
@@ -264,8 +304,8 @@ def test_any_agents_of_a_run_play(home, trained, monkeypatch, capsys):
   for name in names:
     assert (home / f'new/{name}.mp4').stat().st_size > 0
     assert f'| {name} |' in said
-  assert sorted((home / 'runs/x').iterdir()) == before
-  assert main(['evaluate', 'runs/x', '--agents', 'bc_best']) == 2
+  assert sorted((home / RUN).iterdir()) == before
+  assert main(['evaluate', RUN, '--agents', 'bc_best']) == 2
   assert "agents = 'bc_best': this run has random, bc, rl" in (
     capsys.readouterr().err
   )
@@ -275,7 +315,7 @@ def test_a_run_dreams(home, trained, monkeypatch, capsys):
   monkeypatch.chdir(home)
   monkeypatch.setattr(startup, 'enable_compilation_cache', lambda: None)
   options = ['--clips', '2', '--context-frames', '2', '--horizon', '2']
-  assert main(['dream', 'runs/x', '--out', 'dreamt', *options]) == 0
+  assert main(['dream', RUN, '--out', 'dreamt', *options]) == 0
   said = capsys.readouterr().out
   found = json.loads((home / 'dreamt/dream.json').read_text())
   assert json.loads(said) == found
