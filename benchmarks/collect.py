@@ -1,11 +1,11 @@
-"""How many environment steps a second a recording makes, drawing included.
+"""How many environment steps a second a recording makes, rendering included.
 
 python -m benchmarks.collect
 
 Prints one JSON object: steps per second of environment, rendering and scripted
 player in all processes together, frames fetched to the host; medians over the
 repeats. The processes are those of `data_pipelines.collect`, each on its own
-cores. What is written to disk comes on top.
+cores. Writing to disk is not included.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def main(config: CollectBenchmark) -> dict[str, Any]:
     config.workers <= config.parallel, 'workers', config.workers,
     f'must not exceed parallel = {config.parallel}',
   )  # fmt: skip
-  # Here first: Craftax draws its textures once on a machine.
+  # Here first: Craftax draws its textures once per machine.
   make_env(EnvConfig(name=config.env, max_steps=10_000))
   context = multiprocessing.get_context('spawn')
-  # Everybody waits here before and after each measurement.
+  # All processes wait here before and after each measurement.
   barrier, alive = context.Barrier(config.workers + 1), context.SimpleQueue()
   processes = [
     context.Process(target=_run, args=(config, i, barrier, alive), daemon=True)
@@ -91,7 +91,7 @@ def _run(
   try:
     _play(config, number, barrier, alive)
   except BaseException:
-    barrier.abort()  # Or everybody would wait for ever.
+    barrier.abort()  # Or the others would wait forever.
     raise
 
 

@@ -29,7 +29,7 @@ class CompileTime(harness.Settings):
   """What to measure."""
 
   preset: str = 'small'
-  """Sizes, but for the depth."""
+  """Sizes, except the depth."""
   depths: tuple[int, ...] = (8, 32)
   """Layers of the dynamics."""
   batch: int = 8
@@ -65,7 +65,7 @@ def summarise(
 
 
 def _lowering(settings: CompileTime, depth: int) -> Callable[[], Any]:
-  """Returns what traces the step anew, each time it is called."""
+  """Returns a function that traces the step anew on each call."""
   s = settings
   world = worlds.make_world(
     s.preset,

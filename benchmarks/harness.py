@@ -1,4 +1,4 @@
-"""What the benchmarks share: ceilings of the device, and taking turns.
+"""What the benchmarks share: ceilings of the device, and timing in turns.
 
 A benchmark is a dataclass of settings and a function that makes its cases:
 programs that can be run again and again, with the arithmetic they do. `main`
@@ -32,7 +32,7 @@ from dreamer4_jax.runtime.memory import keep_freed_memory
 from dreamer4_jax.types import PyTree
 
 _LEAST = 0.2
-"""Seconds a measurement lasts at least: fast programs run several times."""
+"""Least seconds of a measurement: fast programs run several times."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Case:
 
   Attributes:
     run: runs it once and waits for the result.
-    flops: matrix products of one run, of the model: nothing counted twice.
+    flops: of the model's matrix products in one run, none counted twice.
     frames: frames of video that one run deals with, over all rows.
     bytes: what the compiled program reads and writes by XLA's analysis, with
       loops counted once; 0 if unknown.
@@ -152,7 +152,7 @@ def main(
 def time_in_turns(
   cases: Mapping[str, Case], repeats: int
 ) -> dict[str, list[float]]:
-  """Returns seconds a run of each case, `repeats` of them, in turns.
+  """Returns seconds per run of each case, `repeats` each, timed in turns.
 
   Fast ones run several times in each turn.
   """
@@ -177,7 +177,7 @@ def time_in_turns(
 
 
 def measure_matmul(dtype: str) -> Case:
-  """A product of two square matrices, the ceiling of arithmetic."""
+  """Returns a product of two square matrices, the ceiling of arithmetic."""
   size = 2048 if jax.default_backend() == 'cpu' else 8192
   x = jnp.ones((size, size), dtype) / size
   product = jax.jit(jnp.matmul).lower(x, x).compile()
@@ -195,7 +195,7 @@ def measure_copy() -> Case:
 
 
 def machine() -> dict[str, Any]:
-  """Returns what a figure was measured on, and with."""
+  """Returns the hardware and versions that a figure was measured with."""
   packages = ('jax', 'jaxlib', 'flax', 'optax')
   return {
     'device': jax.devices()[0].device_kind,
@@ -227,7 +227,7 @@ def commit() -> str | None:
 
 
 def case_of(fn: Callable[..., Any], *args: Any, **fields: Any) -> Case:
-  """A pure function with arguments that stay, and other fields of its case."""
+  """A case of a pure function with fixed arguments, and its other fields."""
   traced = jax.jit(fn).trace(*args)
   compiled = traced.lower().compile()
   return Case(
@@ -244,11 +244,11 @@ def stepping_case(
   *args: Any,
   **fields: Any,
 ) -> Case:
-  """A function `(state, number, *args) -> (output, state)`, state donated."""
+  """A case of `(state, number, *args) -> (output, state)`, state donated."""
   number = jnp.uint32(0)
   traced = jax.jit(fn, donate_argnums=0).trace(state, number, *args)
   compiled = traced.lower().compile()
-  # As buffers of their own: constants may share theirs.
+  # Copied to buffers of their own: equal constants may share one.
   kept = [jax.tree.map(jnp.copy, state), 0]
 
   def run() -> None:
@@ -265,7 +265,7 @@ def stepping_case(
 
 
 def bytes_of(compiled: Any) -> float:
-  """Bytes that a compiled program touches by XLA's analysis."""
+  """Returns the bytes that a compiled program touches, by XLA's analysis."""
   return float((compiled.cost_analysis() or {}).get('bytes accessed', 0.0))
 
 
@@ -290,7 +290,7 @@ def _describe(
 
 
 def _ratio(new: Sequence[float], old: Sequence[float]) -> dict[str, Any]:
-  """Ratio of medians, and the range of the ratios turn by turn."""
+  """Returns the ratio of medians, and the range of the ratios turn by turn."""
   each = [a / b for a, b in zip(new, old, strict=True)]
   return {
     'median': statistics.median(new) / statistics.median(old),

@@ -1,12 +1,12 @@
-"""Imagined rollouts, beside the passes that they consist of.
+"""Times imagined rollouts beside the passes that they consist of.
 
 python -m benchmarks.imagination
 python -m benchmarks.imagination --preset base --batches 1 4 16 64 256
 
 Prints one JSON object. `rollout` imagines `horizon` frames from contexts of
-latents and evaluates the policy at each, `rollout_twice` twice as many. What a
-rollout has to do is timed alone, by the piece: the context in one pass, a pass
-that reads the cache, and one that appends to it. Several batch sizes show where
+latents and evaluates the policy at each, `rollout_twice` twice as many. The
+parts of a rollout are timed separately: the context in one pass, a pass that
+reads the cache, and one that appends to it. Several batch sizes show where
 frames per second saturate.
 """
 

@@ -1,10 +1,10 @@
-"""A frame of interactive play, beside the passes that it consists of.
+"""Times a frame of interactive play beside the passes that it consists of.
 
 python -m benchmarks.interactive --preset base --steps 4
 python -m benchmarks.interactive --play 10000
 
 Prints one JSON object. `frame` is the whole frame as a player gets it:
-K passes, one that appends, the picture. `dynamics_frame` leaves out the
+K passes, one that appends, and the picture. `dynamics_frame` leaves out the
 picture, `passes` are the K passes alone, `picture` is the tokenizer's decoder
 alone, `late_frame` is a frame after 10,000.
 With `--play N`, N frames are played in a row, and the first and the last of
@@ -120,7 +120,7 @@ def _is_cache(x: Any) -> bool:
 
 
 def _grow_old(cache: TimeCache) -> TimeCache:
-  """A cache as it is after many frames."""
+  """Returns a cache as it is after many frames."""
   return cache.replace(
     slot_segments=jnp.zeros_like(cache.slot_segments),
     slot=jnp.int32(LATE % cache.length),
@@ -129,14 +129,14 @@ def _grow_old(cache: TimeCache) -> TimeCache:
 
 
 def _make(settings: Interactive) -> tuple[World, PyTree]:
-  """Modules, and parameters as a player would hold them."""
+  """Returns modules, and parameters as a player would hold them."""
   s = settings
   world = worlds.make_world(s.preset, attention=s.attention)
   return world, jax.jit(world.cast)(worlds.init_params(world, MODULES))
 
 
 def play(settings: Interactive) -> dict[str, float]:
-  """Plays in a row and returns seconds of the first and last hundred."""
+  """Plays frames in a row; returns seconds of the first and last hundred."""
   s = settings
   world, params = _make(s)
   action = no_action(world.space, (s.batch,))

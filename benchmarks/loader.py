@@ -1,12 +1,12 @@
-"""How fast the loader makes batches, beside the same files read raw.
+"""How fast the loader makes batches, compared with reading the files raw.
 
-python -m benchmarks.loader                     # a dataset made for it
+python -m benchmarks.loader                     # makes its own dataset
 python -m benchmarks.loader --dataset DIR --run runs/quickstart
 
 Prints one JSON object. Raw reading takes every record of the split through
 array_record, in order, and throws it away: what remains if nothing is planned,
 decoded, cut or stacked. The two take turns in one run, since machines are
-noisy; medians over the repeats. The dataset is never kept in memory here.
+noisy; figures are medians over repeats. The dataset is never cached in memory.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class LoaderBenchmark:
   frames: int = 60_000
   """Frames of the dataset that is made."""
   seconds: float = 3.0
-  """Of each measurement."""
+  """Seconds of each measurement."""
   repeats: int = 5
   """Measurements of each kind."""
   run: str = ''
-  """A finished quickstart, to compare with what its steps consumed."""
+  """A finished quickstart run, to compare with what its steps consumed."""
 
 
 def main(config: LoaderBenchmark) -> dict[str, Any]:

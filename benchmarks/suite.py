@@ -5,7 +5,7 @@ python -m benchmarks.suite --device cpu
 
 Each is a benchmark in a process of its own. What it prints is kept in
 `results/DEVICE/NAME.json`, and a measurement that is there is not repeated, so
-the same command goes on where it stopped. `results/README.md` is written anew
+the same command resumes where it stopped. `results/README.md` is rewritten
 each time; it lists what has not been measured yet.
 """
 
@@ -32,7 +32,7 @@ class Measurement:
   """A benchmark with its options.
 
   Attributes:
-    what: is measured, for the table.
+    what: what is measured, for the table.
     arguments: of `python -m`.
     wanted: what the project aims at.
   """
@@ -100,13 +100,13 @@ class Suite:
   """What to run."""
 
   device: Literal['cpu', 'gpu']
-  """Whose measurements."""
+  """Device whose measurements to make."""
   only: tuple[str, ...] = ()
   """Names of measurements; empty takes all."""
   again: bool = False
   """Repeat what has been measured."""
   minutes: float = 0.0
-  """Stop after so many; 0 is no limit."""
+  """Stop after this many; 0 is no limit."""
   results: pathlib.Path = RESULTS
   """Directory of the results and their table."""
 

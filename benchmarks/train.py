@@ -3,10 +3,9 @@
 python -m benchmarks.train
 python -m benchmarks.train --preset base --phases dynamics --batch 32
 
-Prints one JSON object. FLOPs are those of the model's matrix products, those of
-the bootstrap passes among them; what the backward pass computes again is not
-counted, though it takes time. The state is donated from step to step, as in
-training.
+Prints one JSON object. FLOPs are those of the model's matrix products, with the
+bootstrap passes; recomputation in the backward pass is not counted, though it
+takes time. The state is donated from step to step, as in training.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Train(harness.Settings):
   """What to measure."""
 
   phases: tuple[Phase, ...] = ('dynamics', 'tokenizer')
-  """Whose steps."""
+  """Phases whose steps are timed."""
   batch: int = 8
   """Rows of a batch; the tokenizer's has half as many."""
   length: int = 32
@@ -57,7 +56,7 @@ def make_cases(settings: Train) -> dict[str, harness.Case]:
 
 
 def summarise(settings: Train, seconds: dict[str, float]) -> dict[str, Any]:
-  """Nothing beside what is said of every program."""
+  """Adds nothing to what is reported of every program."""
   del settings, seconds
   return {}
 

@@ -1,4 +1,4 @@
-"""The models that are measured: sizes, parameters, and batches of nothing."""
+"""The models that are measured: sizes, parameters, and dummy batches."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PRESETS = presets.PRESETS | {
     dynamics=DynamicsConfig(num_spatial_tokens=16, num_registers=4, **_SIZES),
   )
 }
-"""Those of the package, and the model that is measured on CPUs."""
+"""The package's presets, and the model that is measured on CPUs."""
 MODULES = (
   'tokenizer', 'dynamics', 'task', 'policy', 'reward', 'continuation', 'value',
 )  # fmt: skip
@@ -61,7 +61,7 @@ def make_world(
     batch: rows of every phase's batches.
     length: frames of their clips.
     depth: layers of the dynamics, 0 for those of the preset.
-    **changes: how it is computed; empty ones do not count.
+    **changes: how it is computed; empty ones are ignored.
   """
   require(
     preset in PRESETS, 'preset', preset, f'must be one of {", ".join(PRESETS)}'
@@ -88,7 +88,7 @@ def make_world(
 
 
 def init_params(world: World, modules: Sequence[str] = MODULES) -> PyTree:
-  """Returns parameters as they are at the start, on the device."""
+  """Returns initial parameters, on the device."""
 
   def init() -> PyTree:
     t = world.config.tokenizer
@@ -103,7 +103,7 @@ def init_params(world: World, modules: Sequence[str] = MODULES) -> PyTree:
 def make_batch(
   world: World, rows: int, length: int, *, pixels: bool = False
 ) -> Batch:
-  """Returns a batch of latents, or of frames, that mean nothing."""
+  """Returns a dummy batch of latents, or of frames."""
   t = world.config.tokenizer
   lead = (rows, length)
   shape, dtype = t.latent_shape, jnp.float16

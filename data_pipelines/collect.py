@@ -1,17 +1,17 @@
-"""Records a dataset: an environment, and somebody who plays in it.
+"""Records a dataset by playing in an environment.
 
 python -m data_pipelines.collect --env navix:Navix-DoorKey-Random-6x6-v0 \
   --episodes 4000 --test-episodes 200 --out DIR --noise 0.1 0.3 0.6 1.0
 
-An episode of any player but a trained one depends on the seed and its number
-alone. When the command is interrupted, shards that are finished are kept, and
-the dataset is the same in the end. The report is printed as JSON.
+Except for trained players, an episode depends only on the seed and its number.
+If interrupted, the same command keeps the finished shards and records the
+rest; the dataset is the same in the end. The report is printed as JSON.
 
 Look at a dataset with `dreamer4 data info DIR` and `dreamer4 data show DIR`;
 train on it with `dreamer4 train EXPERIMENT.py --data DIR`. In the experiment,
 `actions`, `tasks`, `tokenizer.frame_shape` and `env` must be those of the
 environment; docs/config.md says how to choose the rest, docs/atari.md has a
-whole example.
+complete example.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Share:
     batch: episodes at once.
     numbers: of the episodes, by split.
     work: where the shards go.
-    cores: on which the process runs; none leaves that to the system.
+    cores: on which the process runs; if empty, the system chooses.
     cache: where compiled programs are kept; empty for nowhere.
   """
 
@@ -124,7 +124,7 @@ def collect(config: CollectConfig, *, progress: bool = True) -> dict[str, Any]:
 
 
 def record_env(config: Config, **settings: Any) -> dict[str, Any]:
-  """Records the environment of an experiment, as its clips are to be drawn.
+  """Records an experiment's environment, ready for its clips to be drawn.
 
   Args:
     config: of the run; its `env` is recorded into its first dataset, and the
@@ -155,7 +155,7 @@ def _environment(config: CollectConfig) -> Environment:
 
 
 def _describe(config: CollectConfig, env: Environment) -> fmt.Description:
-  """Returns the description; its source is all that decides on the content."""
+  """Returns the description; its source is all that the content depends on."""
   kept = dataclasses.asdict(config)
   for name in ('out', 'overwrite', 'workers', 'parallel', 'block'):
     kept.pop(name)
@@ -198,7 +198,7 @@ def _deal(
 
 
 def cores_of(number: int, workers: int) -> tuple[int, ...]:
-  """Returns the cores of one of several processes; none if it can't be told."""
+  """Returns the cores of one of several processes; empty if unknown."""
   if not hasattr(os, 'sched_getaffinity'):
     return ()
   return tuple(sorted(os.sched_getaffinity(0))[number::workers])
@@ -208,7 +208,7 @@ def settle(cores: Sequence[int], cache: str = '') -> None:
   """Prepares a new process, before JAX starts its threads.
 
   Args:
-    cores: on which it will run; none leaves that to the system.
+    cores: on which it will run; if empty, the system chooses.
     cache: where compiled programs are kept; empty for nowhere.
   """
   keep_freed_memory()
@@ -241,11 +241,11 @@ def _play_in_processes(
 ) -> None:
   """Plays each share in a process of its own.
 
-  Threads would share the one pool that XLA has for a process, and wait for
-  each other in every small operation.
+  Threads would share XLA's one thread pool per process, and wait for each
+  other in every small operation.
   """
   context = multiprocessing.get_context('spawn')
-  # A number for each, so that nobody waits for a lock of one who died.
+  # A counter for each, so that none waits for a lock held by a dead process.
   counts = context.RawArray('q', len(shares))
   errors = context.SimpleQueue()
   processes = [
@@ -259,7 +259,7 @@ def _play_in_processes(
     running = processes
     while running:
       connection.wait([p.sentinel for p in running], timeout=0.5)
-      # Asked before anything else: who has ended has said all.
+      # Checked first: a process that has ended has reported everything.
       running = [p for p in processes if p.exitcode is None]
       played = sum(counts)
       update(played - shown)
@@ -303,9 +303,9 @@ def _child(share: _Share, number: int, counts: Any, errors: Any) -> None:
 
 
 def _die_with_parent() -> None:
-  """Ends this process when its parent is gone, however that came about.
+  """Ends this process when its parent is gone, for whatever reason.
 
-  Otherwise it would go on in a directory that the next command works in.
+  Otherwise it would keep writing to a directory that the next command uses.
   """
   connection.wait([multiprocessing.parent_process().sentinel])
   os._exit(1)

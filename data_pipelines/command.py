@@ -1,4 +1,4 @@
-"""What all commands share: options, one sentence for a mistake, extras."""
+"""What all commands share: options, one-sentence errors, extras."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 from dreamer4_jax.runtime.memory import keep_freed_memory
 
 MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
-"""Exit codes, as those of `dreamer4`."""
+"""Exit codes, the same as those of `dreamer4`."""
 
 
 class FailedError(RuntimeError):
-  """The work failed through no mistake of the user; the message says all."""
+  """The work failed through no fault of the user; the message says why."""
 
 
 def main_of(
@@ -28,18 +28,18 @@ def main_of(
   *,
   description: str | None,
 ) -> None:
-  """Runs a command; mistakes are one sentence on standard error.
+  """Runs a command; reports mistakes as one sentence on standard error.
 
   Args:
     config_type: dataclass of the options.
-    command: takes it, does the work, returns a report.
+    command: takes the options, does the work, returns a report.
     show: `(options, report)`, prints the report.
     description: of the command, for `--help`.
   """
   import tyro
 
   module = pathlib.Path(sys.argv[0]).stem
-  # Here and not in `command`, which leaves its caller's process as it is.
+  # Here and not in `command`, which must not alter its caller's process.
   keep_freed_memory()
   quiet()
   try:
@@ -53,7 +53,7 @@ def main_of(
     print(f'{module}: {error}', file=sys.stderr)
     sys.exit(FAILURE if isinstance(error, FailedError) else MISTAKE)
   except ImportError as error:
-    # Those that are meant for users name no module; others are faults.
+    # Errors meant for users name no module; any others are bugs.
     if error.name:
       raise
     print(f'{module}: {error}', file=sys.stderr)
@@ -67,10 +67,10 @@ def main_of(
 
 
 def quiet() -> None:
-  """Drops what Orbax says below ERROR, in this process.
+  """Drops Orbax's log lines below ERROR, in this process.
 
-  It warns that directories are read only as we want them. What goes wrong it
-  raises.
+  It warns that directories are read-only, as they should be. Real errors are
+  raised.
   """
   logging.getLogger('absl').addFilter(_is_worth_reading)
 
@@ -91,13 +91,13 @@ def need(extra: str, *packages: str) -> None:
 
 
 class Deferred:
-  """A module of an extra, imported when something of it is used.
+  """A module of an extra, imported when it is first used.
 
-  So what a command takes can be asked for without its extra.
+  So a command can list its options without its extra.
   """
 
   def __init__(self, name: str, extra: str):
-    """Takes the module's dotted name, and the extra that has it."""
+    """Takes the module's dotted name, and the extra that provides it."""
     self._name, self._extra = name, extra
 
   def __getattr__(self, attribute: str) -> Any:

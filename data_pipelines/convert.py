@@ -1,10 +1,10 @@
 """What all converters share: many inputs, several processes, one dataset.
 
-A converter gives a list of `Input` and a function that writes one of them to
-a `writer.Shard`. Here they are grouped into parts, converted in parallel, and
-published as one dataset. A bad input is skipped, counted and named in the
-report; the others are not affected. Interrupted, the same command keeps the
-parts that are done. Nothing is overwritten without being asked.
+A converter provides a list of `Input` and a function that writes one of them
+to a `writer.Shard`. Here they are grouped into parts, converted in parallel,
+and published as one dataset. A bad input is skipped, counted and named in the
+report; the others are not affected. After an interruption, the same command
+keeps the parts that are done. Nothing is overwritten unless asked for.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dreamer4_jax.runtime.memory import keep_freed_memory
 
 _LOG = logging.getLogger(__name__)
 PARTS = 512
-"""A dataset has at most about so many shards."""
+"""A dataset has at most about this many shards."""
 REPORT = 'conversion.json'
 """Name of the report in the directory of the dataset."""
 
@@ -47,7 +47,7 @@ class Input:
   """One thing to convert.
 
   Attributes:
-    name: what the report calls it.
+    name: its name in the report.
     split: where its episodes go.
     what: whatever the converter needs, as plain data.
   """
@@ -59,12 +59,12 @@ class Input:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Output:
-  """Where a dataset goes and how hard to work; every converter has these."""
+  """Options of every converter: where a dataset goes and how it is made."""
 
   out: str
-  """Directory of the dataset to be."""
+  """Directory of the dataset to write."""
   workers: int = 0
-  """Processes; 0 takes one for each core, 1 works in this process."""
+  """Processes; 0 uses one per core, 1 works in this process."""
   chunk_length: int = 8
   """Frames in a record: a quarter or half of a training clip is good."""
   overwrite: bool = False
@@ -74,8 +74,8 @@ class Output:
     require(self.workers >= 0, 'workers', self.workers, 'must be at least 0')
 
 
-# Writes an input's episodes to the shard; returns what happened on the way,
-# counted: `{'lines without a frame': 3}`. Raises `SkipError` or `EpisodeError`.
+# Writes an input's episodes to the shard; returns counts of what was
+# noted: `{'lines without a frame': 3}`. Raises `SkipError` or `EpisodeError`.
 Convert = Callable[[Input, writer.Shard], dict[str, int]]
 
 
@@ -99,22 +99,22 @@ def run(
   """Converts all inputs and publishes the dataset.
 
   Args:
-    output: where to and how.
+    output: where to write, and how.
     description: of the dataset.
     inputs: in the order in which episodes are wanted.
-    convert: a picklable function, such as a `functools.partial` of one of a
-      module; it runs in other processes.
+    convert: a picklable function, such as a `functools.partial` of a
+      module-level function; it runs in other processes.
     settings: plain data on which the result depends; parts that were made with
       other settings are not reused.
     progress: show a bar with the time left.
 
   Returns:
-    The report, which also lies in the dataset's directory: inputs, episodes and
+    The report, which is also in the dataset's directory: inputs, episodes and
     frames by split, `skipped` (name to reason) and `notes` (text to count).
 
   Raises:
     FileExistsError: there is something at `output.out`.
-    ValueError: nothing could be read; the message has the reasons.
+    ValueError: nothing could be read; the message gives the reasons.
   """
   out = writer.check_output(output.out, overwrite=output.overwrite)
   if not inputs:
@@ -172,7 +172,7 @@ def split_of(group: str, eval_share: float) -> str:
   """Returns 'train' or 'test', the same for all members of a group.
 
   Args:
-    group: what must not be torn apart, such as the session of a recording.
+    group: what must stay together, such as the session of a recording.
     eval_share: expected share of groups in 'test'.
   """
   digest = hashlib.sha256(group.encode('utf-8', 'surrogateescape')).digest()
@@ -180,15 +180,15 @@ def split_of(group: str, eval_share: float) -> str:
 
 
 def check_names(name: str, value: Sequence[str], form: str) -> None:
-  """Checks an option of which each part is NAME=FIELD, or a name alone.
+  """Checks an option whose parts are each NAME=FIELD, or a name alone.
 
   Args:
     name: of the option.
     value: its parts.
-    form: of a part, to be said.
+    form: of a part, for the message.
 
   Raises:
-    ValueError: a name is no Python identifier, or there twice.
+    ValueError: a name is not a Python identifier, or occurs twice.
   """
   names = [text.partition('=')[0] for text in value]
   require(
@@ -201,7 +201,7 @@ def check_names(name: str, value: Sequence[str], form: str) -> None:
 
 
 def printable(name: str) -> str:
-  """Returns a file name with what is not UTF-8 spelled out."""
+  """Returns a file name with non-UTF-8 bytes escaped."""
   raw = name.encode('utf-8', 'surrogateescape')
   return raw.decode('utf-8', 'backslashreplace')
 
@@ -296,7 +296,7 @@ def _convert_all(
           future.result()
           bar.update(len(futures[future].inputs))
       except BrokenProcessPool:
-        # Alone, a process shows which input it died of.
+        # Only a process on its own shows which input killed it.
         if workers == 1:
           crashed |= {
             json.loads(_current(p.path).read_text())

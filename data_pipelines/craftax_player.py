@@ -1,12 +1,12 @@
 """A scripted player for Craftax-Classic, through the whole technology tree.
 
 It reads the symbolic state, so it knows the map, but it plays by the rules: it
-walks, digs, fights, drinks, eats, digs itself in to sleep, and makes tools up
-to the iron pickaxe and the diamond, and then the rest of the 22 achievements.
+walks, digs, fights, drinks, eats, digs itself in to sleep, makes tools up to
+the iron pickaxe, digs a diamond, then earns the rest of the 22 achievements.
 
 Three dials make it as uneven as people are: `noise`, the share of random
-actions, which tend to be repeated; `restless`, how often it drops what it does
-and walks somewhere else; `idle`, how often it stands around for a while.
+actions, which tend to be repeated; `restless`, how often it drops its goal and
+walks somewhere else; `idle`, how often it stands around for a while.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from data_pipelines.craftax_world import ACTION, BLOCK, DONE, MOVES
 from dreamer4_jax.types import Array, PyTree
 
 _EXTRAS = ('', 'cow', 'foe', 'aim', 'rock')
-"""What else than blocks a player walks to."""
+"""What a player walks to other than blocks."""
 
 
 @struct.dataclass
@@ -34,8 +34,8 @@ class Player:
 
   Attributes:
     noise: `[]` float32, share of random actions.
-    restless: `[]` float32, chance to begin to wander, at each step.
-    idle: `[]` float32, chance to begin to stand around, at each step.
+    restless: `[]` float32, chance per step to start to wander.
+    idle: `[]` float32, chance per step to start to stand around.
     whim: `[]` int32, the last random action; -1 before the first.
     wander: `[]` int32, steps left to wander.
     rest: `[]` int32, steps left to stand around.
@@ -83,7 +83,7 @@ def act(
     player: its memory.
     game: Craftax-Classic's state of this episode.
     key: all randomness.
-    repeat: probability that a random action is the last one again.
+    repeat: probability that a random action repeats the last one.
 
   Returns:
     The new memory, and the action, `[]` int32.
@@ -92,7 +92,7 @@ def act(
   player = _feel(player, game, keys[0])
   planned = _plan(player, game, keys[1])
   again = (jax.random.uniform(keys[2]) < repeat) & (player.whim >= 0)
-  # Mostly steps and what the hands do; rarely any of the 17.
+  # Mostly moves and DO; rarely any of the 17 actions.
   usual = jax.random.randint(keys[3], (), ACTION['LEFT'], ACTION['DO'] + 1)
   any_action = jax.random.randint(keys[4], (), 0, len(Action))
   fresh = jnp.where(jax.random.uniform(keys[5]) < 0.9, usual, any_action)
@@ -100,7 +100,7 @@ def act(
   random = jax.random.uniform(keys[6]) < player.noise
   action = jnp.where(player.rest > 0, ACTION['NOOP'], planned)
   action = jnp.where(random, whim, action)
-  # Nobody walks into lava, not even by whim.
+  # Nobody walks into lava, not even on a whim.
   step = jnp.asarray(np.concatenate([[(0, 0)], MOVES]))
   moves = (action >= ACTION['LEFT']) & (action <= ACTION['DOWN'])
   target = game.player_position + step[jnp.where(moves, action, 0)]
@@ -145,12 +145,12 @@ class _Sight(NamedTuple):
     beside: `[4]` blocks at the four sides.
     free: whether something can be placed ahead.
     kinds: of the blocks of the whole map, as bits.
-    seen: the same in the window that is shown.
+    seen: the same in the window around the player.
     table: a crafting table is near enough to be used.
     furnace: likewise.
     table_seen: a crafting table is in the window.
-    enemies: at which of the four sides one stands.
-    faces_enemy: whether it stands ahead.
+    enemies: on which of the four sides an enemy stands.
+    faces_enemy: whether an enemy stands ahead.
   """
 
   front: Array
@@ -224,7 +224,7 @@ def _plan(player: Player, game: PyTree, key: Array) -> Array:
 def _on_the_spot(
   player: Player, game: PyTree, s: _Sight
 ) -> list[tuple[Array, Array | int]]:
-  """Returns what is done without walking: of those that hold the first."""
+  """Returns (condition, action without walking); the first to hold counts."""
   bag, done = game.inventory, game.achievements
   has = functools.partial(_has, game)
   fight = jnp.where(s.faces_enemy, ACTION['DO'], 1 + jnp.argmax(s.enemies))
@@ -270,7 +270,7 @@ def _on_the_spot(
 def _goals(
   player: Player, game: PyTree, s: _Sight
 ) -> list[tuple[Array, tuple[str, ...], str]]:
-  """Returns what is walked to, blocks and animals or places, likewise."""
+  """Returns (condition, blocks, extra) to walk to; the first to hold counts."""
   bag, done = game.inventory, game.achievements
   has, sees = functools.partial(_has, game), functools.partial(_sees, s.seen)
   left = lambda name: ~done[DONE[name]]
@@ -314,7 +314,7 @@ def _goals(
 
 
 def _places(player: Player, game: PyTree, extra: Array) -> tuple[Array, Array]:
-  """Returns `[n, 2]` positions of all that moves, and which are meant."""
+  """Returns `[n, 2]` positions of mobs and the aim, and which are targets."""
   groups = [
     ('cow', game.cows.position, game.cows.mask),
     ('foe', game.zombies.position, game.zombies.mask),
@@ -327,10 +327,10 @@ def _places(player: Player, game: PyTree, extra: Array) -> tuple[Array, Array]:
 
 
 def _shelter(game: PyTree, beside: Array, free: Array) -> tuple[Array, Array]:
-  """Tells whether it is safe to sleep here, and else what would make it so.
+  """Tells whether it is safe to sleep here, and if not, how to make it so.
 
-  A pocket is closed from inside: one steps back into the corridor that was dug,
-  and thereby faces its open end.
+  A pocket is closed from inside: the player steps back into the corridor that
+  it dug, and so faces its open end.
 
   Args:
     game: Craftax's state.
@@ -338,8 +338,8 @@ def _shelter(game: PyTree, beside: Array, free: Array) -> tuple[Array, Array]:
     free: `[]` bool, whether a stone can be placed in front.
 
   Returns:
-    Whether every side is closed, but for one dead end perhaps; and the action
-    that brings this nearer, -1 if there is none.
+    Whether every side is closed, except perhaps one dead end; and the action
+    that works towards this, -1 if there is none.
   """
   position = game.player_position
   moves = jnp.asarray(MOVES)
@@ -347,7 +347,7 @@ def _shelter(game: PyTree, beside: Array, free: Array) -> tuple[Array, Array]:
   open_side = world.is_one_of(beside, passable)
 
   def ways_on(direction: Array) -> Array:
-    """Counts the open sides of the cell in a direction, but the way back."""
+    """Counts the open sides of the cell in a direction, except the way back."""
     cell = position + direction
     sides = jax.vmap(lambda d: world.block_at(game.map, cell + d))(moves)
     back = (moves == -direction[None]).all(-1)

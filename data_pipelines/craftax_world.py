@@ -1,8 +1,8 @@
 """Craftax-Classic's map as its scripted player sees it, and ways through it.
 
 The way to a goal is found by value iteration over the 31x31 cells around the
-player: the fewest steps to go from every cell, when digging through stone and
-bridging water cost their own steps.
+player: the fewest steps to go from every cell, where digging through stone and
+bridging water cost extra steps.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dreamer4_jax.types import Array, PyTree
 RADIUS = 15
 _SIDE = 2 * RADIUS + 1
 _FAR = 10_000
-"""Steps to go from where a goal cannot be reached."""
+"""Steps to go if no goal can be reached."""
 MOVES = np.array([(0, -1), (0, 1), (-1, 0), (1, 0)])
 """Row and column step of LEFT, RIGHT, UP and DOWN, the actions 1 to 4."""
 AROUND = np.array(
@@ -39,7 +39,7 @@ def approach(game: PyTree, target: Array, near: Array, key: Array) -> Array:
     game: Craftax's state.
     target: `[H, W]` bool.
     near: `[31, 31]` bool, the window of `target` or a part of it.
-    key: breaks ties, so that nobody gets stuck in a corner.
+    key: breaks ties, so that the player never gets stuck in a corner.
   """
   position = game.player_position
   near = near.at[RADIUS, RADIUS].set(False)
@@ -62,7 +62,7 @@ def approach(game: PyTree, target: Array, near: Array, key: Array) -> Array:
     is_one_of(block, FREE) & ~occupied & ~(wanted & (block == BLOCK['GRASS']))
   )
   action = jnp.where(walk | ~aimed, direction, use)
-  # Grass cannot be faced without stepping on it; what is in front will do.
+  # One cannot turn to grass without stepping on it; any grass ahead will do.
   ahead = RADIUS + jnp.asarray(MOVES)[jnp.clip(game.player_direction - 1, 0, 3)]
   front = block_at(game.map, position + ahead - RADIUS)
   grass = near[ahead[0], ahead[1]] & (front == BLOCK['GRASS'])
@@ -78,9 +78,9 @@ def _steps_to_go(
 
   Returns:
     `[31, 31]` int16 fewest steps from every cell until the target is done;
-    exact up to the player's own.
+    values up to the player's own are exact.
   """
-  # A goal beyond the window is sought across its edge, as the crow flies.
+  # A goal beyond the window is sought across its edge, by Manhattan distance.
   distance = _distances(target.shape, position)
   nearest = jnp.argmin(jnp.where(target, distance, _FAR))
   row, col = nearest // target.shape[1], nearest % target.shape[1]
@@ -176,7 +176,7 @@ def mask_of(names: Sequence[str]) -> int:
 
 
 def is_one_of(block: Array, kinds: Sequence[int]) -> Array:
-  """Returns whether each block is of some kinds."""
+  """Returns whether each block is one of some kinds."""
   block = jnp.asarray(block)
   each = jnp.asarray(kinds).reshape(*(1,) * block.ndim, -1)
   return (block[..., None] == each).any(-1)
@@ -197,6 +197,6 @@ def window(x: Array, position: Array, outside: int | bool) -> Array:
 
 
 def _distances(shape: Sequence[int], position: Array) -> Array:
-  """Returns `[H, W]` steps from a position, as the crow flies."""
+  """Returns `[H, W]` Manhattan distances from a position."""
   rows, cols = (jnp.asarray(x) for x in np.indices(tuple(shape)))
   return jnp.abs(rows - position[0]) + jnp.abs(cols - position[1])

@@ -3,7 +3,7 @@
 The scripted player's plan is made once per episode: the steps that are left
 from every (row, column, direction), by value iteration over two layers. With
 the key in hand the way to the goal may lead through the door, which costs one
-step more (to open it). Without the key every step leads to the pose from which
+extra step (to open it). Without the key every step leads to the pose from which
 picking the key up makes the *whole* way shortest. Without noise it therefore
 needs the fewest steps possible.
 
@@ -30,7 +30,7 @@ LEFT, RIGHT, FORWARD, PICKUP, TOGGLE = range(len(ACTIONS))
 _MOVES = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
 """Row and column step of the directions east, south, west, north."""
 _NEVER = 1_000
-"""Steps to go from where the aim cannot be reached."""
+"""Steps to go if the aim cannot be reached."""
 _WALK = 0.6
 """Chance that the aimless player walks on where nothing is in its way."""
 
@@ -180,16 +180,16 @@ def _in_front(state: State, is_open: Array) -> tuple[Array, Array, Array]:
 def _disturb(
   player: _P, action: Array, key: Array, repeat: float
 ) -> tuple[_P, Array]:
-  """Puts a random action in the place of the intended one, now and then.
+  """Replaces the intended action with a random one, now and then.
 
-  A random action is followed by the same one with probability `repeat`; how
-  often a new one starts makes up for it, so that the expected share of random
+  A random action is followed by the same one with probability `repeat`; new
+  ones start less often to make up for it, so that the expected share of random
   actions is `player.noise` at every step.
   """
   first, again, draw = jax.random.split(key, 3)
   p = player.noise
   begin = p * (1 - repeat) / (1 - p * repeat)
-  # The first step draws with p itself: the chain starts in balance.
+  # The first step draws with p itself: the chain starts in equilibrium.
   begin = jnp.where(player.whim < 0, p, begin)
   repeated = player.restless & (jax.random.uniform(again) < repeat)
   started = jax.random.uniform(first) < begin
@@ -214,7 +214,7 @@ def best_action(player: Player, state: State) -> Array:
   left, right = steps[row, col, turns[0]], steps[row, col, turns[1]]
   ahead = steps[front[0], front[1], direction]
   # From a pose that faces the key, picking it up costs one step and leaves
-  # the way with the key; `steps` was made from the same sum.
+  # the way with the key; `steps` was computed from the same sum.
   pickup = jnp.where(
     faces_key & ~has_key, player.steps[1, row, col, direction], _NEVER
   )

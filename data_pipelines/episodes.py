@@ -1,4 +1,4 @@
-"""Episodes in memory, and what the format asks of their fields."""
+"""Episodes in memory, and what the format requires of their fields."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FLAGS = ('is_first', 'is_last', 'is_terminal')
 
 
 class EpisodeError(ValueError):
-  """An episode is not as the format wants it; the message names the field."""
+  """An episode violates the format; the message names the field."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,10 +23,10 @@ class Episode:
   """A whole episode in memory.
 
   Attributes:
-    steps: fields of `fmt.features` but for flags and positions, time leading;
+    steps: fields of `fmt.features` except flags and positions, time first;
       `action` is a dictionary by component, and so is `vector`, if there are
       vectors.
-    terminal: it ended for good; false if a limit or the recording ended it.
+    terminal: whether it ended for good, not by a limit or the recording's end.
     attributes: what to remember about it: text, numbers or flags.
   """
 
@@ -104,7 +104,7 @@ def _cast(
 def _check_action(
   part: ActionComponent, action: np.ndarray, known: np.ndarray
 ) -> None:
-  """Raises `EpisodeError` if a known action is not of its space."""
+  """Raises `EpisodeError` if a known action is outside its space."""
   known = known.reshape(-1, *(1,) * (action.ndim - 1))
   low, high = {
     'categorical': (0, part.size - 1),

@@ -44,7 +44,7 @@ class LeRobotConfig(convert.Output):
   dataset: str
   """Directory that holds meta, data and videos."""
   image: str = ''
-  """Feature that is the image; empty takes the only one there is."""
+  """Feature that holds the image; empty takes the only one there is."""
   action: str = 'action'
   """Column of the action, a vector of floats."""
   state: str = 'observation.state'
@@ -52,10 +52,10 @@ class LeRobotConfig(convert.Output):
   reward: str = 'next.reward'
   """Column of the reward of each action; 0 where there is none."""
   terminal: str = ''
-  """Column that is true where an episode ended for good; empty takes every end
-  for the end of the recording only."""
+  """Column that is true where an episode ended for good; if empty, every end is
+  just the end of the recording."""
   size: tuple[int, int] | None = None
-  """Height and width of frames; none keeps them."""
+  """Height and width of frames; none keeps their size."""
   fit: str = 'stretch'
   """How frames are brought to size: crop, pad or stretch."""
   eval_share: float = 0.1
@@ -145,8 +145,8 @@ def convert_lerobot(
   Raises:
     FileNotFoundError: there is no dataset.
     FileExistsError: there is something at `config.out`.
-    ValueError: its description is damaged, it lacks a feature, or nothing
-      could be read.
+    ValueError: the dataset's description is damaged, it lacks a feature, or
+      nothing could be read.
     ImportError: the extra is not installed.
   """
   need('lerobot', 'pyarrow', 'av')
@@ -217,7 +217,7 @@ def _vectors(
 ) -> tuple[VectorComponent, ...]:
   """Returns the state's vector; none if it is left out or there is none."""
   if config.state not in features:
-    # Only who names a column of his own is told that it is not there.
+    # Only a column that the user named is reported as missing.
     require(
       config.state in ('', LeRobotConfig.state),
       'state',

@@ -34,15 +34,15 @@ class MinariConfig(convert.Output):
   dataset: str
   """Directory of the dataset."""
   image: str = ''
-  """Key of the image, where observations are dictionaries; with slashes, where
-  these are nested."""
+  """Key of the image, if observations are dictionaries; with slashes, if these
+  are nested."""
   vectors: tuple[str, ...] = ()
-  """Keys of vectors that are kept beside the image, each NAME=KEY or KEY; with
-  slashes, where these are nested. Arrays are flattened."""
+  """Keys of vectors to keep beside the image, each NAME=KEY or KEY; with
+  slashes, if observations are nested. Arrays are flattened."""
   size: tuple[int, int] | None = None
-  """Height and width of frames; none keeps them."""
+  """Height and width of frames; none keeps their size."""
   frame_rate: float = 0.0
-  """Frames per second, where it is known."""
+  """Frames per second, if known."""
   eval_share: float = 0.1
   """Share of episodes in the split 'test'."""
 
@@ -83,7 +83,7 @@ def image_of(observations: Any, key: str) -> np.ndarray:
 
 
 def _find(observations: Any, key: str, label: str) -> Any:
-  """Returns what stands under a key; raises `EpisodeError`."""
+  """Returns the value under a key; raises `EpisodeError`."""
   value = observations
   for name in filter(None, key.split('/')):
     if not isinstance(value, Mapping) or name not in value:
@@ -202,7 +202,7 @@ def convert_minari(
   Raises:
     FileNotFoundError: there is no dataset.
     FileExistsError: there is something at `config.out`.
-    ValueError: its actions are of another kind, or nothing could be read.
+    ValueError: the actions are of another kind, or nothing could be read.
     ImportError: the extra is not installed.
   """
   need('minari', 'minari', 'gymnasium', 'h5py')

@@ -22,7 +22,7 @@ from dreamer4_jax.types import Actions, Array, Observation, PyTree
 
 _DOORKEY, _CRAFTAX = 'navix:Navix-DoorKey', 'craftax:Craftax-Classic'
 _KNOWN = {'scripted': (_DOORKEY, _CRAFTAX), 'aimless': (_DOORKEY,)}
-"""How names of environments begin that players are written for."""
+"""Prefixes of the names of environments that players are written for."""
 
 
 @struct.dataclass
@@ -31,8 +31,8 @@ class Dials:
 
   Attributes:
     noise: `[B]` share of random actions.
-    restless: `[B]` chance per step to leave off and walk somewhere.
-    idle: `[B]` chance per step to stand around for a while.
+    restless: `[B]` chance per step to start walking somewhere else.
+    idle: `[B]` chance per step to start standing around for a while.
   """
 
   noise: Array
@@ -49,7 +49,7 @@ class Player:
     act: `(params, memory, environment state, step, is_first [B], keys [B]) ->
       (memory, actions)`.
     restart: `(memory, fresh memory, restarted [B]) -> memory`.
-    params: handed to `act`, so that they are no constants of the program.
+    params: passed to `act`, so that they are not constants of the program.
   """
 
   start: Callable[[PyTree, Dials], PyTree]
@@ -124,7 +124,7 @@ def make_player(
 
 
 def where_batch(old: PyTree, new: PyTree, restarted: Array) -> PyTree:
-  """Takes the new values of the episodes `[B]` that were restarted."""
+  """Takes the new values where episodes `[B]` were restarted."""
 
   def choose(a: Array, b: Array) -> Array:
     mask = jnp.expand_dims(restarted, tuple(range(1, a.ndim)))

@@ -6,8 +6,8 @@ The dynamics then never touches pixels: set `data.sources.0.latents` to the new
 dataset. It carries the tokenizer's fingerprint, and training with another
 tokenizer refuses it. Every episode is encoded frame by frame with a cache, as
 an agent sees it when acting. Latents are stored as float16, which rounds values
-in (-1, 1) by at most 2.5e-4. Finished parts are kept when the command is
-interrupted and called again.
+in (-1, 1) by at most 2.5e-4. If the command is interrupted, calling it again
+keeps the finished parts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dreamer4_jax.nn import TimeCache, append, start_segment
 from dreamer4_jax.types import Array, Vectors
 
 PART_BYTES = 1 << 28
-"""Bytes of latents between two points at which an interrupted run goes on."""
+"""Bytes of latents between points from which an interrupted run can resume."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class PretokeniseConfig:
   dataset: str
   """Dataset of frames."""
   out: str
-  """Directory of the dataset of latents to be."""
+  """Directory of the dataset of latents to write."""
   streams: int = 32
-  """Episodes that are encoded side by side."""
+  """Episodes that are encoded in parallel."""
   block: int = 16
-  """Frames of each that are encoded in one call."""
+  """Frames of each episode that are encoded in one call."""
   overwrite: bool = False
   """Replace a finished dataset."""
 
@@ -189,7 +189,7 @@ def _encode_part(
   source: EpisodeSource,
   part: range,
 ) -> Iterator[writer.Episode]:
-  """Yields the episodes of a part, in order, with latents for frames."""
+  """Yields the episodes of a part, in order, with latents instead of frames."""
   lengths = {e: int(source.index.lengths[e]) for e in part}
   steps = {e: source.allocate((1, n)) for e, n in lengths.items()}
   latents: dict[int, list[np.ndarray]] = {e: [] for e in part}
@@ -200,7 +200,7 @@ def _encode_part(
   ribbons = _deal(lengths, config.streams)
   longest = max(sum(lengths[e] for e in ribbon) for ribbon in ribbons)
   shape = (config.streams, config.block)
-  # Zeros, where no episode is read into them, and not something infinite.
+  # Zeros where no episode is read into them, and not uninitialised infinities.
   into = {
     name: np.zeros_like(x)
     for name, x in source.allocate(shape).items()
@@ -240,7 +240,7 @@ def _encode_part(
 
 
 def _parts(lengths: np.ndarray, frames: int) -> list[range]:
-  """Cuts the episodes into parts of about so many frames."""
+  """Cuts the episodes into parts of about `frames` frames."""
   parts, begin, held = [], 0, 0
   for episode, length in enumerate(lengths):
     held += int(length)
@@ -264,7 +264,7 @@ def _deal(lengths: dict[int, int], streams: int) -> list[list[int]]:
 def _between(
   ribbon: Sequence[int], lengths: dict[int, int], begin: int, size: int
 ) -> Iterator[tuple[Stretch, int]]:
-  """Yields what lies in `size` frames of a ribbon, and in which columns."""
+  """Yields the stretches in `size` frames of a ribbon, and their columns."""
   at = 0
   for episode in ribbon:
     start = max(0, begin - at)

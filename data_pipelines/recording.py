@@ -1,4 +1,4 @@
-"""From what is played to episodes, shards and a report."""
+"""Turns what is played into episodes, shards and a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dreamer4_jax.data import format as fmt
 from dreamer4_jax.types import Array, EnvStep
 
 SHARD_FRAMES = 20_000
-"""Frames between two points at which an interrupted recording goes on."""
+"""Frames between points from which an interrupted recording can resume."""
 
 
 @dataclasses.dataclass
@@ -28,9 +28,9 @@ class _Open:
   Attributes:
     number: of the episode.
     level: index into the noise levels.
-    vectors: whether they are kept.
+    vectors: whether vectors are kept.
     seen: pieces of its frames and vectors, time leading.
-    steps: pieces of what its steps hold beside these.
+    steps: pieces of the other fields of its steps.
   """
 
   number: int
@@ -76,7 +76,7 @@ class _Open:
 
 
 def _seen(step: EnvStep, vectors: bool) -> dict[str, Any]:
-  """What is kept of what is seen on a step, by field."""
+  """Returns what is kept of a step's observation, by field."""
   beside = {'vector': step.vectors} if vectors else {}
   return {'observation': step.frame, **beside}
 
@@ -110,7 +110,7 @@ def record(
     if not any(places):
       return
     if restarted.any():
-      # On accelerators, places without an episode play on unwatched.
+      # On accelerators, places without an episode keep playing, unrecorded.
       keys = stage.keys(key, [p.number if p else 0 for p in places])
       lane = (
         stage.begin(keys)
@@ -118,8 +118,8 @@ def record(
         else stage.resume(lane, keys, jnp.asarray(restarted))
       )
       if stage.env.spec.on_host:
-        # Here a place that nobody watches costs as much as one with an
-        # episode; what has ended is not played.
+        # Here an unused place costs as much as one with an episode, unless
+        # it is marked as ended: then it is not played.
         lane.state.timeout[[place is None for place in places]] = True
       seen = _seen(lane.step, kept)
       levels, first = jax.device_get((stage.levels(keys), seen))
@@ -193,7 +193,7 @@ def missing(work: pathlib.Path, split: str, count: int) -> list[int]:
 
 
 class Tally:
-  """Counts what goes by, for the report."""
+  """Collects statistics of episodes, for the report."""
 
   def __init__(self, tasks: tuple[str, ...]):
     self._tasks = tasks
@@ -215,7 +215,7 @@ class Tally:
       self._achieved.append(achieved)
 
   def report(self) -> dict[str, Any]:
-    """Returns means; the last task is the one called success.
+    """Returns means; the last task counts as success.
 
     Success and events are left out where the environment has none, and rates
     by noise where the player draws none.

@@ -41,22 +41,22 @@ class RldsConfig(convert.Output):
   image: str = 'observation/image'
   """Field of a step that holds the image."""
   actions: tuple[str, ...] = ('action=action',)
-  """Components, each NAME=FIELD or NAME=FIELD:CLASSES. Numbers with a point are
-  continuous; whole numbers need their number of classes, true and false not."""
+  """Components, each NAME=FIELD or NAME=FIELD:CLASSES. Floats are continuous;
+  integers need their number of classes, booleans do not."""
   vectors: tuple[str, ...] = ()
   """What is seen beside the image, each NAME=FIELD, in its own units."""
   reward: str = 'reward'
   """Field of the reward; empty for none."""
   reward_at: Literal['action', 'arrival'] = 'action'
-  """Whether a step holds the reward of its action, as in RLDS, or the one with
-  which its frame was reached."""
+  """Whether a step holds the reward of its action, as in RLDS, or the one
+  earned on reaching its frame."""
   instruction: str = ''
-  """Field of a text to be kept as the attribute `instruction`, for example
+  """Field of a text to keep as the attribute `instruction`, for example
   language_instruction."""
   size: tuple[int, int] | None = None
-  """Height and width of frames; none keeps them."""
+  """Height and width of frames; none keeps their size."""
   frame_rate: float = 0.0
-  """Frames per second, where it is known."""
+  """Frames per second, if known."""
   splits: tuple[str, ...] = ()
   """Splits to convert, as NAME or NAME=NEW; all if empty. Training reads
   'train', evaluation 'test'."""
@@ -120,7 +120,7 @@ def to_episode(
   """Turns the steps of an RLDS episode into ours.
 
   Raises:
-    EpisodeError: a field is missing or not as it must be.
+    EpisodeError: a field is missing or invalid.
   """
   if not steps:
     raise writer.EpisodeError('steps: found none')
@@ -139,7 +139,7 @@ def to_episode(
         value, fields.low[part.name], fields.high[part.name]
       )
     actions[part.name] = value
-  # By RLDS, the action of the last step means nothing.
+  # In RLDS, the action of the last step is meaningless.
   known = np.arange(count) < count - 1
   actions = {k: np.where(_over(known, v), v, 0) for k, v in actions.items()}
   reward = np.zeros(count, np.float32)
@@ -227,7 +227,7 @@ def convert_rlds(
   Raises:
     FileNotFoundError: there is no dataset.
     FileExistsError: there is something at `config.out`.
-    ValueError: it is no RLDS dataset, or nothing in it could be read.
+    ValueError: it is not an RLDS dataset, or nothing in it could be read.
   """
   root = pathlib.Path(config.dataset).expanduser()
   if not (root / 'dataset_info.json').exists():
@@ -286,7 +286,7 @@ def _inputs(builder: Any, config: RldsConfig) -> list[convert.Input]:
 
 
 def _all_records(inputs: Sequence[convert.Input]) -> Iterator[bytes]:
-  """Yields the records of every file, as far as it is good."""
+  """Yields the records of every file, up to any damage."""
   for item in inputs:
     try:
       yield from read_records(item.what)

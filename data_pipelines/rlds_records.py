@@ -38,7 +38,7 @@ def read_records(path: str | pathlib.Path) -> Iterator[bytes]:
       if len(head) < 12:
         raise convert.SkipError('truncated tfrecord file')
       (length,) = struct.unpack('<Q', head[:8])
-      # The length has its own checksum; here its size and the file's end tell.
+      # The length's own checksum is skipped: its range and file end suffice.
       record = file.read(length + 4) if length < _MAX_RECORD else b''
       if len(record) < length + 4:
         raise convert.SkipError('truncated tfrecord file')
@@ -64,7 +64,7 @@ def parse(
 
   Args:
     record: as `read_records` yields it.
-    features: of the dataset, with the dataset `steps`.
+    features: of the dataset, among them the nested dataset `steps`.
     skip: fields of a step, such as images, that are not decoded.
 
   Raises:

@@ -84,7 +84,7 @@ class Shard:
 
     Raises:
       EpisodeError: a field is missing or has another shape, dtype or value;
-        nothing of the episode will be read.
+        none of the episode will be read.
     """
     try:
       self.append(episode.steps)
@@ -110,7 +110,7 @@ class Shard:
     if self._pending:
       flat = {k: np.concatenate([v, flat[k]]) for k, v in self._pending.items()}
     size = self._description.chunk_length
-    # One step at least is kept back: it may be the last.
+    # At least one step is kept back: it may be the last.
     while len(flat['reward']) > size:
       self._write({k: v[:size] for k, v in flat.items()})
       flat = {k: v[size:] for k, v in flat.items()}
@@ -158,7 +158,7 @@ class Shard:
     self._events: list[list[int]] = []
 
   def forget(self, episodes: int) -> None:
-    """Takes all but the first `episodes` episodes out of the index."""
+    """Removes all but the first `episodes` episodes from the index."""
     for name in ('first_chunks', 'moments', *fmt.INDEX_FIELDS):
       del getattr(self.index, name)[episodes:]
 
@@ -190,7 +190,7 @@ class Shard:
 
 
 def index_path(shard: pathlib.Path) -> pathlib.Path:
-  """Returns where the index of a shard lies."""
+  """Returns the path of a shard's index."""
   return shard.with_name(shard.name + '.index.json')
 
 
@@ -200,7 +200,7 @@ def read_index(shard: pathlib.Path) -> ShardIndex:
 
 
 def write_json(path: pathlib.Path, data: Any) -> None:
-  """Writes a JSON file that is there wholly or not at all."""
+  """Writes a JSON file atomically."""
   new = path.with_name(path.name + '.tmp')
   new.write_text(json.dumps(data))
   os.replace(new, path)

@@ -29,7 +29,7 @@ class CollectConfig:
   """What to record, and how."""
 
   out: str
-  """Directory of the dataset to be."""
+  """Directory of the dataset to write."""
   env: str = 'navix:Navix-DoorKey-Random-6x6-v0'
   """Adapter and level."""
   policy: Literal['scripted', 'aimless', 'random', 'checkpoint'] = 'scripted'
@@ -42,16 +42,16 @@ class CollectConfig:
   """Episodes of the split 'test'."""
   noise: tuple[float, ...] | None = None
   """Shares of random actions of a scripted or aimless player; each episode
-  draws one. None stands for 0.1, 0.3, 0.6 and 1.0 of the scripted, 0.2, 0.4,
-  0.6 and 0.8 of the aimless player. Other players take none."""
+  draws one. None means 0.1, 0.3, 0.6 and 1.0 for the scripted player, 0.2,
+  0.4, 0.6 and 0.8 for the aimless one. Other players take none."""
   repeat: float | None = None
-  """Probability that a random action is repeated; none stands for 0.25. A
-  trained player takes none."""
+  """Probability that a random action is repeated; none means 0.25. A trained
+  player takes none."""
   restless: float = 0.0
-  """Chance per step that a scripted player of Craftax begins to wander; others
-  do not."""
+  """Chance per step that the scripted player of Craftax starts to wander; other
+  players do not."""
   idle: float = 0.0
-  """Chance per step that it begins to stand around; others do not."""
+  """Chance per step that a player of Craftax starts to idle; others do not."""
   max_steps: int = 60
   """Time limit of an episode, in steps."""
   tile: int = 8
@@ -63,15 +63,15 @@ class CollectConfig:
   parallel: int = 128
   """Environments that run at once."""
   workers: int = 0
-  """Processes that share them; 0 takes one for each core, 1 plays in this
-  process, as is always done on accelerators."""
+  """Processes that share the environments; 0 uses one per core, 1 plays in
+  this process, as is always done on accelerators."""
   block: int = 0
-  """Steps between two looks at who has finished; 0 takes the time limit, but
-  at most 64."""
+  """Steps between two checks for finished episodes; 0 takes the time limit,
+  but at most 64."""
   chunk_length: int = 8
   """Frames in a record."""
   vectors: bool = True
-  """Keep what the environment shows beside its frames, if anything."""
+  """Keep the vectors that the environment shows beside its frames, if any."""
   overwrite: bool = False
   """Replace a finished dataset."""
 
@@ -124,7 +124,7 @@ class CollectConfig:
 
   @property
   def levels(self) -> tuple[float, ...]:
-    """Shares of random actions, of which an episode draws one.
+    """Shares of random actions, of which each episode draws one.
 
     Empty for players that draw none.
     """
@@ -158,7 +158,7 @@ class Lane:
 
 @struct.dataclass
 class Played:
-  """What happened in a block, `[S, B, ...]`: steps, and the actions before."""
+  """What happened in a block, `[S, B, ...]`: steps, and actions before them."""
 
   step: EnvStep
   action: Actions
@@ -199,7 +199,7 @@ class Stage:
   def levels(self) -> Callable[[Array], Array]:
     """Maps the keys of episodes to their noise levels, `[B]` int32.
 
-    These are places in `CollectConfig.levels`, 0 where that is empty.
+    These are indices into `CollectConfig.levels`, 0 where that is empty.
     """
     count = max(1, len(self.config.levels))
 

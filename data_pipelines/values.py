@@ -1,4 +1,4 @@
-"""Frames and numbers as the format wants them, for all converters."""
+"""Frames and numbers as the format requires, for all converters."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def rgb(name: str, images: Any, *, steps: bool = False) -> np.ndarray:
   """Returns what a field holds as images with three channels.
 
   Args:
-    name: what an error calls the field.
+    name: of the field, for errors.
     images: `[H, W, 1]` or `[H, W, 3]` uint8; grey is repeated.
-    steps: whether an axis of steps leads.
+    steps: whether there is a leading axis of steps.
 
   Raises:
-    EpisodeError: it is of another shape or dtype.
+    EpisodeError: it has another shape or dtype.
   """
   images = np.asarray(images)
   axes = (*(['steps'] if steps else []), 'height', 'width', '3')
@@ -36,7 +36,7 @@ def rgb(name: str, images: Any, *, steps: bool = False) -> np.ndarray:
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Brings an image `[H, W, 3]` uint8 to a height and width by averaging."""
+  """Resizes an image `[H, W, 3]` uint8 to a height and width by averaging."""
   if image.shape[:2] == tuple(size):
     return image
   picture = Image.fromarray(image)
@@ -50,10 +50,10 @@ def scaled(value: Any, low: Any, high: Any) -> np.ndarray:
   """
   low, high = np.asarray(low), np.asarray(high)
   width = np.where(high > low, high - low, 1.0)
-  # Rounding may leave the interval by a hair.
+  # Rounding may overshoot the interval slightly.
   return np.clip(2 * (value - low) / width - 1, -1, 1).astype(np.float32)
 
 
 def reason(error: Exception) -> str:
-  """Returns an error of some library in one short line."""
+  """Returns a library's error as one short line."""
   return f'{type(error).__name__}: {error}'.splitlines()[0][:200]

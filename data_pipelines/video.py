@@ -28,7 +28,7 @@ from dreamer4_jax.data import format as fmt
 
 av: Any = Deferred('av', 'video')
 BLOCK = 64
-"""Frames that are held in memory."""
+"""Frames that are held in memory at once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,15 @@ class VideoConfig(convert.Output):
   """Which files, and what to make of them."""
 
   inputs: tuple[str, ...]
-  """Directories, searched with everything beneath them, or files."""
+  """Files, or directories, which are searched recursively."""
   extensions: tuple[str, ...] = ('mp4', 'mkv', 'webm', 'avi', 'mov')
   """Files with these endings are taken."""
   size: tuple[int, int] | None = None
   """Height and width of frames; none keeps those of the first file, and skips
   files of other sizes."""
   fit: Literal['crop', 'pad', 'stretch'] = 'crop'
-  """How a file of another shape is brought to size: its middle, with black
-  bars, or distorted."""
+  """How a file of another shape is brought to size: cropped to its middle,
+  padded with black bars, or distorted."""
   frame_rate: float | None = None
   """Frames per second; none keeps every frame of a file."""
   steady: bool = False
@@ -88,7 +88,7 @@ class Frames:
     fit: see `VideoConfig`.
     rate: frames per second, or None for every frame.
     steady: a gap between frames is damage; for recordings whose lines of
-      actions would no longer stand beside their frames.
+      actions would no longer match their frames.
   """
 
   size: tuple[int, int] | None = None
@@ -111,13 +111,13 @@ def decode(
     SkipError: it cannot be opened, has no video, or is damaged.
   """
   try:
-    # A name need not be UTF-8; FFmpeg gets the open file.
+    # A name need not be UTF-8, so FFmpeg gets the open file.
     with open(path, 'rb') as raw, av.open(raw) as file:
       if not file.streams.video:
         raise convert.SkipError('no video stream')
       stream = file.streams.video[0]
       stream.thread_type = 'AUTO'
-      # Damage is an error, not a picture to be guessed.
+      # Damage is an error; FFmpeg must not conceal it.
       stream.codec_context.options = {'err_detect': 'crccheck+explode'}
       graph = None
       for frame in _from(file, stream, start, how.steady):
@@ -150,7 +150,7 @@ def _from(file: Any, stream: Any, start: float, steady: bool) -> Iterator[Any]:
         raise convert.SkipError('frames are missing in the video')
       before = frame.time
       yield frame
-  # AVI and MP4 say how many there are.
+  # AVI and MP4 declare their number of frames.
   if steady_count and count < stream.frames:
     raise convert.SkipError('frames are missing in the video')
 

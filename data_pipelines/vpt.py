@@ -2,8 +2,8 @@
 
 python -m data_pipelines.vpt --index INDEX.json --root DIR --out DIR
 
-An index names recordings: `NAME.mp4` with actions in `NAME.jsonl`, one line a
-frame. What the lines mean is in `data_pipelines/vpt_actions.py`. The pointer,
+An index names recordings: `NAME.mp4` with actions in `NAME.jsonl`, one line per
+frame. `data_pipelines/vpt_actions.py` says what the lines mean. The pointer,
 which the video lacks, is drawn in while a GUI is open. Frames without any
 action stay: a world model needs them. All recordings of a session go to the
 same split.
@@ -118,7 +118,7 @@ def list_recordings(config: VptConfig) -> list[convert.Input]:
 
   Raises:
     FileNotFoundError: an index or the root does not exist.
-    ValueError: an index is not as it must be.
+    ValueError: an index is malformed.
   """
   found: dict[str, pathlib.Path] = {}
   for text in config.index:
@@ -147,7 +147,7 @@ def list_recordings(config: VptConfig) -> list[convert.Input]:
 
 
 def _read_index(path: pathlib.Path) -> tuple[str, list[str]]:
-  """Returns the directory and the relative paths that an index has."""
+  """Returns the directory and the relative paths that an index holds."""
   if not path.is_file():
     raise FileNotFoundError(f'index = {str(path)!r}: no such file')
   try:
@@ -184,7 +184,7 @@ def convert_recording(
     frames += len(block)
     events = recording.events[part].copy()
     if last:
-      events[-1] = False  # What it earned is on no frame.
+      events[-1] = False  # No frame shows what it earned.
     shard.append(
       {
         'observation': block,
@@ -233,7 +233,7 @@ def _with_pointer(
   frames: Iterator[np.ndarray], cursor: np.ndarray, size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
   """Yields one picture for each row of `cursor`, brought to size."""
-  # In this order, zip takes no frame that has no row.
+  # In this order, zip consumes no frame that has no row.
   for (x, y), frame in zip(cursor, frames, strict=False):
     if not np.isnan(x):
       draw_pointer(frame, float(x), float(y))

@@ -1,8 +1,8 @@
 """Actions of the Minecraft contractor recordings (VPT), line by line.
 
 Source: the recordings of Baker et al., "Video PreTraining" (arXiv 2206.11795),
-and the loader published with them, whose quirks are followed but for one: it
-truncates camera angles to whole degrees, here they stay float32.
+and the loader published with them, whose quirks are followed except for one: it
+truncates camera angles to whole degrees; here they stay float32.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Line:
 
   @classmethod
   def parse(cls, text: str | bytes) -> Line | None:
-    """Reads a line; None if it is no JSON or lacks a field."""
+    """Reads a line; None if it is not JSON or lacks a field."""
     try:
       data = json.loads(text)
       mouse = data['mouse']
@@ -181,7 +181,7 @@ class Recording:
     buttons: `[T, 23]` int32.
     camera: `[T]` int32 classes.
     known: `[T]` bool, false where a line could not be read.
-    events: `[T, 20]` bool, the task's counter has grown by the *next* line:
+    events: `[T, 20]` bool, the task's counter is higher on the *next* line:
       what the action of this line has earned. The last row is false.
     cursor: `[T, 2]` float32 x, y of the pointer on a screen 720 pixels high;
       NaN while no GUI is open.
@@ -200,7 +200,7 @@ def read_lines(lines: Iterable[str | bytes], *, subset: str = '') -> Recording:
   """Interprets the lines of a file.
 
   Args:
-    lines: of the file, empty ones at the end excepted.
+    lines: of the file, without empty ones at the end.
     subset: the recorder's version, such as '6.9'; it decides the scale of the
       mouse while a GUI is open.
 
@@ -233,7 +233,7 @@ def read_lines(lines: Iterable[str | bytes], *, subset: str = '') -> Recording:
       cursor[t] = line.cursor
     if stats is not None:
       events[t - 1] = _grown(stats, line.stats)
-    # A counter that a line leaves out stands where it was.
+    # A counter that a line leaves out keeps its value.
     stats = {**(stats or {}), **line.stats}
   known = np.array([line is not None for line in parsed], bool)
   return Recording(

@@ -48,10 +48,10 @@ __all__ = [
 DATASET_NAME = 'episodes'
 _INFO = 'dataset_info.json'
 _CONFIG, _OF_A_RUN = 'config.json', {'tokenizer', 'dynamics', 'phases'}
-"""The file in which a run keeps its config, and fields by which it is known."""
+"""The file that holds a run's config, and fields by which it is recognised."""
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 SHARD_BYTES = 1 << 30
-"""A shard is ended once it holds more bytes of observations."""
+"""A shard ends once it holds more bytes of observations than this."""
 _CLAIMS: dict[pathlib.Path, int] = {}
 """Work directories that this process has locked, with their descriptors."""
 
@@ -64,7 +64,7 @@ def check_output(
   Args:
     out: directory of the dataset to be.
     overwrite: whether a finished dataset there may be replaced.
-    in_run: whether it may lie in the directory of a run, as latents do.
+    in_run: whether it may lie in a run's directory, as latents do.
 
   Returns:
     `out` as an absolute path.
@@ -72,7 +72,7 @@ def check_output(
   Raises:
     FileExistsError: there is a dataset and `overwrite` is false, or there is
       something that is not a dataset, which is never replaced.
-    ValueError: a run would be in the way.
+    ValueError: `out` lies in a run's directory, or holds a run.
   """
   out = pathlib.Path(out).expanduser().absolute()
   inside = [] if in_run else [p for p in out.parents if _is_run(p)]
@@ -101,7 +101,7 @@ def check_output(
 
 
 def _is_run(directory: pathlib.Path) -> bool:
-  """Whether a training has left its config there."""
+  """Returns whether a training run has left its config there."""
   try:
     config = json.loads((directory / _CONFIG).read_bytes())
   except (OSError, ValueError):
@@ -116,18 +116,18 @@ def work_directory(out: pathlib.Path, key: Any) -> pathlib.Path:
 
   Args:
     out: directory of the dataset to be.
-    key: plain data on which the work depends; what was done with another key
-      is thrown away.
+    key: plain data on which the work depends; work done with another key is
+      discarded.
 
   Raises:
-    FileExistsError: another process is at work on it.
+    FileExistsError: another process is working on it.
   """
   work = out.parent / f'.{out.name}.incomplete'
   _claim(work, out)
   seal = work / 'key.json'
   text = json.dumps(key)
   if not seal.exists() or seal.read_text() != text:
-    # The directory itself stays: it is what is locked.
+    # The directory itself stays: the lock is on it.
     for path in work.iterdir():
       shutil.rmtree(path) if path.is_dir() else path.unlink()
     seal.write_text(text)
@@ -135,7 +135,7 @@ def work_directory(out: pathlib.Path, key: Any) -> pathlib.Path:
 
 
 def _claim(work: pathlib.Path, out: pathlib.Path) -> None:
-  """Locks a work directory, which is made if need be, for this process."""
+  """Locks a work directory for this process, and creates it if needed."""
   work.mkdir(parents=True, exist_ok=True)
   if work in _CLAIMS:
     if os.path.samestat(os.fstat(_CLAIMS[work]), os.stat(work)):
@@ -163,22 +163,22 @@ def publish(
   files: Mapping[str, Any] | None = None,
   order: str = '',
 ) -> None:
-  """Makes a dataset of finished shards; `out` appears whole, replacing others.
+  """Makes a dataset of finished shards; creates or replaces `out` as a whole.
 
   Args:
     out: directory of the dataset, checked by `check_output`.
     work: a directory beside it, which holds the shards and is removed.
-    description: of all episodes; mean and standard deviation of its vectors
-      are put in here, over all splits.
+    description: of all episodes; the mean and standard deviation of its
+      vectors, over all splits, are filled in here.
     shards: finished shards by split, in the order of their episodes. Shards
       without episodes are left out.
-    files: what else to write into the directory, as JSON, by file name.
+    files: other contents to write into the directory, as JSON, by file name.
     order: attribute by which episodes are sorted; empty keeps their order.
 
   Raises:
     EpisodeError: a split has no episode at all.
   """
-  # Not a temporary directory, which would be closed to everybody else.
+  # Not a temporary directory, which only its owner could read.
   new = work / 'new'
   shutil.rmtree(new, ignore_errors=True)
   new.mkdir()
@@ -237,16 +237,16 @@ def publish(
 def _measured(
   description: fmt.Description, indices: Sequence[ShardIndex]
 ) -> fmt.Description:
-  """Puts in mean and standard deviation of the vectors over all steps."""
+  """Fills in the vectors' mean and standard deviation over all steps."""
   steps = sum(sum(index.lengths) for index in indices)
-  # What float32 can tell apart.
+  # As many digits as float32 distinguishes.
   rounded = lambda x: tuple(float(f'{value:.9g}') for value in x)
   vectors = []
   for part in description.vectors:
     sums = [np.asarray(m[part.name]) for i in indices for m in i.moments]
     mean, square = np.sum(sums, axis=0) / steps
     std = np.sqrt(np.maximum(square - mean**2, 0))
-    # What never changes is only moved to 0; less than this is rounding.
+    # Constants are only shifted to 0; a smaller deviation is rounding error.
     std = np.where(std > 1e-7 * np.abs(mean), std, 1.0)
     vectors.append(
       dataclasses.replace(part, mean=rounded(mean), std=rounded(std))
@@ -257,7 +257,7 @@ def _measured(
 def _joined(
   indices: Sequence[ShardIndex], order: str = ''
 ) -> dict[str, list[Any]]:
-  """Returns one index for shards that follow each other."""
+  """Returns one index for consecutive shards."""
   before = itertools.accumulate((i.records for i in indices), initial=0)
   joined: dict[str, list[Any]] = {
     'first_chunks': [
@@ -307,8 +307,8 @@ def write_dataset(
 ) -> pathlib.Path:
   """Writes a whole dataset, or nothing.
 
-  The records go to a temporary directory beside `out`, which takes its place
-  when all is written.
+  The records go to a temporary directory beside `out`, and are moved to `out`
+  when all are written.
 
   Args:
     out: directory of the dataset.
@@ -321,7 +321,7 @@ def write_dataset(
 
   Raises:
     FileExistsError: see `check_output`.
-    EpisodeError: an episode is not as the format wants it, or a split has none.
+    EpisodeError: an episode violates the format, or a split has none.
   """
   out = check_output(out, overwrite=overwrite)
   out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""DoorKey 5x5 from a planner mixed with noise; all else as on that level."""
+"""DoorKey 5x5 from a planner with noise; all else as in doorkey_small."""
 
 import functools
 
@@ -10,7 +10,7 @@ config = experiments.load('doorkey_small').edit(
   {'data.sources.0.path': 'runs/doorkey5-planner'}
 )
 
-# The noise is what cloning inherits, and what a colder clone takes away.
+# Cloning inherits the noise; a lower sampling temperature removes it.
 record = functools.partial(
   record_env,
   policy='scripted',

@@ -9,7 +9,7 @@ from dreamer4_jax.config import experiments
 config = experiments.load('quickstart').edit(
   {
     'data.sources.0.path': 'runs/doorkey6-aimless',
-    # These players come everywhere by themselves.
+    # These players get everywhere by themselves.
     'phases.imagination.relevant_share': 0.0,
     'phases.imagination.steps': 1000,
   }

@@ -1,4 +1,4 @@
-"""Atari Pong from random play, for two CPU cores, as docs/atari.md has it.
+"""Atari Pong from random play, for two CPU cores, as in docs/atari.md.
 
 A good player needs better data, more steps and a larger model.
 """
@@ -17,7 +17,7 @@ config = c.Config(
   dynamics=c.DynamicsConfig(
     width=96, depth=4, num_heads=2, num_kv_heads=1, num_spatial_tokens=8
   ),
-  # Rewards are -1, 0 and 1, a game's return lies in -21 to 21.
+  # Rewards are -1, 0 and 1; a game's return is from -21 to 21.
   agent=c.AgentConfig(bins=63, bin_limit=3.1),
   phases=c.Phases(
     tokenizer=c.TokenizerPhase(steps=2000, batch_size=8, clip_lengths=(4,)),

@@ -3,7 +3,7 @@
 python tests/install.py [--oldest]
 
 All extras that this Python can have are installed; an engine without a wheel
-for it is left out, and said so. With --oldest every requirement of setup.cfg
+for it is left out, with a message. With --oldest every requirement of setup.cfg
 gets the lowest version that it allows. Standard library only.
 """
 
@@ -18,7 +18,7 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# Extras of engines and converters, with what of them has to be compiled.
+# Extras of engines and converters, with those packages that must be compiled.
 OPTIONAL = {
   'navix': (),
   'craftax': (),

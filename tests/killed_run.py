@@ -1,7 +1,7 @@
 """A tiny real training, as a process that can be killed.
 
 The processes are forked from one that has imported everything, so that each
-starts in a second. It has not used JAX, and each makes a runtime of its own.
+starts in a second. That one has not used JAX; each fork makes its own runtime.
 """
 
 from collections.abc import Callable

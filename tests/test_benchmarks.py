@@ -29,7 +29,7 @@ def test_programs_take_turns_and_are_warm():
     for name, case in cases.items()
   }
   seconds = harness.time_in_turns(slow, 2)
-  # Twice each before, then in turns, once each, since they take long enough.
+  # Each runs twice beforehand, then once per turn, since it takes long enough.
   assert ran == ['a', 'a', 'b', 'b', 'a', 'b', 'a', 'b']
   assert all(len(x) == 2 and min(x) >= 0.2 for x in seconds.values())
 
@@ -122,7 +122,7 @@ def test_a_rollout_is_its_passes():
   flops = {k: c.flops for k, c in imagination.make_cases(s).items()}
   heads = flops['rollout_2'] - flops['context_2']
   heads -= 4 * (4 * flops['pass_2'] + flops['append_2'])
-  # Of the policy, once a frame: little beside the transformer's passes.
+  # The policy's, once a frame: little beside the transformer's passes.
   assert 0 <= heads < 0.05 * flops['rollout_2']
 
 

@@ -56,7 +56,7 @@ def test_a_config_of_another_version_is_refused():
       Config.from_json(json.dumps(old))
     return str(error.value)
 
-  # Those of the first format had no number.
+  # Configs of the first format had no number.
   for sentence in (refused({}, without=('format',)), refused({'format': 1})):
     assert 'format = 1: the config was written by another version' in sentence
     assert 'this one reads format 2' in sentence

@@ -8,7 +8,7 @@ import pytest
 
 from dreamer4_jax import config as cfg
 
-# Every field that may hold what cannot work, with such values.
+# Every field that can be invalid, with invalid values.
 BAD = [
   (cfg.TokenizerConfig, 'width', 0),
   (cfg.TokenizerConfig, 'width', 30),
@@ -75,7 +75,7 @@ BAD = [
   (cfg.FinetunePhase, 'relevant_share', 1.5),
   (cfg.FinetunePhase, 'context_share', 1.0),
   (cfg.FinetunePhase, 'baseline_share', -0.1),
-  # With the half of relevant clips it is more than all.
+  # With the half that is relevant clips, it is more than 1.
   (cfg.FinetunePhase, 'baseline_share', 0.6),
   (cfg.FinetunePhase, 'dynamics_rate', 1.5),
   (cfg.FinetunePhase, 'distance_decay', 0.0),
@@ -117,7 +117,7 @@ BAD = [
   (cfg.EvalConfig, 'temperatures', (1.0, 0.5, 0.5)),
   (cfg.EvalConfig, 'reality_episodes', -1),
 ]
-# Numbers of which a config refuses none.
+# Fields for which a config refuses no number.
 ANY = {
   'rope_base',
   'bin_limit',
@@ -333,7 +333,7 @@ def test_fields_that_only_fit_each_other_are_edited_at_once():
     found = base.edit(fields)
     for name, value in fields.items():
       assert operator.attrgetter(name)(found) == value
-    # All else is as it was, and the first config is too.
+    # All else is unchanged, and so is the first config.
     before = {name: operator.attrgetter(name)(base) for name in fields}
     assert found.edit(before) == base == cfg.Config()
 
@@ -347,7 +347,7 @@ def test_members_of_tuples_are_edited_by_number():
     cfg.SourceConfig(path='b', weight=2.0),
   )
   assert found.tasks == ('key',) and base.data.sources == sources
-  # A member, whole, and of another number of them, in whatever order.
+  # A whole member, and a member of a replaced tuple, in either order.
   other = cfg.SourceConfig(path='c')
   assert base.edit({'data.sources.0': other}).data.sources[0] == other
   for fields in (
@@ -410,13 +410,13 @@ def test_a_config_comes_back_from_json_with_the_number_of_its_format():
     found = cfg.Config.from_json(text)
     assert found == config and hash(found) == hash(config)
     assert found.to_json() == text
-  # What it leaves out is as it is by default.
+  # What it leaves out has its default.
   assert cfg.Config.from_json('{"format": 2}') == cfg.Config()
 
 
 @pytest.mark.parametrize('number', [None, 1, 3, '2'])
 def test_another_format_is_refused(number):
-  # With no number, as all had that were written before there was one.
+  # None: configs written before there was a number have none.
   plain = json.loads(cfg.Config().to_json())
   del plain['format']
   if number is not None:

@@ -58,7 +58,7 @@ def test_kills_change_nothing(tmp_path, monkeypatch):
       killed.wait_for(lambda: killed.steps() and len(killed.lines()) >= steps)
       if number % 2:  # Amid steps.
         time.sleep(rng.uniform(0, 0.02))
-      else:  # While it saves, soon or late in it.
+      else:  # While it saves, early or late in it.
         killed.wait_for(killed.saving)
         time.sleep(rng.uniform(0, 0.02) if number else 0)
     killed.kill()

@@ -1,4 +1,4 @@
-"""The launch scripts, with programs of a cluster that only take notes."""
+"""The launch scripts, with stub cluster programs that only record calls."""
 
 import os
 import pathlib

@@ -117,7 +117,7 @@ def test_apply_keeps_all_but_the_sizes_and_what_fits_them(name):
     preset.tokenizer, frame_shape=(48, 80, 1), patch_grid=None
   )
   assert after.dynamics == preset.dynamics
-  # Nothing is left of how another size was computed.
+  # Nothing is left of the compute settings of another size.
   assert after.compute == ComputeConfig(**preset.compute)
   get = lambda config, field: operator.attrgetter(field)(config)
   for phase, fields in preset.phases.items():
@@ -147,7 +147,7 @@ def test_a_preset_can_be_trained_as_it_is(name):
 
 
 def test_paper_sets_what_the_paper_sets():
-  # Over a config in which all of it is otherwise.
+  # Applied to a config that differs in all of it.
   before = Config(actions=ACTIONS).edit(
     {
       'tokenizer.frame_shape': (360, 640, 3),

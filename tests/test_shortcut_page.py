@@ -11,7 +11,7 @@ import pytest
 
 PAGE = (pathlib.Path(__file__).parents[1] / 'docs/shortcut.md').read_text()
 LOSS, SAMPLES, TOY = re.findall(r'```python\n(.*?)```', PAGE, re.DOTALL)
-# Seven numbers a row; the network knows nothing of levels but two arrays.
+# Seven numbers a row; the network gets the levels merely as two arrays.
 NET = nn.Dense(7)
 NOISE = jax.random.normal(jax.random.key(2), (64, 7))
 
@@ -48,7 +48,7 @@ def test_a_foreign_network_trains_and_is_sampled():
   for key in jax.random.split(jax.random.key(1), 300):
     params = step(params, key)
   found = run(SAMPLES, network=network, params=params, noise=NOISE)['z1']
-  # A linear network can say one row, which is all the data are.
+  # A linear network can fit the data, which repeat a single row.
   np.testing.assert_allclose(found, z1, atol=0.15)
 
 
@@ -70,5 +70,5 @@ def test_the_toy_draws_its_four_points():
   for z, median in ((draw(space['noise']), 0.3), (space['z1'], 0.2)):
     away, counts = distances(z)
     assert np.median(away) < median
-    # A quarter each; deviation of a count 14 of 250.
+    # A quarter each; the standard deviation of a count of 250 is 14.
     assert counts.min() > 180

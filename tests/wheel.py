@@ -1,4 +1,4 @@
-"""The project as a wheel, and Python with nothing of the checkout."""
+"""The project as a wheel, and a Python without the checkout."""
 
 import os
 import pathlib

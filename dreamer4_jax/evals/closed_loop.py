@@ -138,19 +138,21 @@ def run_episodes(
 
 
 def best_policy(episodes: Mapping[str, Episodes]) -> str:
-  """Names the policy of highest success and, of equal ones, mean return.
+  """Names the policy of highest success and, of equals, highest mean return.
 
-  Where success is not defined the mean return decides; of equals the first is
-  named.
+  Of those that are still equal the one with the shortest episodes, or without
+  a notion of success the first, is named.
 
   Args:
     episodes: of each policy, at least one, all on the same episodes.
   """
 
-  def quality(name: str) -> tuple[float, float]:
+  def quality(name: str) -> tuple[float, float, float]:
     e = episodes[name]
-    success = 0.0 if e.success is None else float(e.success.mean())
-    return success, float(e.returns.mean())
+    earned = float(e.returns.mean())
+    if e.success is None:
+      return 0.0, earned, 0.0
+    return float(e.success.mean()), earned, -float(e.length.mean())
 
   return max(episodes, key=quality)
 

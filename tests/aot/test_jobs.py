@@ -1,4 +1,4 @@
-"""Jobs on devices of this machine, in the place of a topology's."""
+"""Jobs on devices of this machine, in place of a topology's."""
 
 import dataclasses
 import importlib.util
@@ -24,7 +24,7 @@ def here(monkeypatch):
 
 def test_the_dynamics_step_is_measured(here, tmp_path):
   said = []
-  # With remat, or the weights that were gathered would be kept.
+  # With remat: otherwise the gathered weights would be kept.
   job = dataclasses.replace(JOB, remat='dots')
   m = compile_job(job, said.append, tmp_path / 'hlo.txt')
   assert said[0] == (

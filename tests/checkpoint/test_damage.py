@@ -48,7 +48,7 @@ def test_any_truncated_file_leads_back_to_the_one_before(tmp_path, caplog):
         assert found.data == {'8': b'\x00ten'}
         assert len(warned) == 1 and str(run / 'checkpoints/20') in warned[0]
         assert (run / 'damaged_checkpoint_20').is_dir()
-        # Training passes the damaged step again.
+        # Training reaches the damaged step again.
         checkpoints.save(20, make_state(3.0), None, Config())
         checkpoints.wait()
         assert checkpoints.latest() == 20
@@ -64,7 +64,7 @@ def test_with_nothing_readable_left_it_says_so_and_moves_nothing(tmp_path):
   save_two(tmp_path)
   for file in files(tmp_path):
     os.truncate(file, 0)
-  # Values that cannot be read are dropped, whatever else there is.
+  # Metric values that cannot be read are dropped in any case.
   found = lambda: [f for f in files(tmp_path) if 'metrics' not in f.parts]
   before = found()
   with Checkpoints(tmp_path) as checkpoints:

@@ -1,4 +1,4 @@
-"""Results of a phase, for others."""
+"""Loading the results of a phase elsewhere."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A run of seconds: models of some thousand parameters, cart-pole's frames."""
+"""A run of seconds: models of a few thousand parameters, cart-pole's frames."""
 
 import dataclasses
 import pathlib

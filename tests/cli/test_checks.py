@@ -192,7 +192,7 @@ def test_a_run_does_not_write_into_a_dataset(tmp_path, started, which, where):
   if which == 'latents':
     config = config.edit({'data.sources.0.latents': str(place)})
   before = small_run.tree(tmp_path)
-  if where == '..':  # Beside the phases it is in nobody's way.
+  if where == '..':  # Beside the phases it is not in the way.
     checks.check_directories(config, run)
     return
   for begin in (
@@ -258,7 +258,7 @@ def test_datasets_without_something_to_clone(tmp_path, settings, sentence):
     checks.check_training(config, tmp_path / 'run')
   # Video is enough for the first two phases, whatever else it lacks.
   checks.check_training(config, tmp_path / 'run', PHASES[:2])
-  # With a dataset that has it, all is well.
+  # With another dataset that has it, all is well.
   if settings.keys() & {'known', 'actions'}:
     other = small_run.write_dataset(tmp_path / 'more')
     checks.check_training(with_another(config, other), tmp_path)

@@ -92,10 +92,10 @@ def test_datasets_can_be_named(experiment, calls):
     return calls[-1][0].data
 
   assert named().path == 'own'
-  # Nothing of the experiment's dataset is left, all else of its group is.
+  # Nothing of the experiment's dataset is left; the rest of its group stays.
   data = named('--data', 'other')
   assert data == DataConfig(sources=(SourceConfig(path='other'),), threads=2)
-  # Several, which the fields that are set come after.
+  # Several datasets; --set is applied after them.
   fields = ['--set', 'data.sources.1.weight=0.5', 'data.novel_share=0.25']
   data = named(*fields, '--data', 'a', 'b c')
   assert data.sources == (
@@ -319,7 +319,7 @@ def test_a_part_of_the_config_can_be_listed(experiment, calls, capsys):
     own = [line for line in every if line.startswith(f'{part}.')]
     found = show('--help-config', part)
     assert [n for n in found if '.0.' not in n] == own and len(own) > 2
-  # Not what merely begins alike.
+  # Not those that merely begin alike.
   assert names(show('--help-config', 'env'))[0] == 'env.name'
   assert not any('eval' in line for line in show('--help-config', 'env'))
   # A field, as it is set; a list, with its members; one of them.

@@ -1,4 +1,4 @@
-"""Every converter is a command of `dreamer4`, and the program it was."""
+"""Every converter is a command of `dreamer4`, and still its own program."""
 
 import os
 import pathlib

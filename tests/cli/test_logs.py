@@ -1,4 +1,4 @@
-"""Each line once, ours as they are, and none of Orbax's small talk."""
+"""Each line once, ours unchanged, and none of Orbax's chatter."""
 
 import pathlib
 import subprocess

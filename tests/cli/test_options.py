@@ -36,7 +36,7 @@ def test_dreams_and_clips_come_together_and_go_on_where_they_were(config):
   loader = make()
   first = next(loader)
   assert isinstance(first, DreamBatch)
-  # No dream begins on a terminal frame; clips hold some, and what is cloned.
+  # No dream begins on a terminal frame; clips hold some, and cloned actions.
   batches = [next(loader) for _ in range(20)]
   assert all(b.contexts.cont.all() for b in batches)
   assert not all(b.clips.cont.all() for b in batches)

@@ -142,7 +142,7 @@ def baseline_windows(batches=60, **kwargs):
 
 @pytest.mark.parametrize('events', [tuple(EVENTS), ()])
 def test_baselines_take_turns_and_each_sees_its_episodes_once_an_epoch(events):
-  # Labeled are episodes 0 and 2; the better half of them is episode 0.
+  # Episodes 0 and 2 are labeled; the better half of them is episode 0.
   index = with_returns(make_index(events=events), [2, 9, 1])
   labeled = [np.array([True, False, True])]
   own, windows = baseline_windows(
@@ -185,7 +185,7 @@ def test_the_epochs_of_baselines_are_not_those_of_relevant_rows():
     # Equal returns: more events, and then those that come first.
     (([1, 1, 1], [1, 1]), {(0, 0), (0, 2), (0, 1)}),
     (([0, 4, 0], [0, 0]), {(0, 1), (0, 0), (0, 2)}),
-    # The same where a dataset knows of no return.
+    # The same where a dataset has no returns.
     (([0, 3, 1], None), {(0, 0), (0, 2), (0, 1)}),
   ],
 )

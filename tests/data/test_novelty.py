@@ -74,7 +74,7 @@ def counts():
   """How many of the 28 frames show the rarest of what each shows."""
   for n, length in enumerate(LENGTHS):
     for t in range(length):
-      # Frame 3 is in three episodes; what is grey elsewhere is in 25 or 27.
+      # Three frames have frame 3's mark; a region is grey in 25 or 27.
       yield 1 if (n, t) == (2, 7) else 3 if t == 3 else 25
 
 
@@ -128,8 +128,8 @@ def test_clips_show_rare_frames(dataset):
     shown = (frames[:, :, 16:, 16:] == 255).all(axis=(2, 3, 4)).any(axis=1)
     rare.update(np.flatnonzero(shown).tolist())
   novel, uniform = rare[1] + rare[3], rare[0] + rare[2]
-  # The weights are 1, thrice 1/3 and 24 times 1/25, so that it is drawn in a
-  # third of the clips; another frame draws it along in some.
+  # The weights are 1, three times 1/3 and 24 times 1/25, so the rarest frame is
+  # drawn for a third of the clips; some clips of other frames show it as well.
   assert 60 <= novel <= 110
   assert uniform <= 40
   novelty.weights_path(dataset, 'train').unlink()

@@ -112,7 +112,7 @@ def test_terminal_frames_are_kept_and_end_their_segment(make):
 def test_dreams_are_planned_and_labeled_as_an_agent_acts(
   make, monkeypatch, purpose
 ):
-  # Where no task is achieved twice, labels alone would not tell.
+  # Where no task is achieved twice, labels alone would show no difference.
   asked = {}
 
   def watch(module, name):

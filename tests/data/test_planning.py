@@ -282,7 +282,7 @@ def test_no_dream_begins_on_a_terminal_frame_or_after_one(relevant, events):
 
 
 def test_dreams_go_on_in_the_episode_of_their_event():
-  # Task 0 ends the long episode, task 1 happens in its midst.
+  # Task 0 ends the long episode, task 1 happens in the middle of it.
   index = make_index(events=((0, 9, 1), (0, 19, 0)), lengths=(20, 7, 7))
   index.terminal[:] = True
   planner = make_planner(
@@ -294,7 +294,7 @@ def test_dreams_go_on_in_the_episode_of_their_event():
     (segment,) = w.segments
     assert segment.episode == 0
     last[w.anchor_task][segment.stop - 1] += 1
-  # Before the one as often at each distance, and behind the other.
+  # Equally often at each distance: before task 0's event, from task 1's on.
   for task, ends in ((0, (15, 16, 17, 18)), (1, (9, 10, 11, 12))):
     assert set(last[task]) == set(ends)
     assert min(last[task].values()) > 0.15 * sum(last[task].values())

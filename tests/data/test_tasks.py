@@ -83,9 +83,9 @@ def test_what_an_agent_has_done_it_is_not_asked_for_again():
   w = window((0, 0, 6), switch=True)
   assert labels(w, 3, index).tolist() == [0, 0, 1, 1, 0, 2]
   assert labels(w, 3, index, once=True).tolist() == [0, 1, 1, 1, 2, 2]
-  # All is done: it stays with what was done last for the first time.
+  # All are done: it stays with the last task to be done for the first time.
   assert labels(w, 2, index, once=True).tolist() == [0, 1, 1, 1, 1, 1]
-  # Rewards are of all events.
+  # All events are rewarded.
   reward = Tasks(index, 3, once=True).rewards(lay_out([w]))[0]
   assert reward[:, 0].tolist() == [0, 1, 1, 0, 0, 1]
 

@@ -144,7 +144,7 @@ def test_reward_is_seen_on_arrival(cut):
   assert row.relevant
   assert row.task.tolist() == [0] * 6
   assert row.reward[:, 0].tolist() == [0, 0, 1, 0, 0, 0]
-  # Action 1 led there; what follows is not cloned, nor is what fills up.
+  # Action 1 led there; what follows is not cloned, nor is what fills the clip.
   assert row.cloned.tolist() == [1, 1, 0, 0, 0, 0]
 
 
@@ -155,7 +155,7 @@ def test_only_known_actions_up_to_the_event_are_cloned(cut):
   assert not row.cloned.any() and row.action_mask.sum() == 3
   images = window((0, 1, 6), anchor_task=1, cloned=4, separate_images=True)
   assert not cut(images).cloned.any()
-  # A clip without events is cloned whole, over segments and not over ends.
+  # A clip without events is cloned whole, across segments except at ends.
   whole = window((0, 3, 6), (1, 0, 2), cloned=5)
   assert cut(whole).cloned.tolist() == [1, 1, 0, 1, 1]
 
@@ -172,7 +172,7 @@ def test_without_events_the_reward_of_the_environment_counts(tmp_path):
   assert batch.reward[0, :, 0].tolist() == [0, 0.5, 1.0, 1.5, 2.0, 2.5]
   batch = clips.read([window((0, 2, 4))])
   assert batch.reward.tolist() == [[[1.0], [1.5]]]
-  # Nothing leads from one episode into the next, also where the first has been
+  # Nothing leads from one episode into the next, even where the first has been
   # cut short.
   batch = clips.read([window((0, 3, 5), (1, 0, 2))])
   assert batch.reward[0, :, 0].tolist() == [1.5, 2.0, 0, 0.5]

@@ -1,4 +1,4 @@
-"""Vectors from the writer to batches, and what is said where they are not."""
+"""Vectors from the writer to batches, and errors where there are none."""
 
 import dataclasses
 import json
@@ -76,7 +76,7 @@ def test_the_dataset_knows_mean_and_spread(path):
   every = np.concatenate([arm(50 * i, n) for i, n in enumerate(LENGTHS)])
   found, grip = EpisodeSource(path, 'train').description.vectors
   np.testing.assert_allclose(found.mean, every.mean(0), rtol=1e-5)
-  # What never changes is only moved.
+  # What never changes is only shifted.
   expected = [every[:, 0].std(), every[:, 1].std(), 1.0]
   np.testing.assert_allclose(found.std, expected, rtol=1e-5)
   np.testing.assert_allclose(grip.std, every[:, 0].std() / 4, rtol=1e-5)
@@ -154,7 +154,7 @@ def test_a_missing_vector_is_named_with_what_there_is(path, tmp_path):
   wide = dataclasses.replace(ARM, size=4)
   with pytest.raises(ValueError, match=r"'arm': 3.*expected 'arm' of 4 values"):
     loader(path, (wide,))
-  # Also where only one of several datasets lacks it.
+  # Even where only one of several datasets lacks it.
   bare = write(tmp_path / 'bare', (), lambda vectors: {})
   both = [SourceConfig(path=str(p)) for p in (path, bare)]
   assert next(loader(both, ())).vectors == {}

@@ -186,7 +186,7 @@ def test_an_experiment_records_its_environment(monkeypatch, share):
     out='d', env='navix:x', tile=4, image_size=(8, 6), max_steps=7, **settings
   )
   assert asked == [expected] + [('d', 'train')] * (share > 0)
-  # A recording may take longer than an evaluation.
+  # A recording may have a longer time limit than an evaluation.
   collect.record_env(config, max_steps=9, **settings)
   assert asked[-1 - (share > 0)] == dataclasses.replace(expected, max_steps=9)
 

@@ -197,7 +197,7 @@ def test_a_mistake_is_a_sentence(files, line, sentence, monkeypatch, capsys):
   assert sentence in said.err and 'Traceback' not in said.err
   if (
     'Value error' not in said.err
-  ):  # What the parser of options says stands in a box.
+  ):  # Errors of the option parser are printed in a box.
     assert said.err.startswith(f'{name}: ')
     assert len(said.err.splitlines()) == 1
   # Nothing was begun, and nothing that was there is gone.

@@ -255,8 +255,8 @@ def test_minari_files(tmp_path, monkeypatch):
 
   root, _ = test_minari.make(tmp_path / 'in', 'image', monkeypatch)
   data, about = next(root.rglob('*.hdf5')), next(root.rglob('metadata.json'))
-  # HDF5 as Minari writes it has no checksums: what is changed within a frame
-  # cannot be noticed by anybody.
+  # HDF5 as Minari writes it has no checksums: changes within a frame cannot be
+  # detected.
   visible = ('cut', 'hole', 'empty', 'text', 'alien')
 
   def convert_to(out):

@@ -91,7 +91,7 @@ def test_a_killed_recorder_stops_the_others_and_costs_nothing(tmp_path):
     with pytest.raises(ProcessLookupError):
       os.kill(pid, 0)
   assert not (tmp_path / 'd').exists()
-  # Half of a recording is there, and the same command makes a whole of it.
+  # Half of a recording is there, and the same command completes it.
   assert list(tmp_path.glob('.*/train-*'))
   report = collect.collect(config, progress=False)
   assert report['train']['episodes'] == report['test']['episodes'] == 24

@@ -169,7 +169,7 @@ def test_actions_lead_to_frames_in_batches(dataset, tmp_path):
   truth = []
   for seed, length in enumerate(LENGTHS):
     steps = [step(t, length, seed) for t in range(length)]
-    # Of an episode of one frame no action is known; any stands for it.
+    # No action of a one-frame episode is known; any will do.
     led = steps[:-1] or steps
     truth.append(
       batches.Truth(

@@ -168,7 +168,7 @@ def test_bad_files_are_skipped_and_named(folder, tmp_path):
     for a, n in zip(source.index.attributes, source.index.lengths, strict=True)
   }
   assert lengths['a.mkv'] == 70 and lengths['name-\\xff.mkv'] == 70
-  # What a truncated file has is whole frames, or it is skipped.
+  # A truncated file yields whole frames, or is skipped.
   if 'cut.mkv' in lengths:
     number = list(lengths).index('cut.mkv')
     found = source[number]['observation']

@@ -134,7 +134,7 @@ def test_the_shorter_one_wins_and_the_difference_is_told(
   assert report['notes'][note] == 4
   steps = EpisodeSource(tmp_path / 'd', 'train')[0]
   np.testing.assert_array_equal(steps['observation'], frames(images)[:30])
-  # What the last action earned would be on a frame that is not there.
+  # What the last action earned would be on a frame that does not exist.
   assert not steps['events'][-1].any() and steps['reward'][-1] == 0
 
 

@@ -303,7 +303,7 @@ def test_two_processes_never_write_one_dataset(tmp_path):
   )
   try:
     assert first.stdout.readline() == 'ready\n'
-    # Whether it would go on with what is there, or throw it away.
+    # Whether it would resume what is there, or discard it.
     for key in ('one', 'two'):
       with pytest.raises(FileExistsError, match=r'data: another process'):
         writer.work_directory(out, key=key)
@@ -311,7 +311,7 @@ def test_two_processes_never_write_one_dataset(tmp_path):
   finally:
     first.kill()
     first.communicate()
-  # A killed process leaves its work, which this one goes on with, twice.
+  # A killed process leaves its work, which this one resumes, twice.
   for _ in range(2):
     assert (writer.work_directory(out, key='one') / 'done').exists()
   work = writer.work_directory(out, key='two')

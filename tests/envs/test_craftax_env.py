@@ -46,7 +46,7 @@ def test_the_tiles_of_craftax_come_again():
   _, reset, _ = build()
   frames = np.asarray(reset(keys(2))[1].frame)
   palette = evals.find_palette(build()[0].spec.tiles, [frames])
-  # By day few kinds of blocks are in sight; cut elsewhere, they would differ.
+  # By day few kinds of blocks are visible; misaligned tiles would show more.
   assert len(palette.pictures) < 40
   read = palette.read(frames)
   assert read.shape == (2, 9, 9)
@@ -148,7 +148,7 @@ def test_half_a_file_of_textures_is_drawn_again(monkeypatch):
 
 
 def test_textures_are_kept_by_one_process_at_a_time(monkeypatch):
-  # Another process that reads what the first has half written would fail.
+  # Another process that reads a half-written file would fail.
   busy: list[None] = []
   at_once: list[int] = []
 

@@ -1,7 +1,7 @@
 """Each adapter, used first thing in a new process.
 
-Elsewhere in the suite an import by somebody else may have registered what an
-adapter needs; a user's process has nobody else.
+Elsewhere in the suite another import may have registered what an adapter needs;
+a user's process has no other import.
 """
 
 import os
@@ -57,7 +57,7 @@ def test_an_adapter_needs_nobody_before_it(name, package, shows):
   found = python(FIRST, name)
   assert found.returncode == 0, found.stderr
   assert found.stdout.strip() == shows
-  # Engines may greet, but not a user who asked for an environment.
+  # Engines may print greetings, but not when an environment is made.
   assert not found.stderr, found.stderr
 
 

@@ -155,7 +155,7 @@ def test_classic_control_is_rendered():
   assert [(v.name, v.size) for v in env.spec.vectors] == [('state', 4)]
   states = np.stack([step.vectors['state'] for step in history[:5]])
   assert states.shape == (5, 2, 4)
-  # Positions move by what velocities were, as the game's own rule has it.
+  # Positions move by the previous velocities, by the game's own rule.
   moved = states[0, :, 0] + 0.02 * states[0, :, 1]
   np.testing.assert_allclose(states[1, :, 0], moved, rtol=1e-5)
   assert (history[-1].terminal | history[-1].timeout).all()

@@ -58,7 +58,7 @@ def test_the_tiles_are_named(env):
   ]
   distance = abs(tiles.pictures.astype(int) - np.load(SPRITES).astype(int))
   assert distance.max() <= 1
-  # Specs stay what they were to compare.
+  # Specs compare as equal, though their tiles are different objects.
   other = make_env(EnvConfig(name=LEVEL, max_steps=40)).spec
   assert other == env.spec and other.tiles is not tiles
 
@@ -104,7 +104,7 @@ def test_places_are_where_the_game_has_the_player(level):
     expected.append('doorway' if (player == door).all() else place)
   assert env.spec.tiles.places(tiles).tolist() == expected
   assert set(expected) == set(PLACES)
-  # Where nobody is to be seen, nobody stands.
+  # Where no player is visible, there is no place.
   tiles[tiles >= 6] = 0
   assert set(env.spec.tiles.places(tiles)) == {''}
 
@@ -146,9 +146,9 @@ def test_step_and_reset_compile_once(fns):
 
 
 def test_one_episode_by_hand():
-  # A level without chance for player and goal: from (1, 1) facing east to
-  # (3, 3), with a wall between. Key and door are drawn; here the key is below
-  # the player and the door at the bottom of the wall.
+  # A level with player and goal fixed: from (1, 1) facing east to (3, 3), with
+  # a wall between. Key and door are random; here the key is below the player
+  # and the door at the bottom of the wall.
   level = 'navix:Navix-DoorKey-5x5-v0'
   env = make_env(EnvConfig(name=level, max_steps=20))
   state, shown = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 64))

@@ -269,7 +269,7 @@ def outcomes(success, returns):
   )
 
 
-def test_the_best_policy_succeeds_most_and_then_earns_most():
+def test_the_best_policy_succeeds_most_then_earns_most_then_ends_first():
   found = {
     'a': outcomes([1, 0], [9, 9]),
     'b': outcomes([1, 1], [1, 2]),
@@ -277,6 +277,10 @@ def test_the_best_policy_succeeds_most_and_then_earns_most():
     'd': outcomes([1, 1], [2, 2]),
   }
   assert best_policy(found) == 'c'
+  slow, fast = np.array([9, 9]), np.array([9, 8])
+  found['c'] = found['c'].replace(length=slow)
+  found['d'] = found['d'].replace(length=fast)
+  assert best_policy(found) == 'd'
   assert best_policy({k: found[k] for k in 'ab'}) == 'b'
   found = {k: e.replace(success=None) for k, e in found.items()}
   assert best_policy(found) == 'a'

@@ -1,4 +1,4 @@
-"""What is in a dataset, of a dataset written by hand."""
+"""Reports of what is in a dataset, on one written by hand."""
 
 import json
 

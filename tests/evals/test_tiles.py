@@ -32,7 +32,7 @@ def draw(palette, numbers):
 
 
 def test_a_tile_is_taken_for_the_nearest_picture(monkeypatch):
-  monkeypatch.setattr(lib, '_CHUNK', 7)  # and so several
+  monkeypatch.setattr(lib, '_CHUNK', 7)  # so there are several
   palette = make_palette()
   frames = np.random.default_rng(1).integers(0, 256, (2, 3, 6, 9, 3), np.uint8)
   got = palette.read(frames)
@@ -86,7 +86,7 @@ def test_shares_of_reconstructions_by_hand():
   decoded = true.copy()
   decoded[0, 0, 0] = 2  # in the wrong direction
   decoded[30:33, 0, 1] = 0  # gone
-  decoded[30, 1] = 0  # nor is anything else right there
+  decoded[30, 1] = 0  # nor is anything else right in that frame
   decoded[39, 0, 0] = 2  # a ghost
   got = lib.reconstruction_tiles(palette.tiles, true, decoded)
   assert got == {

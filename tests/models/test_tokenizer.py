@@ -229,12 +229,12 @@ def test_noise_on_the_latents_is_in_units_of_their_spread(latents):
   noise = jax.random.normal(jax.random.key(2), latents.shape)
   ids = jnp.asarray(BATCH.segment_ids)
   z, decoded = method('reconstruct', noise=noise, segment_ids=ids)(frames)
-  # It is the clear z that is returned.
+  # The z without noise is returned.
   np.testing.assert_allclose(z, latents, atol=1e-6)
   spread = np.asarray(latents, np.float64).std((0, 1))
   images, _ = decode(latents + np.asarray(noise) * spread, segment_ids=ids)
   np.testing.assert_allclose(decoded.images, images, atol=1e-4)
-  # Nor is there noise, or a slope that is not a number, where nothing varies.
+  # Where nothing varies, there is no noise and no NaN gradient.
   still = jnp.zeros_like(frames)
   slope = jax.grad(
     lambda params: WORLD.tokenizer.apply(

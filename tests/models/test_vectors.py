@@ -106,7 +106,7 @@ def test_the_encoder_equals_one_put_together_by_hand():
   expected = np.tanh(out[:, :, :LATENTS] @ get('latent_out'))
   got, _ = encode(VALUES, jnp.asarray(mask))
   np.testing.assert_allclose(got, expected, atol=3e-5)
-  # All that is by hand matters: what is hidden or seen changes the result.
+  # The mask matters: what is hidden or seen changes the result.
   other, _ = encode(VALUES)
   assert np.abs(got - other).max() > 0.01
 
@@ -200,7 +200,7 @@ def test_streaming_equals_the_whole_clip():
     encoder, decoder = (start_segment(c, start) for c in (encoder, decoder))
     z, new = apply(frame, 'encode', vectors=vectors, cache=encoder)
     encoder = append(encoder, new)
-    # Of the whole clip's latents, lest rounding add up.
+    # From the whole clip's latents, so that rounding does not add up.
     shown, new = apply(latents, 'decode_modalities', cache=decoder)
     return z, shown, encoder, append(decoder, new)
 
@@ -296,7 +296,7 @@ def test_without_vectors_nothing_is_added():
 def test_the_fingerprint_names_the_vectors():
   config = tiny_world.CONFIG
   plain = World.from_config(config).fingerprint(PARAMS)
-  # Of all else only the sizes of the tokenizer count.
+  # Of the rest of the config only the tokenizer's sizes count.
   alone = World.from_config(Config(tokenizer=config.tokenizer))
   assert plain == alone.fingerprint(PARAMS)
   low = config.edit({'compute.dtype': 'bfloat16', 'compute.remat': 'full'})

@@ -69,7 +69,7 @@ def test_a_foreign_linen_model_trains():
   model, optimizer = Foreign(), optax.sgd(0.01)
   x = draw(2, 3, 5, 7)
   params = jax.jit(model.init)(jax.random.key(0), x)
-  # Plain arrays all, as a user without a mesh expects them.
+  # All are plain arrays, as a user without a mesh expects.
   is_leaf = lambda x: not isinstance(x, dict)
   leaves = jax.tree.leaves(params, is_leaf=is_leaf)
   assert all(isinstance(leaf, jax.Array) for leaf in leaves)
@@ -254,7 +254,7 @@ def test_forward_mode_passes_without_the_fast_gradient(soft_cap):
   fast, slow = (functools.partial(loss, c) for c in (config, slow))
   with pytest.raises(TypeError, match='forward-mode'):
     jax.jvp(fast, (x,), (along,))
-  # Along a direction, and the Hessian of that: backward, and not.
+  # The slope along a direction, and its gradient: by reverse and forward mode.
   slope = lambda x: jnp.vdot(jax.grad(fast)(x), along)
   expected = jax.jit(jax.value_and_grad(slope))(x)
   _, got = jax.jit(lambda x: jax.jvp(slow, (x,), (along,)))(x)

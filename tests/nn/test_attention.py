@@ -156,9 +156,9 @@ def test_logits_at_the_cap_neither_overflow_nor_vanish():
 @pytest.mark.parametrize('fast_gradient', [True, False])
 @pytest.mark.parametrize('cut', [7, 3])  # One block of keys, or two.
 def test_without_a_cap_logits_of_a_thousand_are_exact(cut, fast_gradient):
-  # Logits of 1000 in the first group and of -1000 in the second, of which none
-  # has an exponential; they differ by about 1. A key that nobody sees has 2000.
-  # All products are exact in float32.
+  # Logits of 1000 in the first group and of -1000 in the second, differing
+  # by about 1 within each: exponentials overflow or vanish. A key that no query
+  # sees has 2000. All products are exact in float32.
   eighths = lambda x: np.round(8 * x) / 8
   q = eighths(draw(0, 2, GROUPS * PER_GROUP, HEAD))
   k, v = eighths(draw(1, 7, GROUPS, HEAD)), draw(2, 7, GROUPS, HEAD)

@@ -98,7 +98,7 @@ def test_remat_and_unrolling_change_neither_output_nor_gradient(make_stack):
     grad = jax.jit(jax.value_and_grad(loss, (0, 1))).trace(params, clip())
     program = str(grad.jaxpr)
     assert ('prevent_cse' in program) == (remat != 'none')
-    # Where there is no loop, what is computed twice must look different.
+    # Without a loop, CSE must be kept from merging what is recomputed.
     assert ('prevent_cse=True' in program) == (remat != 'none' and unroll == 2)
     results[remat, unroll] = grad.lower().compile()(params, clip())
   expected = results.pop(('none', 1))
@@ -117,7 +117,7 @@ def test_bfloat16_computes_low_and_keeps_float32_parameters(make_stack):
   _, high, _ = make_stack()
   exact = jax.jit(apply, static_argnums=0)(high, params, clip())
   error = np.abs(np.asarray(y, np.float32) - exact)
-  # 2^-9 relative at each of some tens of roundings.
+  # 2^-9 relative at each of a few dozen roundings.
   assert 1e-4 < error.max() and error.mean() < 0.03
 
 
@@ -139,7 +139,7 @@ def test_every_parameter_has_logical_axes_and_the_scan_adds_layers(make_stack):
     scanned = 'periods' in jax.tree_util.keystr(path)
     assert (box.names[0] == 'layers') == scanned, path
     assert any(name is not None for name in box.names[1:]) or not scanned
-  # Nobody meets them who has not asked.
+  # Without `logical_axes` nothing is boxed.
   plain = jax.eval_shape(
     lambda k: init(k, x, space_mask=mask), jax.random.key(0)
   )

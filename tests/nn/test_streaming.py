@@ -63,7 +63,7 @@ def test_streaming_equals_the_whole_clip_long_after_the_ring_wrapped(stack):
   got, cache = stream(init_cache(config, 2, TOKENS), clip(), starts())
   np.testing.assert_allclose(got, expected, atol=2e-5)
   assert cache.frame == FRAMES
-  # The past and its end matter at all.
+  # The past, and where it ends, do matter.
   other, _ = whole(clip(), jnp.zeros_like(SEGMENTS))
   assert np.abs(other - expected)[1, START:].max() > 0.1
 
@@ -85,7 +85,7 @@ def test_the_ring_does_not_grow_and_forgets_all_but_its_length(stack):
 def test_prefill_then_streaming_equals_the_whole_clip(stack, prefill):
   config, whole, stream = stack
   expected, entries = whole(clip(), SEGMENTS)
-  # No later frame has a share in the first entries: see information flow.
+  # No later frame influences the first entries: see information flow.
   new = jax.tree.map(lambda x: x[..., :prefill, :], entries)
   cache = fill(init_cache(config, 2, TOKENS), new, SEGMENTS[:, :prefill])
   assert cache.frame == prefill

@@ -104,7 +104,7 @@ def test_rows_bootstrap_with_what_they_are_given():
   assert (levels.step_index == 3).tolist()[1:4] == [True] * 3
 
 
-# Of 999 rows a quarter is none of a group, a third is.
+# 999 rows divide into groups of three (a third), but not of four (a quarter).
 @pytest.mark.parametrize('share', [0.25, 1 / 3, 1.0])
 def test_the_share_that_bootstraps_is_exact_on_average(share):
   denoise = lambda z, levels: z

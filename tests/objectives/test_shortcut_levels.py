@@ -101,8 +101,8 @@ def test_in_clear_clips_noisy_frames_follow_clear_ones(coarse):
   # 400 clips: five standard deviations are 0.11.
   assert abs(clips.mean() - 0.25) < 0.11
   index, step = index[clips], step[clips]
-  # Of the frames between the clear ones three in four are noisy, and so in
-  # 3/8 (5 sd: 0.04); with 7/8 of two thirds, and a third, not clear by chance.
+  # Of the frames between the clear ones 3/4 are noisy: 1/4 pure noise, 1/2 at
+  # any level, of which 7/8 are not clear by chance (5 sd: 0.04).
   noisy = ~clear[clips]
   assert not (noisy[:, 1:] & noisy[:, :-1]).any()
   if coarse:

@@ -138,7 +138,7 @@ def test_a_prompt_moves_on_when_its_event_has_happened_often_enough():
 
 
 def test_acting_sees_vectors_as_a_whole_clip_shows_them(one):
-  # The context noise is off, as long as `one` is there.
+  # The fixture `one` keeps the context noise off.
   del one
   world, params = world_and_params(vector_world.CONFIG)
   clip = vector_world.make_batch(2, 5, starts=[(1, 3)])

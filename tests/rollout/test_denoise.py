@@ -59,7 +59,7 @@ def test_an_oracle_recovers_the_data_and_is_told_the_current_level(steps):
     assert np.all(told.signal_index == s * 8 // steps)
     assert np.all(told.step_index == np.log2(steps))
     assert told.signal_index.shape == told.step_index.shape == (2, 1)
-    # The level it is told is the level of what it is given.
+    # The level it is given is that of its input.
     tau = s / steps
     np.testing.assert_allclose(
       call['z'], (1 - tau) * NOISE + tau * Z1, atol=1e-6

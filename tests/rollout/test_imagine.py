@@ -72,7 +72,7 @@ def test_context_noise_is_drawn_once_per_frame_and_labelled(faked):
     assert np.all(last['levels'].signal_index == 7)
     assert np.all(last['levels'].step_index == 3)
     noises.append((last['z'] - rollout.z[:, i : i + 1] * 7 / 8) * 8)
-    # The past of all passes of a frame is one and the same.
+    # All passes of a frame have the same past.
     for call in passes:
       for a, b in zip(
         jax.tree.leaves(call['cache']),

@@ -46,7 +46,7 @@ def test_played_frames_are_the_decoded_rollout():
     start, noise = jax.random.split(key)
     inputs = FrameInput(
       prev_action=jax.tree.map(lambda a: a[:, None], action),
-      # An action that leads to a first frame is nothing that training shows.
+      # Training never shows an action that leads to a first frame.
       prev_action_mask=jnp.full((2, 1), cache.frame > 0),
       agent=None,
     )

@@ -62,7 +62,7 @@ class CountingWorld(World):
   """Counts the passes of the dynamics that are really executed."""
 
   calls: list = dataclasses.field(default_factory=list, compare=False)
-  # A function that compiles in no time, for tests of who is drawn.
+  # A function that compiles in no time, for tests of which rows are drawn.
   stand_in: bool = False
 
   def denoise(self, params, z, *args, **kwargs):
@@ -218,7 +218,7 @@ def test_few_rows_of_a_device_all_bootstrap_now_and_then(
     found = drawn[step].any(axis=1)
     assert found.sum() == (taking if step in on else 0)
     assert not found[~rows].any()
-  # Of all steps' frames a share as large as the field says, but for a quarter
+  # Over all steps, the share of frames is what the field says, less the quarter
   # of them that draws the finest step.
   frames = 2 * every * seeds * rows.sum() * 5
   expected = bootstrap * 3 / 4
@@ -282,7 +282,7 @@ def test_the_loss_matches_a_loop():
   tau = signal[..., None, None] / 8.0
   z_tau = (1 - tau) * noise + tau * z1
   prediction = np.asarray(denoise(z_tau, signal, step))
-  # Two half steps, of the frames that can be halved.
+  # Two half steps, for the frames whose step can be halved.
   half = np.minimum(step + 1, 3)
   move = np.where(step < 3, 8 >> half, 0)
   a = np.asarray(denoise(z_tau, signal, half))

@@ -1,8 +1,8 @@
 """Every field of the phases, and of what they share, changed alone.
 
 Tables say, for each field, what should be seen of a phase when it has another
-value. All that can be seen is compared: what the tables do not name must be as
-it was. Fields of the loop and of the optimizer have files of their own.
+value. All that can be seen is compared: what the tables do not name must be
+unchanged. Fields of the loop and of the optimizer have files of their own.
 """
 
 import dataclasses
@@ -262,8 +262,8 @@ NOISE = {
 }
 CLIPS = {
   **NOISE,
-  # Half of the rows train the dynamics, and a quarter of the others' half
-  # stand for all of them: each for four.
+  # Half of the rows are uniform and train the dynamics, except a quarter of
+  # them, which stand in for all uniform rows: each for four.
   'rows of extra passes': {1},
   'rows at the context level': [0, 1, 4],
   'clips moved there': 1,
@@ -338,7 +338,7 @@ FIELDS = {
      {'draws': [drawn(2, purpose='cloning', baseline_share=0.25, **HALF)]}),
     ('relevant_share', 0.25, {
       'draws': [drawn(2, purpose='cloning', **FEWER)],
-      # Of more rows that train the dynamics, more bootstrap.
+      # More rows train the dynamics, so more bootstrap.
       'rows of extra passes': {2},
     }),
     ('context_share', 0.5,
@@ -359,7 +359,7 @@ FIELDS = {
     ('world_rate', 0.5, KEPT_UP),
   ],
 }  # fmt: skip
-# What all phases share: value, and how draws, loader and the rest then are.
+# What all phases share: value, and what draws, loader and the rest become.
 DATA = [
   ('data.separate_images', 0.5, {'separate_images': 0.5}),
   ('data.novel_share', 0.5, {'novel_share': 0.5}),
@@ -510,7 +510,7 @@ def test_no_field_is_forgotten():
     saving=SavingConfig,
   )
   watched = {field for _, field, *_ in CASES if field}
-  # How a phase is looped over and optimized, in the files of these tables.
+  # The loop and the optimizer are watched in the files of these tables.
   watched |= {field for field, *_ in LOOP} | {*OPTIMIZER}
   watched |= {f'phases.{p}.{f}' for p, f, *_ in SLOW}
   watched |= {

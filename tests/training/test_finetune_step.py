@@ -137,7 +137,7 @@ def test_reward_and_continuation_learn_from_both(field, term, rows):
   name = 'finetune/reward' if term == 'reward' else 'finetune/continuation'
   _, metrics = first()
   state, other = step()(start(), change_rows(field, rows))
-  if term == 'reward':  # a zero output layer: the loss is blind, not blunt
+  if term == 'reward':  # a zero output layer: only its gradient differs
     state, _ = step()(state, BATCH)
     twice, _ = step()(first()[0], BATCH)
     assert not equal(state.params['reward'], twice.params['reward'])
@@ -171,7 +171,7 @@ def test_rows_stand_at_the_levels_at_which_they_train():
     assert not trains[1::2].any()
     assert np.all(at.signal_index[~trains] == 7)
     assert np.all(at.step_index[~trains] == 3)
-    # Both kinds train reward and continuation, the few for all uniform rows.
+    # Both kinds train reward and continuation; few stand for all uniform rows.
     expected = np.where(BATCH.relevant, 1, np.where(trains, 0, 4))
     assert np.array_equal(clips.judged, expected)
     assert np.all(clips.expected == 1)
@@ -222,7 +222,7 @@ def test_head_losses_match_a_loop(decay):
       at = {k: v[:, : 5 - n, n] for k, v in logits.items()}
       later = {k: v[:, n:] for k, v in batch.action.items()}
       nll = -distributions.log_prob(at, later, ACTIONS)
-      # The loss of both tasks' rewards; the loop takes that of the label.
+      # The loss of both tasks' rewards; the loop takes the labeled task's.
       reward = [
         twohot.loss(rewards[:, : 5 - n, n], batch.reward[:, n:, k])
         for k in range(2)

@@ -145,7 +145,7 @@ def test_the_loss_goes_on_from_8_devices_to_2_and_back(tmp_path):
     for name in ('whole', 'moved')
   )
   assert len(np.unique(whole)) == 14
-  # On 2 devices sums are taken in another order, which is worth some units in
+  # On 2 devices sums are taken in another order, which changes a few units in
   # the last place of float32, 6e-8; further steps may multiply them.
   np.testing.assert_allclose(moved, whole, rtol=2e-6)
   np.testing.assert_array_equal(moved[:5], whole[:5])

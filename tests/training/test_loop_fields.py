@@ -23,7 +23,7 @@ LOOP = [
   ('saving.log_every', 5, {'lines': [5, 10, 14]}),
   ('saving.checkpoint_every', 6, {'kept': [12, 14]}),
   ('saving.keep_last', 1, {'kept': [14]}),
-  # The step that is best, the first that is saved, is kept besides.
+  # The best step, here the first one saved, is kept as well.
   ('saving.best_metric', 'loss', THREE),
   ('saving.best_metric', 'max:loss', {}),
   ('saving.best_metric', 'tokenizer/rising', THREE),

@@ -36,14 +36,14 @@ TINY = SMALL.edit(
       for phase in PHASES
       for name, value in (*SAME.items(), ('learning_rate', 1e-2))
     },
-    # A device of eight has a row, which then bootstraps as all of one do.
+    # With eight devices each has one row, which bootstraps as all do on one.
     'forcing.bootstrap_share': 1.0,
     'phases.dynamics.bootstrap_start': 2,
     'phases.imagination.horizon': 2,
     'phases.imagination.sampling_steps': 2,
     'optimizer.warmup_steps': 1,
     # So small that Adam's epsilon is above the rounding of a gradient: else
-    # what has hardly any is moved by the whole learning rate, to either side.
+    # parameters with hardly any move by the whole learning rate, either way.
     'optimizer.clip_norm': 1e-5,
   }
 )

@@ -54,7 +54,7 @@ def test_long_and_short_clips_bootstrap_equally_often(every, last, start):
   config = config_of({LONG: long, LAST: last, START: start})
   counts = {4: 0, 9: 0}
   for step, length in enumerate(lengths(config)):
-    # Those of a kind are counted among themselves.
+    # Steps of each kind are counted separately.
     expected = step >= start and counts[length] % bootstrap == 0
     assert bool(bootstraps(step, config, 'dynamics', bootstrap)) == expected
     counts[length] += 1

@@ -88,8 +88,8 @@ def test_the_data_are_drawn_with_the_key_of_the_step(seed):
 
 @pytest.mark.parametrize('parts', [2, 8])
 def test_terms_of_unequal_parts_have_the_gradient_of_the_whole(parts):
-  # A mean over some rows only, which lie unevenly over the parts, one that is
-  # not divided by its RMS, and one without data.
+  # A mean over some rows only, which are spread unevenly over the parts, one
+  # that is not divided by its RMS, and one without data.
   def mixed(params, state, rows):
     x, y = params['a']['x'], params['b']['y']
     few = (rows == 1) | (rows > 6)
@@ -169,7 +169,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(bad):
       np.testing.assert_array_equal, getattr(after, name), getattr(state, name)
     )
   assert (after.step, after.skipped) == (2, 1)
-  # And the next one goes on as if nothing had been.
+  # And the next one goes on as if nothing had happened.
   again, metrics = step(after, ROWS)
   assert (metrics['skipped'], metrics['skipped_total']) == (0, 1)
   straight, _ = step(state, ROWS)

@@ -108,7 +108,7 @@ def test_the_term_of_the_tokenizer_is_recomputed():
   assert set(state.rms) == {'mse', 'lpips', 'vectors'}
   key = jax.random.key(5)
   new, metrics = step(state, BATCH, key)
-  # One p for an image, and both vectors hidden with it as the patches are.
+  # One p per image, by which both vectors are hidden, as the patches are.
   mask_key, _ = jax.random.split(key)  # The other one is for noise.
   mask = patch_mask(mask_key, BATCH.frames.shape[:2], PATCHES + 2, 0.5)
   assert mask[..., PATCHES:].any() and not mask[..., PATCHES:].all()
@@ -143,7 +143,7 @@ def test_hidden_are_vectors_as_often_as_patches_of_the_same_image():
   mask = np.asarray(patch_mask(jax.random.key(0), (4000,), PATCHES + 2, 0.9))
   share, vectors = mask[:, :PATCHES].mean(1), mask[:, PATCHES:]
   np.testing.assert_allclose(vectors.mean(), mask.mean(), atol=0.015)
-  # By the law of p: where all patches are seen a vector mostly is.
+  # They share p: where all patches are seen, a vector mostly is as well.
   assert vectors[share == 0].mean() < 0.2 < 0.6 < vectors[share > 0.8].mean()
 
 

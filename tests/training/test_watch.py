@@ -1,4 +1,4 @@
-"""Steps that are not finite, and the metric that makes the best."""
+"""Non-finite steps, and the metric that selects the best checkpoint."""
 
 import json
 
@@ -148,7 +148,7 @@ def test_a_metric_that_is_not_there_is_named(tmp_path):
     ValueError, match=r"saving\.best_metric = 'tokenizer/x'.*'loss'"
   ):
     run(tmp_path / 'asked', best)
-  # That of another phase is not looked for.
+  # A metric of another phase is not looked for.
   run(tmp_path / 'not_asked', {'saving.best_metric': 'dynamics/x'})
 
 

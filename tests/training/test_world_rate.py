@@ -77,7 +77,7 @@ def test_the_world_model_trains_along():
 
 
 def test_the_prior_learns_from_cloning_alone():
-  # Its gradient is that of the cloning term: the divergence does not pull it.
+  # Its gradient is that of the cloning term alone, not of the divergence.
   _, _, metrics = awake()
   _, _, without = awake(beta=0.0)
   np.testing.assert_allclose(
