@@ -3,9 +3,9 @@
 The only file that names mesh axes. Modules annotate parameters and
 activations with the logical names of `LOGICAL_RULES`; the rules say on which
 mesh axis a name lies. The mesh has three axes: `data` (copies of the
-parameters), `fsdp` (parameters are cut along their `embed` dimension) and
-`tensor` (heads and hidden units are cut). A batch is cut over `data` and
-`fsdp` together.
+parameters), `fsdp` (parameters are sharded along their `embed` dimension) and
+`tensor` (heads and hidden units are sharded). A batch is sharded over `data`
+and `fsdp` together.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     config: sizes of the axes; one of them may be -1 and takes the devices
       that the others leave.
     devices: by default all there are. If they are given, a mesh of fixed sizes
-      may take the first of them only.
+      may use only the first of them.
 
   Returns:
     The mesh. Its axes are `Auto`: Linen's constraints fail on `Explicit` axes.
-    Of several TPU slices each holds whole copies of the parameters.
+    With several TPU slices, each holds whole copies of the parameters.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices, or `data`
@@ -134,12 +134,12 @@ def batch_shards(mesh: Mesh | None = None) -> int:
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int = 1) -> None:
-  """Raises `ValueError` unless every device gets as many rows of a batch.
+  """Raises `ValueError` unless all devices get equally many rows of a batch.
 
   Args:
     mesh: the mesh.
     batch_size: rows of a global batch.
-    accumulate: parts of the batch that are taken one after another.
+    accumulate: parts of the batch that are processed one after another.
   """
   shards = batch_shards(mesh)
   if batch_size % (shards * accumulate):
@@ -162,7 +162,7 @@ def place_abstract(mesh: Mesh, boxed: PyTree) -> PyTree:
     A tree of `jax.ShapeDtypeStruct`, without boxes.
 
   Raises:
-    ValueError: the mesh does not divide an array that it cuts.
+    ValueError: the mesh does not divide an array that it shards.
   """
 
   def place(
@@ -195,14 +195,14 @@ def place_batch(mesh: Mesh, batch: PyTree) -> PyTree:
       divided by the number of processes.
 
   Returns:
-    The tree of global arrays `[B, ...]`, cut along the leading axis.
+    The tree of global arrays `[B, ...]`, sharded along the leading axis.
   """
   sharding = batch_sharding(mesh)
 
   def place(x: np.ndarray) -> jax.Array:
     x = np.asarray(x)
-    # Without its shape, processes that hold copies of the same rows would each
-    # give rows of their own.
+    # Without the global shape, processes that hold copies of the same rows
+    # would each give rows of their own.
     whole = (len(x) * jax.process_count(), *x.shape[1:])
     return jax.make_array_from_process_local_data(sharding, x, whole)
 
@@ -210,14 +210,14 @@ def place_batch(mesh: Mesh, batch: PyTree) -> PyTree:
 
 
 def place_whole(mesh: Mesh, tree: PyTree) -> PyTree:
-  """Puts arrays that every process holds whole on the devices, cut.
+  """Shards arrays that every process holds whole over the devices.
 
   Args:
     mesh: the mesh.
-    tree: arrays; boxes with logical axes say how they are cut, and stay.
+    tree: arrays; boxes with logical axes say how they are sharded, and stay.
 
   Returns:
-    The tree of global arrays. A process copies its own pieces only.
+    The tree of global arrays. A process copies only its own pieces.
   """
 
   def place(x: PyTree, where: NamedSharding) -> jax.Array:
@@ -240,7 +240,7 @@ def state_sharding(mesh: Mesh, abstract_state: PyTree) -> PyTree:
 
   Returns:
     A tree like the *unboxed* state, with a `NamedSharding` at each array.
-    What carries no logical axes is replicated.
+    Arrays without logical axes are replicated.
   """
   is_box = lambda x: isinstance(x, nn.LogicallyPartitioned)
   rules = LOGICAL_RULES
@@ -249,7 +249,7 @@ def state_sharding(mesh: Mesh, abstract_state: PyTree) -> PyTree:
     if not is_box(x):
       return NamedSharding(mesh, PartitionSpec())
     spec = nn.logical_to_mesh_sharding(x.get_partition_spec(), mesh, rules)
-    # Optimizers that treat some parameters apart leave empty boxes behind.
+    # Optimizers that treat some parameters separately leave empty boxes behind.
     return jax.tree.map(lambda _: spec, x.unbox(apply_constraint=False))
 
   return jax.tree.map(place, abstract_state, is_leaf=is_box)

@@ -27,13 +27,13 @@ Actions: TypeAlias = dict[str, Array]
 int32 in {0, 1}, continuous `[..., n]` float32."""
 
 Vectors: TypeAlias = dict[str, Array]
-"""What is seen beside the image, such as proprioception, by name: `[..., n]`
-float32, in the data's units."""
+"""What is observed along with the image, such as proprioception, by name:
+`[..., n]` float32, in the data's units."""
 
 
 @struct.dataclass
 class Levels:
-  """How noisy examples are, or the frames of clips, and how far a step goes.
+  """How noisy examples, or frames of clips, are, and how far a step goes.
 
   On the grid of `max_steps` = K_max, a power of two, a step size d is one of
   1, 1/2, ..., 1/K_max, and a signal level tau one of 0, d, ..., 1: 0 is noise
@@ -88,10 +88,10 @@ class Batch:
       clips of a baseline the id of its prompt, `num_tasks` or above.
     segment_ids: `[B, T]` int32; frames see only their own segment.
     relevant: `[B]` bool, the clip was chosen because a task is achieved in it
-      or, where no task ever is or for a baseline, because its actions are
+      or, for a baseline or if no task is ever achieved, because its actions are
       known.
-    vectors: what is seen beside frame t, components `[B, T, n]`; empty where
-      frames are latents, which hold it already.
+    vectors: what is observed along with frame t, components `[B, T, n]`; empty
+      if frames are latents, which hold it already.
   """
 
   frames: Array
@@ -116,15 +116,15 @@ class Batch:
     first: Array | None = None,
     **known: Any,
   ) -> Batch:
-    """Makes a batch of what there is, and fills in the rest.
+    """Makes a batch of what is given, and fills in the rest.
 
     For arrays of your own; datasets are read by `data.make_loader`.
 
     Args:
       frames: `[B, T, H, W, C]` uint8, or latents.
       action: chosen at frame t, components `[B, T, ...]`. None is video without
-        actions, for the tokenizer; the dynamics wants `models.no_action` there,
-        with `action_mask` false.
+        actions, for the tokenizer; for the dynamics, give `models.no_action`
+        instead, with `action_mask` false.
       first: `[B, T]` bool, first frames of episodes, by default that of each
         clip. Frames see only those of their own episode.
       **known: other fields, as they are. By default all actions are known and
@@ -174,8 +174,8 @@ class DreamBatch:
   """What imagination trains on while it trains the world model as well.
 
   Attributes:
-    contexts: clips that dreams go on from.
-    clips: as many clips as in finetuning.
+    contexts: clips that dreams continue.
+    clips: as many clips again, drawn as in finetuning.
   """
 
   contexts: Batch
@@ -189,7 +189,7 @@ class Observation:
   Attributes:
     frame: `[B, H, W, C]` uint8.
     is_first: `[B]` bool, an episode starts with this frame.
-    vectors: what is seen beside the frame, components `[B, n]`.
+    vectors: what is observed along with the frame, components `[B, n]`.
   """
 
   frame: Array
@@ -208,7 +208,7 @@ class EnvStep:
       step.
     terminal: `[B]` bool, the episode ended for good.
     timeout: `[B]` bool, the episode was cut by its time limit.
-    vectors: what is seen beside the frame, components `[B, n]`.
+    vectors: what is observed along with the frame, components `[B, n]`.
   """
 
   frame: Array

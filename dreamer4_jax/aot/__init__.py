@@ -1,4 +1,4 @@
-"""Compiles programs for accelerators that are not there, and reads them."""
+"""Compiles programs for absent accelerators, and analyses the result."""
 
 from dreamer4_jax.aot.analysis import Measured, measure
 from dreamer4_jax.aot.chips import CHIPS, Chip, open_topology

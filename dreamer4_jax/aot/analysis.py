@@ -1,4 +1,4 @@
-"""What the compiler says of a program."""
+"""What the compiler reports about a program."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 from dreamer4_jax.aot.chips import CHIPS
 from dreamer4_jax.aot.hlo import Program
 
-# What travels on a ring, beside the bytes of `hlo.Cost`: a sum is scattered,
-# then gathered.
+# How often the bytes of `hlo.Cost` travel around a ring: an all-reduce
+# scatters, then gathers.
 _TRAVELS = {'all-reduce': 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-  """A compiled program; all but `parameters` and `devices` for one device.
+  """A compiled program; all but `parameters` and `devices` are per device.
 
   Attributes:
     chip: name in `chips.CHIPS`.
     devices: devices it runs on.
     parameters: numbers in its networks.
-    model_flops: of matrix products, nothing computed twice.
-    executed_flops: with what the backward pass computes again.
+    model_flops: of matrix products, without recomputation.
+    executed_flops: including what the backward pass recomputes.
     arguments: bytes of state and batch.
     outputs: bytes of results that do not replace an argument.
-    temporaries: bytes in between, at the worst moment.
+    temporaries: bytes of intermediate results, at their peak.
     code: bytes of the program itself.
     cycles: the compiler's estimate, collectives left out.
     collectives: by kind, how often it runs and its bytes, as in `hlo.Cost`.
@@ -62,12 +62,12 @@ class Measured:
 
   @property
   def computing(self) -> float:
-    """Seconds of the estimated cycles."""
+    """Seconds that the estimated cycles take."""
     return self.cycles / CHIPS[self.chip].clock
 
   @property
   def moving(self) -> float:
-    """Seconds of the collectives over all links of the chip, at best."""
+    """Seconds that the collectives take over all links of the chip, at best."""
     travels = sum(
       _TRAVELS.get(kind, 1) * size
       for kind, (_, size) in self.collectives.items()
@@ -100,7 +100,7 @@ def measure(
 
   Args:
     compiled: result of `lowered.compile()`.
-    chip: what it was compiled for; see `Measured`, as of the others.
+    chip: what it was compiled for; see `Measured`, as for the others.
     devices: how many of them.
     parameters: numbers in the networks.
     model_flops: for one device.

@@ -44,7 +44,7 @@ CHIPS = {
 
 
 def open_topology(name: str) -> tuple[Sequence[Any], str]:
-  """Returns devices that are not there, and the name of their chip.
+  """Returns the devices of an absent topology, and the name of their chip.
 
   Call it before anything else uses JAX: libtpu reads the environment once.
 
@@ -66,11 +66,11 @@ def open_topology(name: str) -> tuple[Sequence[Any], str]:
       'libtpu is not installed; its compiler runs on any x86-64 Linux: '
       "pip install -e '.[tpu]' in the checkout, or pip install 'jax[tpu]'"
     )
-  # Without these it looks for a TPU machine's metadata, for minutes.
+  # Without these, libtpu looks for a TPU machine's metadata for minutes.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5p-8')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
-  # Several may compile at once: no chip is taken.
+  # Several processes may compile at once: no chip is in use.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   jax.config.update('jax_platforms', 'cpu')
   try:

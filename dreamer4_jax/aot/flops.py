@@ -13,8 +13,8 @@ def count_flops(jaxpr: Any) -> int:
   """Counts the operations of all matrix products.
 
   A product of `[m, k]` and `[k, n]` is 2 m k n operations. A scan counts as
-  often as it runs, of a conditional the dearest branch; what else there is,
-  element by element, does not count.
+  often as it runs, a conditional as its most expensive branch. Element-wise
+  operations do not count.
 
   Args:
     jaxpr: of `jax.make_jaxpr(...)(...)`, closed or open.
@@ -50,7 +50,7 @@ def _product(equation: Any) -> int:
 
 
 def _inner(params: dict[str, Any]) -> Iterator[Any]:
-  """Programs among the parameters of a call."""
+  """Yields the programs among the parameters of a call."""
   for value in params.values():
     for item in value if isinstance(value, tuple | list) else [value]:
       if isinstance(getattr(item, 'jaxpr', item), jax.extend.core.Jaxpr):

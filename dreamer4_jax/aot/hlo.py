@@ -1,7 +1,7 @@
 """Reads the text of a compiled program: cycles and collectives, with loops.
 
 XLA's own analysis counts the body of a loop once. Here it counts as often as
-it runs; of a conditional the dearest branch counts.
+it runs, and a conditional counts as its most expensive branch.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Instruction:
       math.prod(int(n) for n in sizes.split(',') if n) * _width(dtype)
       for dtype, sizes in _SHAPE.findall(self.shape)
     ]
-    # What is only started names its operands first, then as many results.
+    # A start instruction lists its operands first, then as many results.
     return sum(arrays[len(arrays) // 2 :] if self.starts else arrays)
 
   @property
@@ -82,10 +82,10 @@ class Cost:
   """What runs when a computation runs once.
 
   Attributes:
-    cycles: the compiler's estimate, of a TPU core; 0 elsewhere.
+    cycles: the compiler's estimate for a TPU core; 0 elsewhere.
     counts: how often each kind of collective runs.
-    bytes: bytes of their results on one device; of reduce-scatter those that
-      go in.
+    bytes: bytes of their results on one device; for reduce-scatter, of its
+      inputs.
   """
 
   cycles: float = 0.0
@@ -97,7 +97,7 @@ class Cost:
   )
 
   def add(self, other: Cost, times: int = 1) -> None:
-    """Adds another computation that runs so many times."""
+    """Adds another computation that runs `times` times."""
     self.cycles += times * other.cycles
     for kind in other.counts:
       self.counts[kind] += times * other.counts[kind]
@@ -187,9 +187,9 @@ def _width(dtype: str) -> float:
 def _collective(
   x: Instruction, computations: Mapping[str, list[Instruction]]
 ) -> str:
-  """Names the kind of a collective; empty if it is none."""
+  """Names the kind of a collective; empty for anything else."""
   if x.opcode == 'fusion':
-    # On TPU a reduction whose result is cut at once is fused with the cut.
+    # On TPU a reduction whose result is sliced at once is fused with the slice.
     inside = {y.opcode for c in x.calls('calls') for y in computations[c]}
     called = ' '.join(x.calls('calls'))
     if 'all-reduce-scatter' in called or 'reduce-scatter' in inside:

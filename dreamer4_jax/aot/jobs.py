@@ -1,4 +1,4 @@
-"""The programs that can be compiled ahead, with nothing but shapes."""
+"""The programs that can be compiled ahead of time, from shapes alone."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class Job:
   mesh: MeshConfig = dataclasses.field(
     default_factory=lambda: MeshConfig(data=1, fsdp=-1)
   )
-  """How the chips are used. Sizes that multiply to less than the topology has
-  take its first chips."""
+  """How the chips are used. If the sizes multiply to fewer chips than the
+  topology has, its first ones are used."""
   length: int = 64
   """Frames of a clip; context frames in imagination."""
   rows: int = 1
   """Rows of the batch for each device that holds rows."""
   accumulate: int = 1
-  """Parts of the batch that are taken one after another."""
+  """Parts of the batch that are processed one after another."""
   pixels: bool = False
   """Encode frames in the step instead of reading latents."""
   remat: str = ''
@@ -90,7 +90,7 @@ class Job:
       require(value >= 1, name, value, 'must be at least 1')
 
   def config(self, rows: int) -> Config:
-    """Returns the run's config, with a batch of so many rows."""
+    """Returns the run's config, with a batch of `rows` rows."""
     sizes, replace = presets.PRESETS[self.preset], dataclasses.replace
     own = {'remat': self.remat, 'attention': self.attention}
     own = {name: value for name, value in own.items() if value}
@@ -123,11 +123,11 @@ def compile_job(
   say: Callable[[str], None] = lambda text: None,
   text: pathlib.Path | None = None,
 ) -> Measured:
-  """Compiles a program and measures what the compiler says of it.
+  """Compiles a program and measures what it needs.
 
   Args:
     job: which program, for which hardware.
-    say: told what is being done; it takes minutes.
+    say: called with what is being done; compiling takes minutes.
     text: file to write the compiled program to.
 
   Raises:
@@ -164,7 +164,7 @@ def compile_job(
 
 
 def describe_job(job: Job) -> str:
-  """Names a job in a line."""
+  """Describes a job in one line."""
   sizes = ','.join(f'{a}={getattr(job.mesh, a)}' for a in sharding.AXES)
   own = {'remat': job.remat, 'attention': job.attention}
   changed = ''.join(f' {name}={value}' for name, value in own.items() if value)
@@ -197,7 +197,7 @@ def _trace(job: Job, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
 def _trace_frame(
   world: World, job: Job, mesh: jax.sharding.Mesh
 ) -> tuple[Any, int]:
-  """One frame of play: K passes, one that appends, and the decoder."""
+  """Traces one frame of play: K passes, one that appends, and the decoder."""
   boxed = jax.eval_shape(
     lambda: _params(world, dataclasses.replace(job, pixels=True), PHASES[:2])
   )
@@ -227,7 +227,7 @@ def _trace_frame(
 
 
 def _params(world: World, job: Job, phases: Sequence[str]) -> PyTree:
-  """Parameters that phases leave behind, as they are at the start."""
+  """Returns parameters that phases leave behind, freshly initialised."""
   modules = {
     'tokenizer': ('tokenizer',) if job.pixels else (),
     'dynamics': ('dynamics',),
@@ -243,7 +243,7 @@ def _params(world: World, job: Job, phases: Sequence[str]) -> PyTree:
 
 
 def _batch(world: World, job: Job, mesh: jax.sharding.Mesh) -> Batch:
-  """Shapes of a batch."""
+  """Returns the shapes of a batch."""
   config = world.config
   rows = job.rows * sharding.batch_shards(mesh)
   lead = (rows, job.length)

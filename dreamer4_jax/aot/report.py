@@ -19,7 +19,7 @@ _PLAIN = MeshConfig(data=1, fsdp=-1, tensor=1)
 
 
 def _cut(fsdp: int) -> MeshConfig:
-  """Cut over no more chips than it takes (see docs/tpu.md), by whole sides."""
+  """Shards over no more chips than needed (see docs/tpu.md), by whole sides."""
   return MeshConfig(data=-1, fsdp=fsdp, tensor=1)
 
 
@@ -39,7 +39,7 @@ STANDARD: tuple[Job, ...] = (
   ),
   Job(program='tokenizer', topology='v5p:8x8x4', length=64, mesh=_cut(32)),
 )
-"""What the report holds: the paper's model on the paper's hardware and less."""
+"""What the report holds: the paper's model, on its hardware and on less."""
 
 _HEAD = """# What the compiler says of TPUs that we do not have
 
@@ -66,7 +66,7 @@ row of the batch for each chip.
 
 
 def describe(measured: Measured) -> str:
-  """Returns what was measured as a table for people, in Markdown."""
+  """Returns what was measured as a human-readable Markdown table."""
   m, gib = measured, 2**30
   rows = [
     ('parameters', f'{m.parameters / 1e6:,.1f} M'),
@@ -108,13 +108,13 @@ def write_report(
 ) -> None:
   """Compiles what is not yet in the report, and writes it.
 
-  What was measured is kept in a JSON file beside the report, with versions, so
-  that an interrupted command goes on; delete it to measure again.
+  Measurements are kept in a JSON file beside the report, with versions, so that
+  an interrupted command resumes; delete the file to measure again.
 
   Args:
     path: Markdown file.
     jobs: what to compile; programs that do not fit get a row that says so.
-    say: told what is being done.
+    say: called with what is being done.
     measure: compiles a job.
   """
   path = pathlib.Path(path)
@@ -141,7 +141,7 @@ def _versions() -> dict[str, str]:
 
 
 def _key(job: Job) -> str:
-  """What was measured with other versions is measured again."""
+  """Includes the versions: jobs measured with others are measured again."""
   return json.dumps({**dataclasses.asdict(job), **_versions()})
 
 

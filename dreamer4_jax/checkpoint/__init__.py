@@ -1,9 +1,9 @@
-"""Checkpoints: all that a run needs to go on, written together.
+"""Checkpoints: all that a run needs to resume, written together.
 
 A phase directory holds `checkpoints/STEP/` with the train state, the position
 of the data iterators, the config, and the version of the code. A checkpoint
 appears under its name only when it is complete, so a kill or a full disk while
-saving costs the steps since the one before. The only user of Orbax.
+saving costs only the steps since the previous one. Nothing else uses Orbax.
 """
 
 from dreamer4_jax.checkpoint import exported

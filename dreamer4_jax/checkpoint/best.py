@@ -31,7 +31,7 @@ class Best:
 
   @classmethod
   def of(cls, saving: SavingConfig, phase: str) -> Best | None:
-    """Returns what makes checkpoints of a phase good, if anything does."""
+    """Returns how checkpoints of a phase are compared, if they are."""
     mode, _, metric = saving.best_metric.rpartition(':')
     group, slash, _ = metric.rpartition('/')
     if not metric or (slash and group != phase):
@@ -41,7 +41,7 @@ class Best:
   def quality(self, values: Mapping[str, float] | None) -> float:
     """Returns a number that is higher for better checkpoints.
 
-    It is minus infinity without a value, or with one of another metric only,
+    It is minus infinity if there is no value, or only one of another metric,
     which an earlier config asked for.
     """
     value = (values or {}).get(self.metric, math.nan)
@@ -69,7 +69,7 @@ def keep_options(keep_last: int, best: Best | None) -> dict[str, Any]:
 def drop_damaged_values(directory: pathlib.Path) -> None:
   """Removes values that cannot be read, which keep a manager from opening.
 
-  Their checkpoints remain, and are not among the best.
+  Their checkpoints remain, but are not among the best.
   """
   if jax.process_index() == 0:
     for path in directory.glob('*/metrics/metrics'):

@@ -23,7 +23,7 @@ def model_fields(phase: str) -> tuple[str, ...]:
 def check_config(
   saved: Config, current: Config, where: str, fields: Sequence[str]
 ) -> None:
-  """Raises `ValueError` at the first field that makes another model."""
+  """Raises `ValueError` at the first field in which the models differ."""
   old, new = (json.loads(c.to_json()) for c in (saved, current))
   for field in fields:
     _compare(field, old[field], new[field], where)

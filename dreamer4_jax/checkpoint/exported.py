@@ -1,8 +1,8 @@
 """Weights of a phase as safetensors, for other programs.
 
-A directory holds `model.safetensors`, one tensor for each parameter with the
-name `module/.../parameter`, and `config.json`, which is enough to rebuild
-the modules. Arrays are stored as they are, in float32.
+A directory holds `model.safetensors`, with one tensor for each parameter, named
+`module/.../parameter`, and `config.json`, which is enough to rebuild the
+modules. Arrays are stored as they are, in float32.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def save(
   """Writes parameters and config to a directory.
 
   Args:
-    out: the directory, made if need be.
+    out: the directory, created if needed.
     params: nested dictionaries of arrays by module, as `load_params` returns
       them.
     config: of the run.
-    overwrite: replace weights that are there.
+    overwrite: replace existing weights.
 
   Returns:
     The path of the weights.
@@ -58,7 +58,7 @@ def save(
   new = [out / f'{name}.tmp' for name in (WEIGHTS, CONFIG)]
   save_file(flat, new[0], metadata={'format': 'dreamer4_jax'})
   new[1].write_text(config.to_json())
-  # safetensors may write a private file; weights are for others as well.
+  # safetensors may write a private file; others may read weights as well.
   new[0].chmod(stat.S_IMODE(new[1].stat().st_mode))
   for part, name in zip(new, (WEIGHTS, CONFIG), strict=True):
     os.replace(part, out / name)

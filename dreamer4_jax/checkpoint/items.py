@@ -31,8 +31,8 @@ class DamagedCheckpointError(Exception):
 class Manager(ocp.CheckpointManager):
   """Orbax's manager, which leaves asking about SIGTERM to the loop.
 
-  JAX's runtime compares the numbers of all questions. A manager asks again
-  while it saves, with the step for a number; see `Checkpoints.asked_to_stop`.
+  JAX's runtime compares the numbers of all such questions. A manager would ask
+  again on saving, numbered by the step; see `Checkpoints.asked_to_stop`.
   """
 
   def reached_preemption(self, step: int) -> bool:
@@ -57,7 +57,7 @@ def open_manager(directory: pathlib.Path, **options: Any) -> Manager:
 
 def open_for_reading(directory: pathlib.Path) -> Manager:
   """Returns a manager that changes nothing on disk."""
-  # All that it would set to these itself, with a warning each.
+  # Orbax would set all of these itself, with a warning for each.
   return open_manager(
     directory,
     read_only=True,
@@ -71,7 +71,7 @@ def read(manager: Manager, path: pathlib.Path, **items: Any) -> Any:
   """Reads parts of the checkpoint at `path`, given by Orbax arguments.
 
   Raises:
-    DamagedCheckpointError: that fails.
+    DamagedCheckpointError: reading fails.
   """
   args = ocp.args.Composite(**items)
   return reading(path, lambda: manager.restore(int(path.name), args=args))
@@ -96,8 +96,8 @@ def read_info(manager: Manager, path: pathlib.Path) -> dict[str, Any]:
 def read_data(manager: Manager, path: pathlib.Path) -> Any:
   """Reads the state of the iterators; raises as `read` does.
 
-  Each process takes its own. If their number has changed, all take that of the
-  first: loaders count global batches, so their states are the same.
+  Each process takes its own. If the number of processes has changed, all take
+  the first one's: loaders count global batches, so their states are the same.
   """
   text = StateText()
   mine = f'process_{jax.process_index()}-of-{jax.process_count()}.json'
@@ -117,20 +117,20 @@ def read_metadata(manager: Manager, path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_values(manager: Manager, path: pathlib.Path) -> dict[str, float]:
-  """Reads what the best are chosen by; empty if it was not saved.
+  """Reads the values by which the best is chosen; empty if none were saved.
 
   Raises:
-    DamagedCheckpointError: it cannot be read.
+    DamagedCheckpointError: they cannot be read.
   """
   return reading(path, lambda: manager.metrics(int(path.name)) or {})
 
 
 def reading(path: pathlib.Path, call: Callable[[], Any]) -> Any:
-  """Returns `call()`; makes its errors `DamagedCheckpointError`."""
+  """Returns `call()`; turns its errors into `DamagedCheckpointError`."""
   try:
     return call()
   except (MemoryError, jax.errors.JaxRuntimeError):
-    raise  # No memory is no damage.
+    raise  # Running out of memory is not damage.
   except Exception as error:
     reason = f'{type(error).__name__}: {error}'.splitlines()[0][:200]
     raise DamagedCheckpointError(
@@ -141,7 +141,7 @@ def reading(path: pathlib.Path, call: Callable[[], Any]) -> Any:
 def first_readable(
   steps: Iterable[int], read: Callable[[int], Any], directory: pathlib.Path
 ) -> tuple[Any, list[int]]:
-  """Returns `read` of the first readable step, and the unreadable before it.
+  """Returns `read` of the first readable step, and the steps that failed.
 
   Args:
     steps: in the order in which they are tried.

@@ -10,10 +10,10 @@ import numpy as np
 
 
 class StateText:
-  """JSON text in the shape of a Grain iterator.
+  """JSON text with the interface of a Grain iterator.
 
   Grain's handler writes one file for each process. It asks an iterator for
-  its state; this stands for the iterators as they were when a batch was
+  its state; this stands in for the iterators as they were when a batch was
   drawn, which may be some batches ago.
   """
 

@@ -1,4 +1,4 @@
-"""What a phase has trained, for those who do not train it."""
+"""Loads what a phase has trained, outside of its training."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def load_arrays(
     phase_dir: directory of the phase.
     only: names of the top-level fields of the state to read, for example
       `('params',)`; by default all.
-    best: by what to choose the checkpoint; by default the latest is taken. If
-      no checkpoint has a value of that metric, it is the latest too.
+    best: how to choose the checkpoint; by default, or if no checkpoint has a
+      value of that metric, the latest is taken.
 
   Returns:
     The state as nested dicts (tuples as lists) of numpy arrays, and the
@@ -41,7 +41,7 @@ def load_arrays(
 
   Raises:
     FileNotFoundError: there is no checkpoint.
-    ValueError: the state has no field of a name in `only`.
+    ValueError: `only` names a field that the state does not have.
     DamagedCheckpointError: no checkpoint can be read.
   """
   directory = _directory(phase_dir)
@@ -86,8 +86,8 @@ def load_state_dict(
     run_dir: run directory.
     phase: name of the phase.
     only: see `load_arrays`.
-    which: `result` is the best checkpoint if `saving.best_metric` is one of the
-      phase, and otherwise the latest.
+    which: `result` is the best checkpoint if `saving.best_metric` is a metric
+      of the phase, and otherwise the latest.
   """
   phase_dir = pathlib.Path(run_dir).absolute() / phase
   directory = _directory(phase_dir)
@@ -114,7 +114,7 @@ def load_state_dict(
 def load_params(
   run_dir: str | pathlib.Path, phase: str
 ) -> tuple[dict[str, Any], Config]:
-  """Loads all parameters that a phase leaves behind, those trained averaged.
+  """Loads all parameters that a phase leaves behind; trained ones averaged.
 
   Args:
     run_dir: run directory.
@@ -183,7 +183,7 @@ def _ordered(
       return -math.inf
 
   found = {step: quality(step) for step in steps}
-  steps.sort(key=found.get, reverse=True)  # Stable: the latest of equals.
+  steps.sort(key=found.get, reverse=True)  # Stable: of equals, the latest.
   if steps and found[steps[0]] == -math.inf:
     _LOG.warning(
       '%s: no checkpoint has a value of %s; taking the latest',

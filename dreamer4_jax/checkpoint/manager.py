@@ -26,7 +26,7 @@ from dreamer4_jax.checkpoint.version import code_version
 from dreamer4_jax.config import Config
 from dreamer4_jax.types import PyTree
 
-_QUESTIONS = itertools.count(1)  # Of the whole process; see `asked_to_stop`.
+_QUESTIONS = itertools.count(1)  # For the whole process; see `asked_to_stop`.
 
 
 @struct.dataclass
@@ -54,8 +54,8 @@ class Restored:
 class Checkpoints:
   """The checkpoints of one phase, for the process that trains it.
 
-  A context manager; leaving it waits for the last save. There is no random key
-  in them: that of a step follows from the config's seed and the step.
+  A context manager; leaving it waits for the last save. Checkpoints hold no
+  random key: that of a step follows from the config's seed and the step.
   """
 
   def __init__(
@@ -65,12 +65,12 @@ class Checkpoints:
     keep_last: int = 2,
     best: Best | None = None,
   ):
-    """Opens a directory, made if need be.
+    """Opens a directory, created if needed.
 
     Args:
       phase_dir: directory of the phase.
       keep_last: how many of the latest are kept.
-      best: which others are.
+      best: by which metric the best is kept as well.
     """
     self.directory = pathlib.Path(phase_dir).absolute() / items.SUBDIR
     self._best = best
@@ -107,8 +107,8 @@ class Checkpoints:
       data: state of the data iterators: dicts, lists, numbers, strings and
         bytes. Each process saves its own.
       config: the config of the run.
-      value: of the metric that makes checkpoints good. One without it, or with
-        one that is not finite, is never among the best.
+      value: of the metric that checkpoints are compared by. A checkpoint
+        without a finite value is never the best.
       counters: other plain data that `restore` returns.
 
     Raises:
@@ -138,14 +138,14 @@ class Checkpoints:
     self._guarded(self._manager.close)
 
   def asked_to_stop(self) -> bool:
-    """Whether a scheduler has told some host of several to stop.
+    """Whether a scheduler has told any of several hosts to stop.
 
     All hosts must ask equally often, and all get the same answer. Always false
     with one process, which notices SIGTERM itself.
     """
-    # JAX lets all hosts stop at the number after the highest that was asked
-    # for when the signal came. So the numbers must go on in the next phase:
-    # should they begin again with its steps, the right one would come late.
+    # JAX has all hosts stop at the number after the highest that had been asked
+    # about when the signal came. So the numbers must continue across phases: if
+    # they restarted with each phase's steps, the right one would come late.
     number = next(_QUESTIONS)
     return jax.process_count() > 1 and ocp.multihost.reached_preemption(number)
 
@@ -166,8 +166,8 @@ class Checkpoints:
 
     Args:
       abstract_state: tree of `jax.ShapeDtypeStruct`, with shardings.
-      step: which one; by default the latest that can be read. Later ones
-        that cannot are reported and renamed, so that training can pass them.
+      step: which one; by default the latest that can be read. Later ones that
+        cannot are reported and renamed, so that training can get past them.
       config: config of this run, compared in `fields` with the saved one.
       fields: see `model_fields`.
 
@@ -177,8 +177,8 @@ class Checkpoints:
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: the saved config or an array's shape disagrees with this
-        run; the sentence names it.
-      DamagedCheckpointError: none can be read, or not the one of `step`.
+        run; the message names it.
+      DamagedCheckpointError: none can be read, or that of `step` cannot.
     """
 
     def read(number: int) -> Restored:
@@ -210,7 +210,7 @@ class Checkpoints:
       if jax.process_index() == 0:
         path.rename(self.directory.parent / f'damaged_checkpoint_{number}')
     if damaged:
-      # No process may still see what the first has renamed.
+      # No process may still see directories that the first one has renamed.
       ocp.multihost.sync_global_processes('damaged_checkpoints_renamed')
       self._manager.reload()
     return result

@@ -10,9 +10,9 @@ _ROOT = pathlib.Path(__file__).parents[2]
 
 
 def code_version(root: pathlib.Path = _ROOT) -> dict[str, str]:
-  """Returns `version` and, run from a git checkout, `commit`.
+  """Returns `version` and, in a git checkout, `commit`.
 
-  What was changed since the commit does not show.
+  Uncommitted changes do not show.
 
   Args:
     root: directory that holds the package.

@@ -1,4 +1,4 @@
-"""Several processes and their devices on the command line."""
+"""Command-line arguments for several processes and their devices."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(args: argparse.Namespace) -> Cluster:
-  """Returns what the arguments say; one process where a command has none.
+  """Returns what the arguments say; one process for a command without them.
 
   Raises:
     ValueError: they contradict each other.
@@ -73,7 +73,7 @@ def mesh_fields(args: argparse.Namespace) -> list[str]:
   """Returns `--mesh` in the form that `configs.override` takes.
 
   Raises:
-    ValueError: as `parse_mesh`.
+    ValueError: as in `parse_mesh`.
   """
   if getattr(args, 'mesh', None) is None:
     return []
@@ -87,7 +87,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     text: `AXIS=SIZE,...`.
 
   Raises:
-    ValueError: an axis is unknown or named twice, or a size is no number.
+    ValueError: an axis is unknown or named twice, or a size is not a number.
   """
   sizes: dict[str, int] = {}
   for part in text.split(','):

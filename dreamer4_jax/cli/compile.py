@@ -1,4 +1,4 @@
-"""`dreamer4 compile`: programs for hardware that is not there."""
+"""`dreamer4 compile`: compiles programs for absent hardware."""
 
 from __future__ import annotations
 

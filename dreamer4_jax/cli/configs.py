@@ -49,8 +49,8 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
 
   Args:
     config: the config to start from; it is not changed.
-    assignments: `name=value` texts. Tuples are values with commas between
-      them, or JSON; tuples of groups, such as `actions`, are JSON.
+    assignments: `name=value` texts. Tuples are comma-separated values, or
+      JSON; tuples of groups, such as `actions`, are JSON.
 
   Raises:
     ValueError: an unknown field, a value that does not parse as the field's
@@ -74,13 +74,13 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     try:
       for group in groups:
         node = node[group]
-    except IndexError:  # An assignment before made the tuple shorter.
+    except IndexError:  # An earlier assignment made the tuple shorter.
       raise ValueError(_unknown(name, list(known))) from None
     node[last] = value
   try:
     return Config.from_plain(plain)
   except msgspec.ValidationError as error:
-    # Its cause is the sentence of the config itself, without a JSON path.
+    # Its cause is the config's own message, without a JSON path.
     raise ValueError(str(error.__cause__ or error)) from error
 
 
@@ -89,7 +89,7 @@ def describe(config: Config, part: str = '') -> str:
 
   Args:
     config: whose values are shown.
-    part: dotted name of a group, or of a field; by default all, but for the
+    part: dotted name of a group, or of a field; by default all, except the
       fields of the members of lists, such as `actions`.
 
   Raises:
@@ -128,7 +128,7 @@ def _walk(name: str, kind: Any, value: Any, meaning: str) -> Iterator[Field]:
 
 
 def _required(kind: Any) -> Any:
-  """Returns the group of an optional group, and other types as they are."""
+  """Unwraps an optional group, and returns other types as they are."""
   members = [m for m in _members(kind) if m is not types.NoneType]
   if len(members) == 1 and dataclasses.is_dataclass(members[0]):
     return members[0]
@@ -167,7 +167,7 @@ def _parse(name: str, text: str, kind: Any) -> Any:
 
 
 def _members(kind: Any) -> tuple[Any, ...]:
-  """Returns the types of a union, and any other type alone."""
+  """Returns the types of a union, or any other type on its own."""
   if typing.get_origin(kind) in (typing.Union, types.UnionType):
     return typing.get_args(kind)
   return (kind,)

@@ -1,4 +1,4 @@
-"""`dreamer4 data`: what makes datasets, and what is in them."""
+"""`dreamer4 data`: makes, shows and measures datasets."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ CONVERTERS = {
   'collect': ('collect', 'an environment and a player'),
   'pretokenise': ('pretokenise', 'a dataset and the tokenizer of a run'),
 }
-"""Commands that make a dataset: module of `data_pipelines`, and from what."""
+"""Commands that make a dataset: module of `data_pipelines`, and its input."""
 
 
 def run_converter(argv: Sequence[str]) -> None:
-  """Becomes the program of a converter, if `argv` calls one.
+  """Replaces this process with a converter, if `argv` calls one.
 
-  Another program, since it starts others that import what it is: with its own
-  options, `dreamer4 data video --help` among them.
+  It is a program of its own, since it starts processes that import its main
+  module. So it has its own options, as in `dreamer4 data video --help`.
   """
   if argv[:1] != ['data'] or argv[1:2] == [] or argv[1] not in CONVERTERS:
     return

@@ -27,13 +27,13 @@ def add_command(commands) -> None:
 
 
 def version_line() -> str:
-  """The version, with the commit where this is a checkout."""
+  """Returns the version, with the commit if this is a checkout."""
   commit = git_state()
   return f'dreamer4 {dreamer4_jax.__version__}' + (commit and f' ({commit})')
 
 
 def git_state() -> str:
-  """The commit of the checkout that runs; empty outside one or without git.
+  """Returns the commit of this checkout; empty outside one or without git.
 
   It ends in '+changes' if files differ from the commit.
   """

@@ -40,9 +40,9 @@ _LOG = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a command; returns the exit code.
 
-  It is 2 for a mistake of the user, 75 if SIGTERM stopped a training that the
-  same command goes on with, and 1 if the processes of a run did not find each
-  other. A process of several ends here if it fails alone.
+  It is 2 for a user error, 75 if SIGTERM stopped a training run that the same
+  command resumes, and 1 if the processes of a run did not find each other. One
+  of several processes ends here if it fails alone.
   """
   parser = argparse.ArgumentParser(
     prog='dreamer4', description='Trains and runs Dreamer 4 agents.'
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Version(argparse.Action):
-  """Prints the version; it asks git only if it is wanted."""
+  """Prints the version; asks git only when it is needed."""
 
   def __init__(self, **kwargs):
     super().__init__(**kwargs | {'nargs': 0})
@@ -141,7 +141,7 @@ def _add_quickstart(commands) -> None:
 
 
 def _add_experiment(parser, default: str = '') -> None:
-  """Arguments of every command that runs an experiment."""
+  """Adds the arguments of every command that runs an experiment."""
   parser.add_argument(
     'experiment',
     **({'nargs': '?', 'default': default} if default else {}),
@@ -186,7 +186,7 @@ def _add_experiment(parser, default: str = '') -> None:
 
 
 def _start(args: argparse.Namespace) -> tuple[Config, pathlib.Path] | None:
-  """Loads the config and prepares the run; None if it is only to be listed."""
+  """Loads the config, prepares the run; None if the config is only listed."""
   several = cluster.from_arguments(args)
   args.experiment = experiments.find(args.experiment)
   config = experiments.load(args.experiment)

@@ -1,7 +1,7 @@
 """`dreamer4 quickstart`: from nothing to an agent that learned in its dreams.
 
 Records a dataset, trains the four phases, evaluates and reports. Each part
-leaves a file when it is done, so an interrupted run goes on where it was.
+leaves a file when it is done, so an interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ def quickstart(
     config: the run; `config.data.path`, of its first source, is where the
       dataset is, or will be.
     run_dir: where everything else goes.
-    record: records the run's first dataset; called if it is not there yet. None
-      needs one that exists.
+    record: records the run's first dataset; called if it is not there yet. With
+      None, the dataset must exist.
     pretokenise: takes the run, a dataset and a path, and writes the dataset's
       latents there, with the run's trained tokenizer; called likewise. With
       None, later phases read frames, or the latents that the config names.
 
   Raises:
-    ValueError: something does not fit; nothing was written or, if it is about
-      what was recorded, nothing trained.
+    ValueError: something does not fit; nothing was written or, if the recorded
+      dataset is at fault, nothing was trained.
     FileNotFoundError: there is no dataset, and nothing to record it with.
   """
-  # Latents of its own are made when the tokenizer is trained.
+  # The run's own latents are made once the tokenizer is trained.
   plain = _without_latents(config) if pretokenise else config
   dataset = pathlib.Path(config.data.path)
   if record is None and not dataset.exists():
@@ -80,7 +80,7 @@ def quickstart(
 def _check(
   config: Config, run_dir: str | pathlib.Path, *, recorded: bool
 ) -> None:
-  """Checks all that is needed, but what is in a dataset yet to be recorded."""
+  """Checks everything except the contents of a dataset yet to be recorded."""
   config.check_context(PHASES)
   checks.check_directories(config, run_dir)
   if config.data.task_vectors:

@@ -16,7 +16,7 @@ def prepare() -> None:
   from dreamer4_jax.runtime import logs
   from dreamer4_jax.runtime.devices import check_devices
 
-  # Ours is shorter, and says what to do.
+  # Our own message is shorter, and says what to do.
   warnings.filterwarnings('ignore', 'JAX plugin .* is not compatible')
   if problem := check_devices():
     print(f'dreamer4: {problem}', file=sys.stderr)
@@ -28,7 +28,7 @@ def prepare() -> None:
 def enable_compilation_cache() -> None:
   """Keeps compiled programs on disk, so that the next run starts at once.
 
-  They lie in `$JAX_COMPILATION_CACHE_DIR`, by default in
+  They are kept in `$JAX_COMPILATION_CACHE_DIR`, by default
   `~/.cache/dreamer4_jax/xla`.
   """
   import jax

@@ -1,6 +1,6 @@
 """Every setting of a run, as frozen plain data.
 
-A config rejects a wrong value where it is made, with a sentence that names
+A config rejects a wrong value when it is made, with a sentence that names
 the field, the value and the remedy. It is saved as JSON beside every
 checkpoint and is enough to rebuild the models.
 """
@@ -42,7 +42,7 @@ from dreamer4_jax.nn.config import (
   TransformerConfig,
 )
 
-# Last: they stand on the names above.
+# Last: they depend on the names above.
 from dreamer4_jax.config import experiments, presets, saved  # isort: skip
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Experiments: Python files with a config, ours by name."""
+"""Experiments: Python files with a config; ours are found by name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find(name: str | pathlib.Path) -> pathlib.Path:
 
   Args:
     name: a path, or the name of an experiment that ships with the package,
-      such as 'quickstart'. A file at the path comes first.
+      such as 'quickstart'. A file at the path takes precedence.
 
   Raises:
     FileNotFoundError: there is neither.
@@ -57,6 +57,6 @@ def find(name: str | pathlib.Path) -> pathlib.Path:
 
 
 def shipped() -> list[str]:
-  """Names of the experiments in the package."""
+  """Returns the names of the experiments in the package."""
   paths = sorted(_SHIPPED.glob('*.py'))
   return [p.stem for p in paths if not p.stem.startswith('_')]

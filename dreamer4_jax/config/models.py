@@ -25,7 +25,7 @@ class ActionComponent:
   high: float = 1.0
   """Largest value of a continuous component."""
   bins: int = 15
-  """Classes a dimension in the discretised policy of a continuous component."""
+  """Classes per dimension in a continuous component's discretised policy."""
 
   def __post_init__(self):
     label = f'actions[{self.name}]'
@@ -47,12 +47,12 @@ class ActionComponent:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VectorComponent:
-  """One named vector that is seen beside each image, such as proprioception."""
+  """One named vector observed along with each image, such as proprioception."""
 
   name: str
   """Key of this vector in dictionaries; a Python identifier."""
   size: int
-  """Values."""
+  """Number of values."""
   mean: tuple[float, ...] = (0.0,)
   """Mean in the data's units, one for each value or one for all of them."""
   std: tuple[float, ...] = (1.0,)
@@ -93,20 +93,19 @@ class TokenizerConfig(LayersConfig):
   patch_size: int = 16
   """Patch side in pixels; frames are padded with black to a multiple."""
   patch_grid: tuple[int, int] | None = None
-  """Rows and columns of patches, where frames are to be padded further than to
-  the next multiple: the paper's 360 pixels make 24 rows of 16. None takes as
-  many as are needed."""
+  """Rows and columns of patches, to pad frames beyond the next multiple: the
+  paper's 360 pixels make 24 rows of 16. None takes as many as are needed."""
   num_latents: int = 16
   """Latent tokens per frame, L."""
   bottleneck_dim: int = 16
   """Channels of a latent token."""
   bottleneck_gain: float = 0.05
-  """Factor before the tanh. At 1 it saturates in a few hundred steps, and what
-  has little variance, like a small thing that moves, is learned late."""
+  """Factor before the tanh. At 1 the tanh saturates in a few hundred steps, and
+  what has little variance, such as a small moving object, is learned late."""
   aligned_latents: bool = False
-  """Latent i starts from patch i as it is embedded, or hidden, and the query of
-  patch i from latent i. For a latent for each patch: which of them is to hold
-  which patch need not be found out then, which takes long where it succeeds."""
+  """Latent i starts from the embedding of patch i, masked or not, and the query
+  of patch i from latent i. Needs one latent per patch. Which latent holds which
+  patch need not be learned then, which takes long where it succeeds."""
 
   def __post_init__(self):
     super().__post_init__()
@@ -206,8 +205,8 @@ class AgentConfig:
   """Task embedding and heads (section 3.3 of the paper)."""
 
   task_vector_size: int = 0
-  """Entries of the vectors that tasks are given as, such as text embeddings,
-  one for each task id in data.task_vectors; 0 learns one for each id."""
+  """Entries of the vectors that describe tasks, such as text embeddings, one
+  for each task id in data.task_vectors; 0 learns one for each id."""
   hidden: tuple[int, ...] = (128, 128)
   """Widths of the hidden layers of the MLP heads."""
   distances: int = 8

@@ -20,13 +20,13 @@ class OptimizerConfig:
   """Optimizer and learning-rate schedule (warm-up, constant, decay)."""
 
   muon: tuple[str, ...] = ()
-  """Phases in which the matrices of transformers are updated by Muon; all else
-  is by AdamW."""
+  """Phases in which Muon updates the matrices of transformers; AdamW updates
+  everything else."""
   warmup_steps: int = 50
   """Steps of linear warm-up."""
   decay_share: float = 0.3
-  """Last share of the phase's steps, with linear decay to a tenth of the
-  learning rate."""
+  """Share of the phase's steps, at its end, over which the learning rate decays
+  linearly to a tenth."""
   weight_decay: float = 0.0
   """Decoupled weight decay."""
   clip_norm: float = 1.0
@@ -71,22 +71,22 @@ class ForcingConfig:
 
   bootstrap_share: float = 0.25
   """Share of the frames in the dynamics loss that train coarse steps, and
-  about the share of rows that the two extra passes run on; 1/n for whole n.
-  The rows of a device are cut into equal groups of at most n, each of which
-  takes the passes for one row, so they are best a multiple of n. With fewer
+  about the share of rows that the two extra passes run on; 1/n for a whole n.
+  The rows of a device are split into equal groups of at most n, and one row of
+  each takes the passes, so their number is best a multiple of n. With fewer
   rows than n, all of them take the passes, on every n-th step."""
   end_share: float = 0.0
   """Share of frames whose signal level is drawn from the lowest or the highest
-  eighth of the grid. Noisy frames after clear ones are what actions are learned
-  from, and uniform levels, the paper's, hold few of them."""
+  eighth of the grid. Actions are learned from noisy frames after clear ones, of
+  which uniform levels, as in the paper, yield few."""
   clear_share: float = 0.0
-  """Share of clips in which every noisy frame follows a clear one: what a frame
-  and an action make of the next one is learned from these. Of their frames the
-  noisy ones alone bootstrap."""
+  """Share of clips in which every noisy frame follows a clear one: how a frame
+  and an action determine the next frame is learned from these. Of their frames,
+  only the noisy ones bootstrap."""
   low_weight: float = 0.1
   """Weight of a frame that is all noise, relative to a clear one; linear in the
-  signal level between them. The paper has 0.1. What an action does is decided
-  at low signal levels, and weighs more with 1."""
+  signal level between them. The paper uses 0.1. What an action does is decided
+  at low signal levels, which weigh more at 1."""
 
   def __post_init__(self):
     share = self.bootstrap_share
@@ -101,7 +101,7 @@ class ForcingConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
-  """What every training phase has."""
+  """Settings of every training phase."""
 
   steps: int = 1000
   """Train steps."""
@@ -111,7 +111,7 @@ class PhaseConfig:
   """Clips in a global batch."""
   clip_lengths: tuple[int, ...] = (16,)
   """Frames of a clip. With two lengths, T1 and T2 of the paper, data.long_every
-  tells which steps take clips of the second, longer one."""
+  says which steps take clips of the second, longer one."""
 
   def __post_init__(self):
     kind = type(self).__name__
@@ -150,13 +150,13 @@ class TokenizerPhase(PhaseConfig):
   max_mask_ratio: float = 0.9
   """Each image masks its patches with probability p ~ U(0, this)."""
   latent_noise: float = 0.0
-  """In training the decoder is given latents with noise of standard deviation
-  s ~ U(0, this), drawn for each frame, where the spread of each latent value
-  over the batch is 1. Frames that differ in a small thing then lie further
-  apart than the noise is wide, and dreams keep it. The paper has none."""
+  """In training, the decoder sees latents with noise of standard deviation
+  s ~ U(0, this), drawn for each frame, in units of each latent value's spread
+  over the batch. Frames that differ in a small detail then lie further apart
+  than the noise, and dreams keep the detail. The paper has none."""
   lpips_path: str = ''
-  """Local file with LPIPS weights, of which the loss has 0.2; empty turns the
-  term off."""
+  """Local file with LPIPS weights; the term weighs 0.2 in the loss. Empty turns
+  it off."""
 
   def __post_init__(self):
     super().__post_init__()
@@ -176,8 +176,8 @@ class DynamicsPhase(PhaseConfig):
   bootstrap_start: int = 0
   """First step that bootstraps; before it the extra passes do not run."""
   relevant_share: float = 0.0
-  """Share of clips in which a task is achieved, each task as often. Where no
-  dataset has events, it is the share of clips with actions."""
+  """Share of clips in which a task is achieved, each task equally often. Where
+  no dataset has events, it is the share of clips with actions."""
 
   def __post_init__(self):
     super().__post_init__()
@@ -195,20 +195,19 @@ class FinetunePhase(PhaseConfig):
   it is the share of clips with actions."""
   context_share: float = 0.25
   """Share of the other clips that is noised to the context level, as relevant
-  ones are, and trains reward and continuation for all of them, not the
-  dynamics. At 0 relevant clips alone train reward and continuation."""
+  ones are, and trains reward and continuation on behalf of all of them, not the
+  dynamics. At 0, only relevant clips train reward and continuation."""
   baseline_share: float = 0.0
-  """Share of the clips that train baselines of cloning: half of them clone all
-  actions of anyone, half those of the better half of the recordings by return,
-  each under a prompt of its own, which is no task. They train the policy
-  only."""
+  """Share of the clips that train cloning baselines: half of them clone the
+  actions of all recordings, half those of the better half by return, each under
+  a prompt of its own, which is not a task. They train only the policy."""
   dynamics_rate: float = 1.0
   """Learning rate of the pretrained dynamics, relative to that of the new
   parts. A short finetuning at the full rate unlearns some of it."""
   distance_decay: float = 1.0
   """Multi-token prediction weights distance n by this to the power n. Below 1,
-  what imagining and acting use (n = 0) is not drowned by what nobody can know,
-  such as the reward seven actions ahead; the paper weights all alike."""
+  what imagining and acting use (n = 0) is not drowned out by what nobody can
+  know, such as the reward seven actions ahead; the paper weights all alike."""
 
   def __post_init__(self):
     super().__post_init__()
@@ -238,8 +237,8 @@ class ImaginationPhase(PhaseConfig):
   """Reinforcement learning inside the world model."""
 
   relevant_share: float = 0.5
-  """Share of contexts in which a task is achieved, or soon after which it is
-  where that ends the episode; as in finetuning."""
+  """Share of contexts in which a task is achieved or, where that ends the
+  episode, soon after which it is; as in finetuning."""
   horizon: int = 15
   """Imagined frames per rollout."""
   sampling_steps: int = 4
@@ -255,13 +254,13 @@ class ImaginationPhase(PhaseConfig):
   world_rate: float = 0.0
   """Learning rate of the world model and of the prior, relative to that of
   policy and value. 0 freezes them, as in the paper. Above 0, the losses of
-  policy and value reach the transformer too, and those of finetuning are kept
-  up, on as many clips again: with the shares of phases.finetune, and this
-  phase's batch and clip lengths."""
+  policy and value reach the transformer too, and those of finetuning continue
+  on as many clips again, with the shares of phases.finetune, and this phase's
+  batch and clip lengths."""
   stop_at_event: bool = False
-  """For tasks whose reward is an event, 1 when it happens: a rollout counts up
-  to the event only. When acting, the prompt then moves on to the next task; a
-  model that forgets would be paid for one event again and again."""
+  """For tasks whose reward is an event, 1 when it happens: a rollout counts
+  only up to the event. When acting, the prompt then moves on to the next task;
+  a model that forgets would reward one event again and again."""
 
   def __post_init__(self):
     super().__post_init__()

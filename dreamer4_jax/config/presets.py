@@ -1,6 +1,6 @@
 """Model sizes from test to paper.
 
-An experiment applies one to its config and may still change any field after:
+An experiment applies one to its config and may change any field afterwards:
 
     config = presets.apply(config, 'small')
 
@@ -46,7 +46,7 @@ class Preset:
   agent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   """Fields of the agent."""
   compute: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  """Fields of the group `compute`, which is otherwise the default one."""
+  """Fields of the group `compute`; the others have their defaults."""
   forcing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   """Fields of the group `forcing`."""
   data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -188,8 +188,8 @@ sampling steps, and the constants of reinforcement learning.
 
 Ours, since the paper does not say: widths, depths, heads (of 64 in the
 tokenizer, of 128 in the dynamics), a SwiGLU of about 8/3 of the width, equal
-depth on both sides of the tokenizer, four registers. Dreams are not begun from
-separate images: nobody acts from one frame.
+depth on both sides of the tokenizer, four registers. Dreams never start from
+separate images: nobody acts from a single frame.
 """
 
 PRESETS = {'tiny': TINY, 'small': SMALL, 'base': BASE, 'paper': PAPER}
@@ -200,9 +200,9 @@ def apply(config: Config, name: str) -> Config:
   """Returns the config with the sizes of a preset, and clips that fit them.
 
   Image size and channels stay those of `config`, as does what a preset does not
-  mention: actions, tasks, data, and of the phases steps, batch sizes,
-  optimizers. The rows and columns of patches are the preset's if the image
-  size is.
+  mention: actions, tasks, data, and the steps, batch sizes and optimizers of
+  the phases. The rows and columns of patches are the preset's if the image size
+  is.
 
   Args:
     config: the config to start from; it is not changed.

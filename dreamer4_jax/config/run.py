@@ -27,7 +27,7 @@ from dreamer4_jax.config.phases import (
 from dreamer4_jax.nn.config import ComputeConfig
 
 FORMAT = 2
-"""Of `config.json`; 1 is what had no number."""
+"""Format number of `config.json`; files without one are of format 1."""
 BASELINES = ('all', 'best')
 """Clones of all recordings, and of the better half of them."""
 
@@ -46,7 +46,7 @@ class SourceConfig:
   labeled_share: float = 1.0
   """Share of episodes whose actions are used; the rest is plain video."""
   labeled_hours: float | None = None
-  """Actions are used in the first hours of the dataset only; none uses all."""
+  """Hours at the dataset's start whose actions are used; none uses all."""
   labeled_where: tuple[str, ...] = ()
   """Actions are used only in episodes whose attributes fulfil all of these,
   for example noise<=0.5 or world=overworld."""
@@ -78,10 +78,10 @@ class DataConfig:
   long_every: int = 4
   """In phases with two clip lengths, every n-th step takes long clips."""
   long_only_share: float = 0.0
-  """Last share of the steps of such phases, all of which take long clips."""
+  """Share of the steps, at the end of such phases, that all take long clips."""
   separate_images: float = 0.0
-  """Share of clips whose frames are treated as separate images; dreams are
-  never begun from those."""
+  """Share of clips whose frames are treated as separate images; dreams never
+  start from those."""
   novel_share: float = 0.0
   """Share of the clips without a task that show something rare. The datasets
   must have been measured with `dreamer4 data novelty`."""
@@ -89,7 +89,7 @@ class DataConfig:
   """Share of clips whose task label advances at each event, as prompts do;
   the others keep one task throughout."""
   task_vectors: str = ''
-  """File of NumPy, .npy, with a vector for each task, in id order; for
+  """NumPy file (.npy) with a vector for each task, in id order; for
   agent.task_vector_size."""
   threads: int = 1
   """Threads that make batches, for each clip length."""
@@ -126,8 +126,8 @@ class EvalConfig:
   """Held-out video metrics and closed-loop evaluation."""
 
   clips: int = 64
-  """Held-out clips for the figures of dreams; those of the tokenizer are of
-  eight times as many frames, if there are."""
+  """Held-out clips for the figures of dreams; those of the tokenizer use eight
+  times as many frames, if there are that many."""
   context_frames: int = 8
   """Real frames before the open-loop prediction."""
   horizons: tuple[int, ...] = (1, 4, 8, 16)
@@ -139,8 +139,8 @@ class EvalConfig:
   temperatures: tuple[float, ...] = (1.0, 0.5, 0.25, 0.0)
   """Temperatures of cloned and imagined policies; 0 is greedy, 1 is needed."""
   reality_episodes: int = 128
-  """Episodes per policy in which it dreams, and its dreams are played in the
-  real environment; 0 leaves that out."""
+  """Episodes per policy in which it dreams, and its dreams are replayed in the
+  real environment; 0 skips this."""
 
   def __post_init__(self):
     at_least(1, self, 'clips', 'context_frames', 'episodes')
@@ -173,10 +173,9 @@ class SavingConfig:
   """Latest checkpoints kept; if the last is damaged, the one before is used."""
   best_metric: str = ''
   """What makes a checkpoint good: a metric to be low, such as dynamics/flow, or
-  high, such as max:tokenizer/psnr. Of the phase that has it the best checkpoint
-  is kept besides, and is what later phases, evaluation and export take; its
-  running mean over about checkpoint_every steps is compared. Empty takes the
-  last."""
+  high, such as max:tokenizer/psnr. The best checkpoint of the phase that has it
+  is kept as well, and is what later phases, evaluation and export take; running
+  means over about checkpoint_every steps are compared. Empty takes the last."""
 
   def __post_init__(self):
     at_least(1, self, 'log_every', 'checkpoint_every', 'keep_last')
@@ -240,7 +239,7 @@ class Config:
   )
   """The action space."""
   vectors: tuple[VectorComponent, ...] = ()
-  """What is seen beside the image, each a token of the tokenizer."""
+  """What is observed along with the image, each a token of the tokenizer."""
   tasks: tuple[str, ...] = ('reward',)
   """Task names, in id order; also the order of the evaluation prompt."""
   tokenizer: TokenizerConfig = dataclasses.field(
@@ -262,7 +261,7 @@ class Config:
   )
   """Optimizer of all phases."""
   accumulate: int = 1
-  """Parts of every batch that are taken one after another, for want of memory.
+  """Parts of every batch that are processed one after another, to save memory.
   The gradient is that of the whole batch; where a loss has several terms, a
   forward pass over all parts comes first."""
   saving: SavingConfig = SavingConfig()
@@ -340,33 +339,33 @@ class Config:
   def baselines(self) -> tuple[str, ...]:
     """Names of the clones that have prompts of their own, often none.
 
-    The id of a prompt is `num_tasks` plus the number of the name here.
+    The id of a prompt is `num_tasks` plus the index of its name here.
     """
     return BASELINES if self.phases.finetune.baseline_share > 0 else ()
 
   def check_context(self, phases: Sequence[str]) -> None:
-    """Checks that no part is to see more frames than it trains on.
+    """Checks that no part will see more frames than it trains on.
 
     The tokenizer trains in a phase of its own, and the dynamics on latents of
     as many frames as its clips have. Heads read states of the dynamics: those
     of finetuning on its clips, those of imagination on contexts and dreams, up
     to the frame of the last action.
 
-    Called where training begins: presets are put into a config by parts.
+    Called when training begins, since presets enter a config piece by piece.
 
     Args:
-      phases: those that are to be trained.
+      phases: those that will be trained.
 
     Raises:
-      ValueError: a ring is longer than the longest clips of a phase that trains
-        what reads it.
+      ValueError: a context is longer than the longest clips of a phase that
+        trains what reads it.
     """
     for name in phases:
       phase = getattr(self.phases, name)
       model = 'tokenizer' if name == 'tokenizer' else 'dynamics'
       trained, dreamt = phase.longest_clip, ''
-      # The last frame of a dream is only arrived at. A world model that trains
-      # along does so on clips alone.
+      # The last frame of a dream is reached but not acted on. A world model
+      # that trains as well does so on clips alone.
       if name == 'imagination' and not phase.world_rate:
         trained += phase.horizon - 1
         dreamt = ' with the horizon'
@@ -393,7 +392,7 @@ class Config:
     return _edited(self, {tuple(n.split('.')): v for n, v in fields.items()})
 
   def to_json(self) -> str:
-    """Returns the config as indented JSON, with the number of its format."""
+    """Returns the config as indented JSON, with its format number."""
     return json.dumps({'format': FORMAT, **dataclasses.asdict(self)}, indent=2)
 
   @classmethod
@@ -401,7 +400,7 @@ class Config:
     """Rebuilds a config.
 
     Raises:
-      ValueError: a field is wrong, unknown, or of another format; the sentence
+      ValueError: a field is wrong, unknown, or of another format; the message
         names it.
     """
     plain = msgspec.json.decode(text)
@@ -427,9 +426,9 @@ class Config:
 def _edited(
   group: Any, values: Mapping[tuple[str, ...], Any], name: str = ''
 ) -> Any:
-  """Replaces all at once, since some values only fit each other.
+  """Replaces all fields at once, since some values are valid only together.
 
-  A value for the whole group is taken before those for what is inside.
+  A value for a whole group is applied before those for its members.
   """
   values = dict(values)
   group = values.pop((), group)

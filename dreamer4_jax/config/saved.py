@@ -25,7 +25,7 @@ def load_run(run_dir: pathlib.Path) -> Config:
 
   Raises:
     FileNotFoundError: there is none.
-    ValueError: it is no config.
+    ValueError: it is not a config.
   """
   path = run_dir / FILE
   if not path.is_file():

@@ -1,9 +1,9 @@
-"""Deals out what is to be seen evenly: frames in epochs, rows by share.
+"""Deals out training data evenly: frames in epochs, rows by share.
 
-In each epoch the episodes are put one behind the other in a random order, this
-endless ring of frames is cut into windows from a random place on, and the
-windows are taken in random order. So every epoch shows every frame once (but
-for a remainder shorter than a window), on ever different places of a window.
+In each epoch the episodes are joined end to end in random order, this ring of
+frames is cut into windows from a random offset on, and the windows are taken in
+random order. So every epoch shows every frame once (except for a remainder
+shorter than a window), each time at a different place in a window.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Epochs:
     Args:
       lengths: `[episodes]` frames of each episode; those of 0 are left out.
       length: frames of a window.
-      seed: of all choices.
+      seed: of all random choices.
       stream: further numbers that the order depends on.
       only: `[episodes]` bool, those that are used; by default all are.
     """
@@ -71,15 +71,15 @@ class Epochs:
 
 
 def spread(rows: int, count: int, size: int) -> int:
-  """How many of the first `rows` are chosen, of `count` among `size`."""
+  """Returns how many of `count`, spread over `size`, the first `rows` hold."""
   return rows * count // size
 
 
 def apportion(number: int, weights: Sequence[float]) -> tuple[int, int]:
-  """Deals numbers 0, 1, 2, ... out by weight, evenly and without chance.
+  """Deals out numbers 0, 1, 2, ... by weight, evenly and deterministically.
 
   Returns:
-    Who gets the number, and how many they got before.
+    The index of the recipient, and how many numbers it got before.
   """
   for i, weight in enumerate(weights[:-1]):
     share = weight / sum(weights[i:])

@@ -8,15 +8,15 @@ cut by its time limit.
 
 A record is a *chunk*: `chunk_length` consecutive steps of one episode, fewer
 at its end. Chunks of an episode follow each other, so the record of any step is
-known without looking. Reading a window of T steps reads about T + chunk_length
+known without a search. Reading a window of T steps reads about T + chunk_length
 of them.
 
-Beside the records lies a JSON description. It has an index of every episode's
-length, events and attributes, so that a loader plans its windows without
+A JSON description lies beside the records. It has an index of every episode's
+length, events and attributes, so that a loader can plan its windows without
 reading frames.
 
-What is seen beside the frame, such as proprioception, stands in `vector/NAME`,
-of the same time as the frame.
+What is observed along with the frame, such as proprioception, is in
+`vector/NAME`, at the same step as the frame.
 
 A *pre-tokenised* dataset holds the latents of a tokenizer where others hold
 frames, and the fingerprint of that tokenizer.
@@ -86,7 +86,7 @@ class SplitIndex:
 
   @functools.cached_property
   def events_of_task(self) -> dict[int, np.ndarray]:
-    """Numbers of the events of each task that has any."""
+    """Indices of the events of each task that has any."""
     tasks = self.event_task
     return {int(k): np.flatnonzero(tasks == k) for k in np.unique(tasks)}
 
@@ -103,12 +103,12 @@ class Description:
     chunk_length: steps in a record.
     frame_rate: frames per second; 0 if it means nothing.
     labels: names of the classes or bits of action components, for people.
-    tokenizer: fingerprint of the tokenizer whose latents stand in the place
-      of frames; empty for frames.
+    tokenizer: fingerprint of the tokenizer whose latents take the place of
+      frames; empty for frames.
     latent_shape: latents and their channels; empty for frames.
-    vectors: what is seen beside each frame, with the mean and the standard
-      deviation over the dataset, which `publish` fills in.
-    source: whatever made the dataset wants to be remembered.
+    vectors: what is observed along with each frame, with the mean and the
+      standard deviation over the dataset, which `publish` fills in.
+    source: anything that the maker of the dataset wants to record.
   """
 
   actions: tuple[ActionComponent, ...]
@@ -189,7 +189,7 @@ class Description:
     try:
       return cls(
         actions=tuple(ActionComponent(**c) for c in metadata['actions']),
-        # Datasets from before there were any do not name them.
+        # Datasets from before there were vectors do not name them.
         vectors=tuple(map(_vector, metadata.get('vectors', ()))),
         **{name: tuple(metadata[name]) for name in _TUPLES},
         **{name: metadata[name] for name in plain},
@@ -243,7 +243,7 @@ def features(description: Description) -> tfds.features.FeaturesDict:
 
 
 def flatten(fields: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Names fields of nested dictionaries `action/NAME`, `vector/NAME`."""
+  """Flattens nested dictionaries to fields `action/NAME`, `vector/NAME`."""
   flat: dict[str, Any] = {}
   for name, value in fields.items():
     if isinstance(value, Mapping | tfds.features.FeaturesDict):

@@ -17,7 +17,7 @@ BATCH_SIZE = 16
 DREAMS = 1
 """Stream of the clips that dreams are compared with."""
 CLIP_BATCHES = 200
-"""Batches that are looked through for clips within one episode."""
+"""Batches that are searched for clips within one episode."""
 
 
 def held_out_clips(
@@ -28,7 +28,7 @@ def held_out_clips(
   Args:
     config: the run.
     length: frames of a clip.
-    stream: another number, another order.
+    stream: a different number gives a different order.
   """
   return make_loader(
     config.data.path,
@@ -52,7 +52,7 @@ def check_held_out(config: Config) -> None:
   """Checks that the held-out split has the clips of the evaluation.
 
   Raises:
-    ValueError: it has not; or the split is missing.
+    ValueError: it does not, or the split is missing.
     FileNotFoundError: there is no dataset.
   """
   e = config.eval

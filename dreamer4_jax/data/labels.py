@@ -1,4 +1,4 @@
-"""Which episodes keep their actions: the experiments with little labeling.
+"""Which episodes keep their actions, for experiments with few labels.
 
 The paper trains on many hours of video of which only some have actions: the
 first hours of the dataset, or those of certain worlds (section 4.3 of arXiv
@@ -73,9 +73,9 @@ def better_half(
     among: `[episodes]` bool for each, the episodes to choose from.
 
   Returns:
-    `[episodes]` bool for each: the half, rounded up, of highest return; of
-    equal ones those with more events, and of these the earlier ones. Returns
-    count where all datasets have them.
+    `[episodes]` bool for each: the half, rounded up, of highest return; ties
+    go to those with more events, then to the earlier ones. Returns count only
+    if all datasets have them.
   """
   returns = [x.returns for x in indices]
   if any(x is None for x in returns):
@@ -85,7 +85,7 @@ def better_half(
   ]
   mask = np.concatenate(list(among))
   number = np.flatnonzero(mask)
-  # The last key counts first; what is equal stays in order.
+  # The last key counts first; ties stay in order.
   order = np.lexsort(
     (-np.concatenate(events)[number], -np.concatenate(returns)[number])
   )
@@ -95,7 +95,7 @@ def better_half(
 
 
 def is_labeled(episodes: np.ndarray, share: float) -> np.ndarray:
-  """Whether episodes keep their actions; fixed for an episode.
+  """Whether episodes keep their actions; fixed for each episode.
 
   Args:
     episodes: numbers in the split.
@@ -120,7 +120,7 @@ def matching(
       does not match.
 
   Raises:
-    ValueError: a condition has another form.
+    ValueError: a condition is malformed.
   """
   result = np.ones(len(attributes), bool)
   for condition in conditions:

@@ -1,13 +1,13 @@
 """Which frames of a dataset show something rare.
 
 Rare and decisive frames, like the room behind the door, drown among common
-ones. Counts tell them apart, as in exploration by counts of hashed states (Tang
-et al., arXiv 1611.04717): an image is cut into regions, and the look of each
-is made coarse, a mean colour for each of its quarters in four levels a channel.
-How many frames of the split have the same look in the same place is the count
-of a region, and the least count of its regions is that of the frame. Frames are
-then drawn in inverse proportion to their counts, so that each rare look is seen
-about as often as any other.
+ones. Counts tell them apart, as in count-based exploration with hashed states
+(Tang et al., arXiv 1611.04717): an image is cut into regions, and the look of
+each is coarsened to a mean colour for each of its quarters, in four levels per
+channel. The count of a region is the number of frames of the split with the
+same look in the same place, and that of a frame is the least of its regions'.
+Frames are then drawn in inverse proportion to their counts, so that each rare
+look is seen about as often as any other.
 
 The weights of a split lie beside the records, in `novelty-SPLIT.npy`,
 `[frames]` float32, episodes in order.
@@ -25,18 +25,18 @@ import numpy as np
 from dreamer4_jax.data.sources import EpisodeSource, Request, Stretch
 
 REGION = 8
-"""Least side of a region in pixels."""
+"""Smallest side of a region in pixels."""
 MOST_REGIONS = 32
-"""Regions along the longer side of an image, at most about so many."""
+"""Regions along the longer side of an image, at most about this many."""
 _LEVELS = 4
 _BUCKETS = 1 << 22
-"""Looks are counted by hash: two that fall together count as one."""
+"""Looks are counted by hash: two that collide count as one."""
 _RARE = 10_000
-"""What fewer than one frame in so many shows is all equally rare."""
+"""Looks that fewer than one frame in this many shows are all equally rare."""
 _KEEP = 1 << 30
 """Bytes of hashes that are kept."""
 _BLOCK = 1 << 24
-"""Values of frames that are looked at in one go."""
+"""Values of frames that are processed at once."""
 
 
 def weights_path(dataset: str | os.PathLike, split: str) -> pathlib.Path:
@@ -49,7 +49,7 @@ def load_weights(source: EpisodeSource) -> np.ndarray:
 
   Raises:
     FileNotFoundError: they have not been measured.
-    ValueError: they are of other episodes.
+    ValueError: they belong to other episodes.
   """
   path = weights_path(source.path, source.split)
   if not path.is_file():
@@ -79,8 +79,7 @@ def measure(source: EpisodeSource) -> np.ndarray:
 
   Returns:
     `[frames]` float32, positive, the weight with which each frame is drawn:
-    its share of the split's frames would be 1 over the number of frames that
-    show the rarest of what it shows.
+    about 1 over the number of frames that show the rarest of what it shows.
 
   Raises:
     ValueError: the dataset holds latents, or is damaged.
@@ -97,7 +96,7 @@ def measure(source: EpisodeSource) -> np.ndarray:
     np.add.at(counts, found.ravel(), 1)
     if total * found.shape[1] * found.itemsize <= _KEEP:
       kept.append(found)
-  # What does not fit into memory is looked at twice.
+  # What does not fit into memory is hashed twice.
   again = kept or map(looks, _blocks(source))
   found = [counts[x].min(axis=1) for x in again]
   floor = total / _RARE

@@ -32,11 +32,11 @@ def make_loader(
 ) -> grain.DatasetIterator:
   """Makes an endless iterator over batches.
 
-  A batch depends on the seed and its number alone: `get_state` and `set_state`
+  A batch depends only on the seed and its number: `get_state` and `set_state`
   restore exactly. Processes share one stream of global batches, of which each
-  takes its rows; which rows there are does not depend on their number, so that
-  a state may go on on another number of processes, as long as the global batch
-  size stays.
+  takes its rows. The stream does not depend on the number of processes, so a
+  state may be resumed on another number of them, as long as the global batch
+  size stays the same.
 
   Args:
     datasets: the path of a dataset, or several with weights and labels.
@@ -46,7 +46,7 @@ def make_loader(
     draws: how clips are drawn.
     tokenizer: fingerprint of the run's tokenizer, which pre-tokenised datasets
       must have been made with; empty if the run needs frames.
-    process: number of this process, and of all; each draws its own rows.
+    process: index and number of processes; each draws its own rows.
     threads: threads that make batches.
     cache_bytes: datasets of fewer bytes are kept in memory.
 
@@ -54,9 +54,9 @@ def make_loader(
     A Grain iterator of `Batch` with numpy arrays.
 
   Raises:
-    FileNotFoundError: there is no dataset at a path, or no weights of novelty.
-    ValueError: a dataset or an argument is not as it must be; the message
-      names the field.
+    FileNotFoundError: there is no dataset at a path, or no novelty weights.
+    ValueError: a dataset or an argument is invalid; the message names the
+      field.
   """
   index, count = process
   require(
@@ -158,7 +158,7 @@ def _batch(
 def _check_tokenizers(
   opened: Sequence[sources.EpisodeSource], tokenizer: str
 ) -> None:
-  """Raises `ValueError` unless all latents are of the run's tokenizer."""
+  """Raises `ValueError` unless all latents are from the run's tokenizer."""
   for source in opened:
     found = source.description.tokenizer
     if found and found != tokenizer:

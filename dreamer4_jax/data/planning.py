@@ -3,24 +3,23 @@
 A window of `length` frames is a list of segments, each a stretch of one
 episode.
 
-*Uniform* windows come in epochs, of which each shows every frame once; see
+*Uniform* windows come in epochs, each of which shows every frame once; see
 `dreamer4_jax.data.epochs`.
 
 *Relevant* windows are placed on an event of a task, each independently. Where
-no dataset has any event, everything whose actions are known is relevant: these
+no dataset has any event, everything with known actions is relevant: these
 windows are then uniform ones of the labeled episodes, in epochs of their own.
 
-*Novel* windows hold a frame drawn by its weight, at any place of the window,
-within its episode where that is long enough; see `dreamer4_jax.data.novelty`.
+*Novel* windows hold a frame drawn by its weight, anywhere in the window, and
+stay within its episode if that is long enough; see `dreamer4_jax.data.novelty`.
 
-Windows of *baselines* are what clones without a task learn from: uniform ones
-of the labeled episodes, in epochs of their own; in turn of all these episodes
-and of the better half of them.
+*Baseline* windows are what clones without a task learn from: uniform ones of
+the labeled episodes, in epochs of their own, taken alternately from all these
+episodes and from the better half of them.
 
-Windows of *dreams*, uniform or relevant, are contexts from which imagination
-goes on. Nothing follows a terminal frame, so they are cut from episodes without
-it, and they end in the episode on whose event they are placed, if it is as long
-as they are.
+*Dream* windows, uniform or relevant, are contexts that imagination continues.
+Nothing follows a terminal frame, so they are cut from episodes without it, and
+relevant ones end in the episode of their event, if it is as long as they are.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from dreamer4_jax.data.labels import better_half
 from dreamer4_jax.data.sources import Stretch
 
 _LABELED = 1 << 31
-"""Seed of relevant windows without events, no number of an epoch."""
+"""Seed of relevant windows without events; never the number of an epoch."""
 _BASELINES = _LABELED + 1, _LABELED + 2
 """Seeds of the windows of each baseline, those of `config.BASELINES`."""
 
@@ -54,10 +53,9 @@ class Window:
     anchor_task: the task whose event a relevant window was placed on, else
       -1. The event lies in the first segment; but the context of a dream whose
       event is on a terminal frame ends up to `length` - 1 frames before it.
-    cloned: frames, from the first one on, whose actions behaviour is cloned
-      from: up to the action that achieves the anchor's event; the whole window
-      if it is a relevant one of a split without events or a baseline's; none if
-      it is uniform.
+    cloned: number of frames, from the first on, whose actions are cloned: up to
+      the action that achieves the anchor's event; the whole window if it is a
+      baseline's, or relevant in a split without events; none if it is uniform.
     switch_tasks: labels advance at each event, as prompts do.
     separate_images: each frame is a segment of its own, without actions.
     prompt: number of the baseline that learns from the window, else -1.
@@ -84,25 +82,25 @@ class Draws:
   Attributes:
     length: frames of a window.
     batch_size: rows of a *global* batch.
-    seed: of all choices.
+    seed: of all random choices.
     relevant_share: share of rows placed on an event; see `is_relevant`. They
       come from the datasets that have events, by weight. If none has, they are
       uniform windows of labeled episodes.
-    baseline_share: share of rows that are cloned under prompts which are no
-      tasks, of the rows that are not relevant: in turn of all labeled episodes,
-      of datasets by weight, and of the better half of all of them, by return,
-      then by number of events, then the earlier ones.
-    novel_share: share of the rows that are neither which hold a frame drawn by
-      its weight; the weights must have been measured, see `data.novelty`.
+    baseline_share: share of rows, among those that are not relevant, cloned
+      under prompts that are not tasks: alternately from all labeled episodes,
+      with datasets by weight, and from the better half of all of them, by
+      return, then by number of events, then the earlier ones.
+    novel_share: share of the remaining rows that hold a frame drawn by its
+      weight; the weights must have been measured, see `data.novelty`.
     separate_images: probability that a row is treated as separate images,
       each frame a segment of its own, without actions; rows of baselines never
       are.
     switch_tasks: probability that a row's labels advance at each event.
-    purpose: `video` takes what there is; `cloning` leaves out datasets that
-      know neither of events nor of rewards, and needs actions on the relevant
-      rows; `dreams` leaves them out as well, and draws contexts of dreams: none
-      holds a terminal frame, and all are labeled as for an agent that acts,
-      with a task that is still to do.
+    purpose: `video` takes everything; `cloning` leaves out datasets that have
+      neither events nor rewards, and needs actions on the relevant rows;
+      `dreams` leaves them out as well, and draws contexts of dreams: none holds
+      a terminal frame, and all are labeled as for an acting agent, with a task
+      that is still to be done.
   """
 
   length: int
@@ -130,11 +128,11 @@ class Planner(Draws):
 
   Attributes:
     indices: of the split, one for each dataset.
-    weights: share of the uniform rows that each dataset gives, up to a factor.
+    weights: share of uniform rows from each dataset, up to a common factor.
     novelty: `[frames]` weights for each dataset, episodes in order; needed for
       novel rows.
-    labeled: `[episodes]` bool for each dataset, whose actions are known and
-      used; by default all. If none is, all count as labeled.
+    labeled: `[episodes]` bool for each dataset, those whose actions are known
+      and used; by default all. If there are none, all count as labeled.
   """
 
   indices: Sequence[SplitIndex]
@@ -190,8 +188,8 @@ class Planner(Draws):
   def is_baseline(self, row: int) -> bool:
     """Whether a baseline is cloned from this row of a batch.
 
-    Of the rows that are not relevant, round(share * batch_size) are, spread
-    evenly.
+    This holds for round(share * batch_size) of the rows that are not relevant,
+    spread evenly.
     """
     before = self._baselines_before(row)
     return not self.is_relevant(row) and (
@@ -361,7 +359,7 @@ class Planner(Draws):
   def _on_event(
     self, source: int, rng: np.random.Generator
   ) -> tuple[tuple[Stretch, ...], int, int]:
-    """Draws task, then event, then its position in the window, each uniform.
+    """Draws task, then event, then its position in the window, each uniformly.
 
     Returns:
       Segments, the task, and the position, which is the number of frames up to
@@ -377,7 +375,7 @@ class Planner(Draws):
       if arrival == lengths[episode]:
         # The event is on the terminal frame: the context ends before it.
         start = arrival - self.length - position + 1
-      # What is dreamed goes on in this episode.
+      # The dream continues this episode.
       start = max(0, min(start, int(lengths[episode]) - self.length))
     return self._from(source, episode, start, rng), task, position
 
@@ -397,7 +395,7 @@ class Planner(Draws):
 
   @functools.cached_property
   def _cumulative(self) -> list[np.ndarray]:
-    """`[frames]` sums of the weights so far, for each dataset."""
+    """`[frames]` cumulative sums of the weights, for each dataset."""
     return [np.cumsum(x, dtype=np.float64) for x in self.novelty]
 
   def _from(

@@ -1,10 +1,10 @@
-"""Serialized `tf.train.Example` records, whose fields are read where they lie.
+"""Serialized `tf.train.Example` records, whose fields are read in place.
 
-Parsing a record copies all of its frames. Records of a dataset, though, differ
-in little but the payloads of their fields: the bytes between these, tags, names
-and sizes, recur. So a record is walked once, and each later one of the same
-size whose bytes between the payloads are the same has its payloads at the same
-places, by the rules of the wire format.
+Parsing a record copies all of its frames. But records of a dataset differ in
+little except the payloads of their fields: the bytes in between (tags, names
+and sizes) recur. So one record is walked, and each later one of the same size
+with the same bytes between the payloads has its payloads at the same places, by
+the rules of the wire format.
 https://protobuf.dev/programming-guides/encoding
 """
 
@@ -26,12 +26,12 @@ _BYTES_LIST, _INT64_LIST = 1, 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-  """Where the fields of a record lie.
+  """Where the fields of a record are.
 
   Attributes:
     steps: how many the record holds.
     spans: of the payload of each field.
-    between: takes the bytes between the payloads from a record.
+    between: extracts the bytes between the payloads of a record.
     skeleton: these bytes.
   """
 
@@ -53,7 +53,7 @@ class Layouts:
     """Returns a record's layout.
 
     Raises:
-      ValueError: it is no example, or has too much or too little of a field.
+      ValueError: it is not an Example, or a field is too long or too short.
     """
     layout = self._known.get(len(record))
     if layout is None or layout.between(record) != layout.skeleton:
@@ -81,7 +81,7 @@ class Layouts:
 
 
 def read_int(record: bytes, span: Span) -> int:
-  """Returns the number of a field of one int64."""
+  """Returns the value of a field that holds one int64."""
   return _varint(record, *span)[0]
 
 
@@ -120,7 +120,7 @@ def _parts(
 
 
 def _varint(record: bytes, begin: int, end: int) -> tuple[int, int]:
-  """Returns a number and where the next thing begins."""
+  """Returns a number and where the next item begins."""
   value = 0
   for place in range(begin, end):
     byte = record[place]

@@ -22,7 +22,7 @@ MAX_OPEN = 64
 """Files that each thread keeps open."""
 
 
-# Named tuples: thousands a second are made of both.
+# Named tuples, since thousands of both are made per second.
 class Stretch(NamedTuple):
   """Steps `start` to `stop` (exclusive) of one episode."""
 
@@ -89,10 +89,10 @@ class EpisodeSource:
       actions: expected action space, or None to accept any. Video without
         actions fits every action space.
       tasks: expected task names in id order, or None to accept any. A dataset
-        that knows of no task fits every list.
+        without tasks fits every list.
       frame_shape: expected height, width, channels, or None to accept any.
       vectors: those that it must have, by name and size; it may have others.
-        Latents hold them already, and need have none.
+        Datasets of latents need none, since latents hold them already.
       cache_bytes: a split of fewer bytes is kept in memory.
 
     Raises:
@@ -155,9 +155,9 @@ class EpisodeSource:
 
   @functools.cached_property
   def fields(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape of a step and dtype of each field, `action/NAME` for actions.
+    """Shape of a step and dtype of each field.
 
-    Likewise `vector/NAME` for vectors.
+    Actions are `action/NAME`, vectors `vector/NAME`.
     """
     return {
       name: (feature.shape[1:], np.dtype(feature.np_dtype))
@@ -239,7 +239,7 @@ class EpisodeSource:
       ) from error
 
   def _check(self, record: bytes, episode: int, part: int) -> Chunk:
-    """Finds the fields of a record, which must hold the steps it should."""
+    """Finds the fields of a record; checks that it holds the expected steps."""
     start = part * self.description.chunk_length
     count = min(
       self.description.chunk_length, int(self.index.lengths[episode]) - start
@@ -270,7 +270,7 @@ class _Records:
     self._local = threading.local()
 
   def read(self, numbers: Sequence[int]) -> list[bytes]:
-    """Returns records, in the order of their numbers."""
+    """Returns records, in the order of `numbers`."""
     wanted = np.asarray(numbers)
     shards = np.searchsorted(self._ends, wanted, side='right')
     records: list[bytes] = [b''] * len(wanted)
@@ -288,7 +288,7 @@ class _Records:
     return self._local.open(shard)
 
   def _open(self, shard: int) -> ArrayRecordReader:
-    # Windows lie anywhere: what follows a record is not wanted.
+    # Windows lie anywhere, so reading ahead is useless.
     reader = ArrayRecordReader(self._paths[shard], 'readahead_buffer_size:0')
     if not reader.ok():
       raise OSError(f'{self._paths[shard]}: no array_record file')
@@ -340,7 +340,7 @@ def _check_vectors(
 
 
 def _check_features(path: pathlib.Path, found: Any, expected: Any) -> None:
-  """Raises `ValueError` unless each expected feature is there, as expected."""
+  """Raises `ValueError` unless features have the expected shape and dtype."""
   flat = fmt.flatten(found)
   for name, feature in fmt.flatten(expected).items():
     if name not in flat:

@@ -13,13 +13,13 @@ from dreamer4_jax.data.planning import Window
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-  """Which step of which episode stands in each place of some windows.
+  """Which step of which episode is at each place of some windows.
 
   Attributes:
     episode: `[B, T]` int64.
     step: `[B, T]` int64 step of the episode.
     segment: `[B, T]` int64 number of the segment in its window.
-    begin: `[B, T]` int64 place, in the flattened windows, on which the segment
+    begin: `[B, T]` int64 place, in the flattened windows, at which the segment
       begins.
   """
 
@@ -30,7 +30,7 @@ class Layout:
 
 
 def lay_out(windows: Sequence[Window]) -> Layout:
-  """Spells windows of equal length out."""
+  """Lays out windows of equal length, step by step."""
   segments = np.array([s for w in windows for s in w.segments], np.int64)
   episode, start, stop = segments.T
   sizes = stop - start
@@ -60,8 +60,8 @@ class Tasks:
       index: of the split.
       num_tasks: number of task ids.
       once: a task is done for good when its event has happened, as it is for an
-        agent that acts: labels then take no notice of the task's later events
-        in that episode. Rewards do.
+        acting agent: labels then ignore the task's later events in that
+        episode. Rewards do not.
     """
     self._num_tasks = num_tasks
     # (episode, frame) as one sorted number.
@@ -73,7 +73,7 @@ class Tasks:
       done = index.event_episode * num_tasks + index.event_task
       named = np.sort(np.unique(done, return_index=True)[1])
     self._named = self._arrivals[named]
-    # An entry after the last event, which is of no episode.
+    # An entry after the last event, which belongs to no episode.
     self._episode = np.append(index.event_episode[named], -1)
     self._task = np.append(index.event_task[named], 0)
     self._final = _final_labels(
@@ -88,8 +88,8 @@ class Tasks:
     the episode never achieves or, if it achieves all, stay with the last
     event's. Constant labels hold the anchor's task in the first segment of a
     relevant window, and elsewhere the advancing label of the segment's first
-    frame. A baseline's window has its prompt everywhere, an id behind those of
-    tasks.
+    frame. A baseline's window has its prompt everywhere, an id after those of
+    the tasks.
 
     Args:
       windows: the plan.
@@ -138,6 +138,6 @@ def _final_labels(
   achieved = np.zeros((episodes, tasks), bool)
   achieved[event_episode, event_task] = True
   last = np.zeros(episodes, np.int64)
-  # Of equal episodes the assignment that comes last holds.
+  # For repeated episodes, the last assignment holds.
   last[event_episode] = event_task
   return np.where(achieved.all(axis=-1), last, achieved.argmin(axis=-1))

@@ -31,7 +31,7 @@ class Clips:
     actions: the run's action space.
     tasks: the run's task names in id order.
     once: labels never name a task that the episode has already achieved.
-    vectors: what the run sees beside frames.
+    vectors: what the run observes along with frames.
   """
 
   sources: Sequence[EpisodeSource]
@@ -109,7 +109,7 @@ class Clips:
     }
 
   def _blank(self, leading: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Steps of which nothing is known, by flat name: what has to be read."""
+    """Empty steps, by flat name, with the fields that have to be read."""
     blank = {'action_known': np.zeros(leading, bool)}
     if self.tasks == fmt.REWARD_ONLY:
       blank['reward'] = np.zeros(leading, np.float32)
@@ -126,7 +126,7 @@ def _requests(
   frames: Mapping[str, np.ndarray],
   steps: Mapping[str, np.ndarray],
 ) -> Iterator[Request]:
-  """What to read for one row: frames, and steps from one earlier on."""
+  """Yields what to read for one row: frames, and steps from one earlier on."""
   column = 0
   for i, segment in enumerate(window.segments):
     yield Request(segment, frames, row, column)
@@ -148,7 +148,7 @@ def align(
     known: `[B, T]` bool, whether the actions of a frame's episode are used.
 
   Returns:
-    The fields of a `Batch` on actions, `[B, T, ...]`.
+    The action fields of a `Batch`, `[B, T, ...]`.
   """
   action = fmt.unflatten(steps)['action'].items()
   return {

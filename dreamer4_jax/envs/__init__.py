@@ -45,7 +45,7 @@ def _navix(level: str, config: EnvConfig) -> Environment:
 
 def _craftax(level: str, config: EnvConfig) -> Environment:
   _draws_itself('craftax', config)
-  # It prints what it does about its textures, in between what programs print.
+  # It prints about its textures, in the middle of a program's own output.
   with contextlib.redirect_stdout(io.StringIO()):
     with _extra('craftax', config, 'craftax'):
       from dreamer4_jax.envs import craftax_env

@@ -42,7 +42,7 @@ def check_environment(config: Config) -> Environment:
 
 
 def needed_environment(config: Config) -> Environment:
-  """Returns what `check_environment` does; no engine is a `ValueError`."""
+  """Does what `check_environment` does; a missing engine is a `ValueError`."""
   try:
     return check_environment(config)
   except ImportError as error:

@@ -3,7 +3,7 @@
 Source: Matthews et al., "Craftax" (arXiv 2402.16801); the package craftax.
 Every achievement is a task; its event is the step on which it is first reached.
 
-The package says `discount` 0 at the time limit too; here a time-out is not
+The package reports `discount` 0 at the time limit too; here a time-out is not
 terminal.
 """
 
@@ -46,7 +46,7 @@ class CraftaxState:
 
   Attributes:
     game: Craftax's own state, batched over `B`.
-    key: `[B]` typed keys of what is to come.
+    key: `[B]` typed keys for the steps to come.
     terminal: `[B]` bool, the player died.
     timeout: `[B]` bool, the episode was cut by its time limit.
   """
@@ -61,7 +61,7 @@ class Craftax:
   """Mine, craft and survive; 22 achievements in Classic, 67 in Craftax."""
 
   def __init__(self, level: str, config: EnvConfig):
-    """Makes the engine; the first time on a machine it draws its textures.
+    """Makes the engine, which draws its textures the first time on a machine.
 
     Args:
       level: one of `LEVELS`.
@@ -87,7 +87,7 @@ class Craftax:
     classic = level.startswith('Craftax-Classic')
     self._draw = craftax_view.draw if classic else self._package_draw
     if classic:
-      craftax_view.tables()  # Not for the first time while tracing.
+      craftax_view.tables()  # Must not first run while tracing.
     params = self._env.default_params
     self.params = params.replace(max_timesteps=_NEVER)
     actions, achievements = LEVELS[level]
@@ -103,7 +103,7 @@ class Craftax:
       tasks=tuple(a.name.lower() for a in achievements),
       max_steps=config.max_steps,
       labels={ACTION: [a.name.lower() for a in actions]},
-      # Darkness changes their pixels: there are too many to list.
+      # Darkness changes their pixels: there are too many tiles to list.
       tiles=Tiles(side=side),
     )
 
@@ -178,13 +178,13 @@ def _to_uint8(image: Array) -> Array:
 
 
 def _strong(x: Array) -> Array:
-  """Drops a weak type, under which `step` would compile twice."""
+  """Drops a weak type, with which `step` would compile twice."""
   x = jnp.asarray(x)
   return jax.lax.convert_element_type(x, x.dtype)
 
 
 def _where(over: Array, old: Array, new: Array) -> Array:
-  """Keeps what it was in episodes `[B]` that are over."""
+  """Keeps the old value in episodes `[B]` that are over."""
   return jnp.where(over.reshape(-1, *(1,) * (new.ndim - 1)), old, new)
 
 
@@ -192,9 +192,9 @@ def make_engine(level: str) -> Any:
   """Makes the package's environment, one process at a time.
 
   The first process on a machine draws the package's textures and keeps them in
-  a file beside the package. Another must not read that file half written, and
-  a process that was ended while it wrote leaves half a file for ever: the
-  directory is locked meanwhile, and such a file is drawn again.
+  a file beside the package. Others must not read that file half written, so the
+  directory is locked meanwhile. A process that was killed while writing leaves
+  half a file behind, which is drawn again.
 
   Args:
     level: one of `LEVELS`.

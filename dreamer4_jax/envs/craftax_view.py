@@ -1,10 +1,10 @@
-"""Draws Craftax-Classic tile by tile, as the package does but faster.
+"""Draws Craftax-Classic tile by tile: the package's pictures, but faster.
 
 The package paints every kind of block over the whole picture and draws mobs and
 numbers one by one, which takes more time than the game itself. Here tiles come
-out of tables that are made of the package's textures, and the noise of the
-night is drawn when it is night in some episode. The pictures are the same;
-tests compare them.
+from tables made of the package's textures, and the noise of the night is drawn
+only when it is night in some episode. The pictures are the same; tests compare
+them.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _blocks_around(game: EnvState) -> Array:
   height, width = game.map.shape[1:]
   inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
   batch = jnp.arange(len(position))[:, None, None]
-  # Indices that are out of bounds are clipped; what they find is not used.
+  # Out-of-bounds indices are clipped; the blocks they find are not used.
   found = game.map.at[batch, rows, columns].get(mode='clip')
   blocks = jnp.where(inside, found, _OUTSIDE)
   return rearrange(blocks, 'b r c -> b (r c)')
@@ -159,7 +159,7 @@ def _inventory(game: EnvState) -> Array:
 
 @functools.cache
 def tables() -> Mapping[str, np.ndarray]:
-  """Tiles as rows of numbers, out of the package's textures."""
+  """Returns tiles as rows of numbers, from the package's textures."""
   # As numpy arrays: this may run while a program is traced.
   textures = jax.tree.map(np.asarray, constants.load_all_textures()[_SIDE])
   f32 = lambda x: np.asarray(x, np.float32)

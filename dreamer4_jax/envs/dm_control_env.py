@@ -26,11 +26,11 @@ class ControlSimulator:
   labels: Mapping[str, Sequence[str]] = {}
 
   def __init__(self, level: str, size: tuple[int, int]):
-    """Loads it.
+    """Loads the task.
 
     Args:
       level: 'domain-task', for example 'cartpole-swingup'.
-      size: height and width that are drawn.
+      size: height and width of the frames.
 
     Raises:
       ValueError: there is no such task.
@@ -58,7 +58,7 @@ class ControlSimulator:
 
   def reset(self, seed: int) -> np.ndarray:
     """Starts an episode; returns the first frame."""
-    # The suite takes its randomness when a task is loaded.
+    # The suite takes its seed when a task is loaded.
     self._env.close()
     self._env = suite.load(*self._names, task_kwargs={'random': seed})
     self._observation = self._env.reset().observation
@@ -78,7 +78,7 @@ class ControlSimulator:
     )
 
   def sense(self) -> dict[str, np.ndarray]:
-    """Returns the task's observations, each as a vector of its name."""
+    """Returns the task's observations, each as a vector under its name."""
     return {
       part.name: np.asarray(self._observation[name], np.float32).reshape(-1)
       for name, part in self._parts.items()

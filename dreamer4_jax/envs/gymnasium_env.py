@@ -1,8 +1,8 @@
-"""Gymnasium environments from pixels, Atari through ale-py among them.
+"""Gymnasium environments from pixels, including Atari through ale-py.
 
-The frame is the observation where that is an image, else what `render` draws.
-Vectors are seen beside it: an observation of at most one dimension as `state`,
-those in a dictionary of observations by their keys.
+The frame is the observation if that is an image, else what `render` draws.
+Vectors are observed along with it: an observation of at most one dimension as
+`state`, those in a dictionary of observations by their keys.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from dreamer4_jax.envs.host import (
 )
 
 ACTION = 'action'
-"""Name of the action component; those of several are numbered."""
+"""Name of the action component; if there are several, they are numbered."""
 STATE = 'state'
-"""Name of the vector where an observation is one."""
+"""Name of the vector if the observation is one."""
 _ATARI = 'ALE/'
 
 # Here and not where an environment is made, so that every use of Gymnasium in
@@ -34,7 +34,7 @@ if _HAS_ATARI:
   import ale_py
 
   gymnasium.register_envs(ale_py)
-  # Else each game that is made greets on standard error.
+  # Otherwise each game prints a banner on standard error.
   ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 
 
@@ -42,11 +42,11 @@ class GymnasiumSimulator:
   """One Gymnasium environment."""
 
   def __init__(self, level: str):
-    """Makes it.
+    """Makes the environment.
 
     Raises:
-      ValueError: it has another kind of actions than `Discrete`,
-        `MultiDiscrete`, `MultiBinary` or a bounded `Box`.
+      ValueError: its actions are not `Discrete`, `MultiDiscrete`, `MultiBinary`
+        or a bounded `Box`.
       gymnasium.error.Error: it is unknown or lacks a package.
     """
     self._env = gymnasium.make(level, render_mode='rgb_array')
@@ -114,8 +114,8 @@ def make(level: str, config: EnvConfig) -> HostEnv:
   """Makes the adapter for a level such as 'ALE/Pong-v5' or 'CarRacing-v3'.
 
   Raises:
-    ValueError: the level is unknown, has no pixels, or another kind of actions
-      than `GymnasiumSimulator` takes.
+    ValueError: the level is unknown, has no pixels, or has actions that
+      `GymnasiumSimulator` does not take.
     ModuleNotFoundError: it is an Atari game, and ale-py is not installed.
     ImportError: the level needs another package.
   """

@@ -1,7 +1,7 @@
 """Environments that live on the host: Gymnasium and dm_control.
 
-Their state is inside the simulators, so it cannot be copied or gone back to,
-and their `step` cannot be jitted: `EnvSpec.on_host` says so.
+Their state is inside the simulators, so it cannot be copied or restored, and
+their `step` cannot be jitted: `EnvSpec.on_host` says so.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Simulator(Protocol):
 
   @property
   def vectors(self) -> tuple[VectorComponent, ...]:
-    """What `sense` returns; simulators of images only may lack both."""
+    """What `sense` returns; image-only simulators may lack both."""
 
   def sense(self) -> dict[str, np.ndarray]:
-    """Returns what is seen beside the latest frame, components `[n]`."""
+    """Returns what is observed with the latest frame, components `[n]`."""
 
   def reset(self, seed: int) -> np.ndarray:
     """Starts an episode; returns the first frame `[H, W, 3]` uint8."""
@@ -65,7 +65,7 @@ class Outcome:
     frame: `[H, W, 3]` uint8.
     reward: the environment's reward.
     terminal: the episode ended for good.
-    timeout: the simulator cut it.
+    timeout: the simulator cut it short.
   """
 
   frame: np.ndarray
@@ -76,7 +76,7 @@ class Outcome:
 
 @dataclasses.dataclass
 class HostState:
-  """The simulators of a batch, and how far they are; changed by `step`."""
+  """The simulators of a batch and their progress; changed by `step`."""
 
   simulators: list[Simulator]
   frames: np.ndarray
@@ -90,7 +90,7 @@ class HostEnv:
   """A batch of simulators behind the protocol of `Environment`."""
 
   def __init__(self, make: Callable[[], Simulator], config: EnvConfig):
-    """Makes one simulator to look at, and more as episodes are wanted.
+    """Makes one simulator to inspect, and more as episodes need them.
 
     Args:
       make: makes a simulator.
@@ -125,7 +125,7 @@ class HostEnv:
     return self._spec
 
   def reset(self, keys: Array) -> tuple[HostState, EnvStep]:
-    """Starts one episode per key; earlier states are of no use any more."""
+    """Starts one episode per key; earlier states become invalid."""
     seeds = np.asarray(jax.vmap(jax.random.bits)(keys)) >> 1
     while len(self._idle) < len(seeds):
       self._idle.append(self._make())
@@ -166,7 +166,7 @@ class HostEnv:
     return state, self._show(state, reward)
 
   def _sense(self, state: HostState, i: int) -> None:
-    """Notes what simulator i sees beside its frame."""
+    """Records what simulator i observes along with its frame."""
     if state.vectors:
       for name, value in state.simulators[i].sense().items():
         state.vectors[name][i] = value
@@ -182,7 +182,7 @@ class HostEnv:
     )
 
   def _fit(self, frame: np.ndarray) -> np.ndarray:
-    """Brings a frame to size, averaging over pixels."""
+    """Resizes a frame, averaging over pixels."""
     if frame.ndim == 2:
       frame = frame[..., None].repeat(3, axis=-1)
     if self._size is None or frame.shape[:2] == self._size:
@@ -195,14 +195,14 @@ class HostEnv:
 def components(
   shapes: Mapping[str, Sequence[int]],
 ) -> dict[str, VectorComponent]:
-  """Describes arrays that are seen beside frames, each as one flat vector.
+  """Describes arrays observed along with frames, each as one flat vector.
 
   Args:
     shapes: of the arrays, by the simulator's name for them.
 
   Returns:
-    A vector for each name but those of arrays without values. Its own name is
-    that name as an identifier, with a number where that is taken.
+    A vector for each name, except for arrays without values. Its own name is
+    that name as an identifier, with a number if that is taken.
   """
   found: dict[str, VectorComponent] = {}
   for name, shape in shapes.items():

@@ -6,8 +6,8 @@ pixels as navix's own renderer, without its per-episode picture cache. Since
 0.9.3 that renderer draws brighter lines over the floor; frames here keep the
 floor as it was, so that all versions show the same.
 
-Events follow from where things are and whether the door is open: navix's own
-record of them has had several forms.
+Events follow from where things are and whether the door is open, since the form
+of navix's own record of them has changed.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ ACTION = 'action'
 """Name of the only action component."""
 ACTIONS = ('left', 'right', 'forward', 'pickup', 'toggle')
 """Meaning of the classes of the action component, in order. MiniGrid's other
-two, 'drop' and 'done', are unused in DoorKey by its documentation; navix's
-'drop' before 3.2 also puts a key on the floor that stays in the pocket."""
+two, 'drop' and 'done', are documented as unused in DoorKey; navix's 'drop'
+before 3.2 also puts a key on the floor that stays in the pocket."""
 _NAVIX_ACTION = (0, 1, 2, 3, 5)
 """navix's number of each of them."""
 TASKS = ('key', 'door', 'goal')
@@ -67,10 +67,10 @@ def known_levels() -> list[str]:
 
 
 def achieved(state: State) -> Array:
-  """Returns `[..., num_tasks]` bool: the tasks that the state shows done.
+  """Returns `[..., num_tasks]` bool: the tasks that the state shows as done.
 
-  Without `drop` a key stays away and an opened door stays open. What is in the
-  pocket does not tell: since 0.8 opening the door uses the key up.
+  Without `drop`, a taken key stays away and an opened door stays open. The
+  pocket is no evidence: since 0.8, opening the door uses up the key.
 
   Args:
     state: navix state of one episode, or of a batch.
@@ -86,15 +86,15 @@ def achieved(state: State) -> Array:
 def places(tiles: np.ndarray) -> np.ndarray:
   """Says where the player stands, from the tiles of DoorKey frames alone.
 
-  The wall with the door is the inner column of most walls; the player who
-  stands in it stands in the doorway. Behind the door is where the goal is, and
-  who covers the goal is there.
+  The wall with the door is the inner column with the most walls; a player in
+  that column stands in the doorway. The goal is behind the door, and so is a
+  player who covers it.
 
   Args:
     tiles: `[N, rows, columns]` int, numbers of `SPRITES`.
 
   Returns:
-    `[N]` str, of `PLACES`, or '' if no player is to be seen.
+    `[N]` str, of `PLACES`, or '' if no player is visible.
   """
   divide = (tiles[:, 1:-1, 1:-1] == _WALL).sum(axis=1).argmax(axis=1) + 1
   player = (tiles >= _PLAYER).any(axis=1)
@@ -167,7 +167,7 @@ class NavixDoorKey:
 
   def reset(self, keys: Array) -> tuple[NavixState, EnvStep]:
     """Starts one episode per key; see `Environment.reset`."""
-    # An empty picture cache: nothing of it is read (see the module docstring).
+    # An empty picture cache: it is never read (see the module docstring).
     cache = rendering_cache.RenderingCache(
       patches=jnp.zeros((0,), dtype=jnp.uint8)
     )
@@ -275,11 +275,11 @@ def _is_key(x: Array) -> bool:
 
 
 def _strong(x: Array) -> Array:
-  """Drops a weak type, under which `step` would compile twice."""
+  """Drops a weak type, with which `step` would compile twice."""
   return x if _is_key(x) else jax.lax.convert_element_type(x, x.dtype)
 
 
 def _where(over: Array, old: Array, new: Array) -> Array:
-  """Keeps what it was in episodes `[B]` that are over."""
+  """Keeps the old value in episodes `[B]` that are over."""
   mask = jnp.expand_dims(over, tuple(range(1, new.ndim)))
   return _strong(jnp.where(mask, old, new))

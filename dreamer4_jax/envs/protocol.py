@@ -21,7 +21,7 @@ from dreamer4_jax.types import Actions, Array, EnvStep, PyTree
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Tiles:
-  """The squares that frames are made of, where a world has such."""
+  """The squares that frames are made of, if a world has them."""
 
   side: int
   """Side of a tile in pixels; it divides height and width of the frames."""
@@ -30,8 +30,8 @@ class Tiles:
   names: tuple[str, ...] = ()
   """Names of the pictures; those of the player begin with 'player'."""
   places: Callable[[np.ndarray], np.ndarray] | None = None
-  """Says where the player stands in frames, from their tiles alone: of numbers
-  of pictures, `[N, rows, columns]` int, it makes `[N]` str, '' for unknown."""
+  """Says where the player stands in frames, from their tiles alone: it maps
+  numbers of pictures, `[N, rows, columns]` int, to `[N]` str, '' if unknown."""
 
   def __post_init__(self):
     require(self.side >= 1, 'Tiles.side', self.side, 'must be at least 1')
@@ -70,9 +70,9 @@ class EnvSpec:
   labels: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   """Names of the classes or bits of action components, for people."""
   vectors: tuple[VectorComponent, ...] = ()
-  """What `EnvStep.vectors` shows beside frames; mean and std mean nothing."""
+  """What `EnvStep.vectors` shows along with frames; mean and std are unused."""
   tiles: Tiles | None = dataclasses.field(default=None, compare=False)
-  """What frames are made of in a tile world, for measures of them."""
+  """What frames are made of in a tile world, for metrics."""
   on_host: bool = False
   """The state lives in a simulator on the host: `step` changes it in place and
   cannot be jitted, and there is one batch of episodes at a time."""
@@ -96,7 +96,7 @@ class EnvSpec:
 
 
 class Environment(Protocol):
-  """A batch of environments that run in step with each other."""
+  """A batch of environments that run in lockstep."""
 
   @property
   def spec(self) -> EnvSpec:

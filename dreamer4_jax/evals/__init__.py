@@ -37,7 +37,7 @@ from dreamer4_jax.evals.video import (
   vector_errors,
 )
 
-with _epy.lazy_api_imports(globals()):  # They draw, and plots load slowly.
+with _epy.lazy_api_imports(globals()):  # They draw plots, which load slowly.
   from dreamer4_jax.evals.evaluation import evaluate
   from dreamer4_jax.evals.excerpts import dream, play
 

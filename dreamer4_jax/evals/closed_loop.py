@@ -59,12 +59,12 @@ class Episodes:
 class Evaluator:
   """Plays whole episodes; compiled once for all policies of one agent.
 
-  What tells the policies apart, parameters and memory, must be of the same
+  Parameters and memory, in which the policies differ, must have the same
   structure, shapes and types.
   """
 
   def __init__(self, env: Environment, agent: Agent):
-    """Takes an environment, and what acts on a batch in it."""
+    """Takes an environment, and an agent that acts on a batch in it."""
 
     def decide(params, step, memory, key, t):
       first = jnp.full(step.reward.shape, t == 0)
@@ -138,10 +138,10 @@ def run_episodes(
 
 
 def best_policy(episodes: Mapping[str, Episodes]) -> str:
-  """Names the policy of highest success and, of equals, highest mean return.
+  """Names the policy of highest success, then of highest mean return.
 
-  Of those that are still equal the one with the shortest episodes, or without
-  a notion of success the first, is named.
+  Remaining ties go to the one with the shortest episodes or, where success is
+  not defined, to the first.
 
   Args:
     episodes: of each policy, at least one, all on the same episodes.
@@ -163,7 +163,7 @@ def has_events(env: Environment) -> bool:
 
 
 def random_agent(world: World) -> Agent:
-  """Acts uniformly at random."""
+  """Returns an agent that acts uniformly at random."""
   heads = {}
   for part in world.space:
     extra = (part.bins,) if part.kind == 'continuous' else ()
@@ -183,11 +183,11 @@ def streaming_agent(
   prompt: int | None = None,
   temperature: float = 1.0,
 ) -> tuple[Agent, Any]:
-  """The trained agent, and its memory; arguments as in `streaming_memory`.
+  """Returns the trained agent and memory; arguments as in `streaming_memory`.
 
   The agent is the same whatever is in the memory: one compiled `Evaluator`
-  serves all prompts and temperatures. The prompt goes to the next task on the
-  very frame on which an event is seen.
+  serves all prompts and temperatures. The prompt moves on to the next task on
+  the very frame on which an event is seen.
   """
 
   def agent(params, memory, step, is_first, key):
@@ -237,7 +237,7 @@ def streaming_memory(
     f'must lie in [0, {known}): tasks, then baselines, of which there are some '
     'with phases.finetune.baseline_share above 0',
   )
-  # As many stages as there are tasks: of one shape, whatever is pursued.
+  # As many stages as there are tasks, so that the shape is always the same.
   stages = [(task if prompt is None else prompt, 1) for task in tasks]
   return (
     init_actor(world, episodes),

@@ -23,7 +23,7 @@ from dreamer4_jax.data.sources import (
 from dreamer4_jax.evals.files import write_image, write_video
 
 _LINE = 12
-"""Pixels of a line of text."""
+"""Height of a line of text in pixels."""
 
 
 def summary(path: str | pathlib.Path) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _spread(x: np.ndarray) -> dict[str, float]:
 
 
 def _attributes(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Values of each attribute and how often; numbers of many values as range."""
+  """Counts the values of each attribute; a range if there are many numbers."""
   table: dict[str, Any] = {}
   for name in sorted({k for a in found for k in a}):
     values = [a[name] for a in found if name in a]
@@ -108,7 +108,7 @@ def _attributes(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def to_text(found: Mapping[str, Any]) -> str:
-  """Writes a `summary` for people."""
+  """Formats a `summary` as text."""
   kind = f'frames {"x".join(map(str, found["frame_shape"]))}'
   if found['tokenizer']:
     shape = 'x'.join(map(str, found['latent_shape']))
@@ -164,10 +164,10 @@ def show(
 
   Args:
     path: directory of a dataset of frames.
-    out: directory for `SPLIT.png` and `SPLIT.mp4`, made if need be.
+    out: directory for `SPLIT.png` and `SPLIT.mp4`, created if needed.
     split: name of the split.
     episodes: how many, evenly spread over the split.
-    frames: at most so many of each are in the video.
+    frames: at most this many of each episode are in the video.
 
   Returns:
     The files.
@@ -248,7 +248,7 @@ def _caption(
 def spell(
   part: ActionComponent, value: np.ndarray, labels: Sequence[str] | None
 ) -> str:
-  """Writes one component of an action for people."""
+  """Formats one component of an action as text."""
   if part.kind == 'categorical':
     return labels[int(value)] if labels else str(int(value))
   if part.kind == 'binary':

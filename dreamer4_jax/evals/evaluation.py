@@ -1,6 +1,6 @@
 """What a trained run can do, in figures and pictures.
 
-Held-out video, policies in the real environment, and dreams beside it.
+Held-out video, policies in the real environment, and dreams compared with it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from dreamer4_jax.types import Batch
 
 _LOG = logging.getLogger(__name__)
 FRAMES_A_CLIP = 8
-"""Held-out frames for the figures of the tokenizer, by `eval.clips`."""
+"""Held-out frames for the tokenizer's figures, for each of `eval.clips`."""
 REALITY_STARTS = (4, 8, 12)
 """Frames of an episode at which its dreams begin, 0 being the first; those
 beyond the time limit stand for the last frame before it."""
@@ -62,9 +62,9 @@ def evaluate(
 ) -> dict[str, Any]:
   """Evaluates a run whose four phases are trained.
 
-  Held-out reconstructions and dreams; clones and the imagined policy at all
-  temperatures of its config, on the same episodes; dreams against reality.
-  Writes `results.json`, `report.md`, plots and videos into the run directory.
+  Measures held-out reconstructions and dreams; clones and the imagined policy
+  at all temperatures of its config, on the same episodes; dreams against
+  reality. Writes `results.json`, `report.md`, plots and videos to `run_dir`.
 
   Args:
     run_dir: run directory.
@@ -93,7 +93,7 @@ def evaluate(
   with Clock(run_dir, 'evaluation', again=True):
     found = _measure(config, run_dir, env)
   results = found.results(config, env, run_dir)
-  # First: a plot or video that fails costs itself only.
+  # First, so that a plot or video that fails costs only itself.
   files.write_json(run_dir / 'results.json', results)
   (run_dir / 'report.md').write_text(report.markdown(results, found.horizons))
   _draw(found, run_dir, results)
@@ -205,7 +205,7 @@ def _seconds(run_dir: pathlib.Path) -> dict[str, float]:
 
 
 def _held_out(config: Config) -> list[Batch]:
-  """Returns held-out clips, none twice but to fill a batch."""
+  """Returns held-out clips, none twice except to fill a batch."""
   length = config.dynamics.context_length
   index = EpisodeSource(
     config.data.path, config.data.eval_split, cache_bytes=0
@@ -261,7 +261,7 @@ def _reality(
   known: Mapping[str, policies.Policy],
   env: Environment,
 ) -> dict[str, Reality] | None:
-  """Dreams as imagination does; None if it is off, or on the host."""
+  """Plays dreams in reality; None if that is off, or for a host environment."""
   e, phase = config.eval, config.phases.imagination
   if not e.reality_episodes:
     return None
@@ -284,7 +284,7 @@ def _reality(
 
 
 def _draw_phantoms(path: pathlib.Path, reality: Mapping[str, Reality]) -> None:
-  """Draws them if there are any; else those of an earlier time go."""
+  """Draws phantoms if there are any; else removes those drawn earlier."""
   if any(len(agent.phantoms.task) for agent in reality.values()):
     files.write_image(path, report.phantom_sheet(reality))
   else:

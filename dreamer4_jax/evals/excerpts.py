@@ -1,4 +1,4 @@
-"""Parts of an evaluation by themselves: episodes, and dreams beside reality."""
+"""Parts of an evaluation on their own: episodes, and dreams beside reality."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def dream(
 
   Args:
     run_dir: run directory; the dynamics must be trained. The latest phase with
-      a world model is taken.
+      a world model is used.
     out: directory for `dream.png`, `dream.mp4` and `dream.json`; by default
       `dream` in the run directory.
     clips: how many.
@@ -123,8 +123,8 @@ def dream(
     seed: which clips are drawn; by default `eval.seed`.
 
   Returns:
-    What is written to `dream.json`: PSNR in dB at each frame ahead, beside
-    those of the last frame repeated and of actions of other clips.
+    What is written to `dream.json`: PSNR in dB at each frame ahead, along with
+    those of repeating the last frame and of actions of other clips.
 
   Raises:
     FileNotFoundError: there is no run, or no dataset.
@@ -192,7 +192,7 @@ def episode_settings(config: Config) -> dict[str, Any]:
 def dream_clips(
   config: Config, world: World, params: Params, sampling_steps: int
 ) -> video.OpenLoop:
-  """Dreams on from held-out clips, as `eval` of the config says."""
+  """Continues held-out clips in dreams, as `config.eval` says."""
   e = config.eval
   length = e.context_frames + max(e.horizons)
   clips = held_out_clips(config, length, DREAMS)

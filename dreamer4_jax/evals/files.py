@@ -29,12 +29,12 @@ def write_video(path: pathlib.Path, frames: np.ndarray, fps: int = 6) -> None:
   """Writes `[T, H, W, C]` uint8 frames, C = 1 or 3, as H.264.
 
   Raises:
-    OSError: ffmpeg failed; the message has its last words.
+    OSError: ffmpeg failed; the message has its last line of output.
   """
-  # H.264 wants even sizes.
+  # H.264 needs even sizes.
   odd = [(0, 0), *((0, n % 2) for n in frames.shape[1:3]), (0, 0)]
   frames = np.pad(_in_colour(frames), odd, mode='edge')
-  # imageio's writer forks, of which JAX warns; this starts a program only.
+  # imageio's writer forks, which JAX warns about; this only starts a program.
   command = [
     imageio_ffmpeg.get_ffmpeg_exe(), '-y', '-v', 'error',
     '-f', 'rawvideo', '-pix_fmt', 'rgb24', '-r', str(fps),
@@ -58,7 +58,7 @@ def write_image(path: pathlib.Path, image: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def optional(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Goes on without what is for the eye only."""
+  """Warns and goes on if a picture or video cannot be written."""
   try:
     yield path
   except Exception as error:

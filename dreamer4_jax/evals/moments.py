@@ -1,4 +1,4 @@
-"""States of an agent's own episodes, with their past, to go on from."""
+"""States of an agent's own episodes, with their past, to continue from."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Moment:
     tasks: `[B, t + 1]` int32 task held at each frame.
     prev_actions: components `[B, t + 1, ...]`, the action that led to each
       frame; zeros at the first.
-    vectors: what is seen beside the frames, components `[B, t + 1, n]`.
+    vectors: what is observed along with them, components `[B, t + 1, n]`.
   """
 
   start: int
@@ -48,8 +48,8 @@ class Moment:
   def context(self, world: World, length: int) -> Batch:
     """Returns the last `length` frames, as imagination is given them.
 
-    Where the episode has fewer, frames of a segment of its own stand before
-    them, which the others do not see.
+    If the episode has fewer, they are preceded by frames of a separate segment,
+    which the others do not see.
     """
     number = np.arange(self.start + 1 - length, self.start + 1)
     own, rows = np.maximum(number, 0), len(self.frames)
@@ -58,7 +58,7 @@ class Moment:
     led = jax.tree.map(lambda x: x[:, own], self.prev_actions)
     return Batch(
       frames=self.frames[:, own],
-      # What the agent did at these frames is nothing to a dream.
+      # A dream does not use what the agent did at these frames.
       action=jax.tree.map(np.zeros_like, led),
       action_mask=zero > 0,
       prev_action=led,
@@ -77,7 +77,7 @@ class Moment:
 
 
 def play_on(env: Environment, state: PyTree, actions: Actions) -> EnvStep:
-  """Goes on from a state that was kept.
+  """Continues from a state that was kept.
 
   Args:
     env: functional environment.

@@ -68,7 +68,7 @@ def load_policies(
     prior = imagined.pop('prior')
     cloned = {**imagined, 'policy': prior}
     if config.phases.imagination.world_rate:
-      # The clone is that of finetuning, not what became of it since.
+      # The clone is that of finetuning, not what it has become since.
       cloned |= load('finetune')
   policies = {'bc': Policy(cloned)}
   for prompt, name in enumerate(config.baselines, config.num_tasks):
@@ -130,7 +130,7 @@ def tempered(kind: str, temperature: float) -> str:
 def summaries(
   env: Environment, episodes: Mapping[str, Episodes]
 ) -> dict[str, Any]:
-  """Summaries of all policies, with the share of episodes with each event."""
+  """Summarises all policies, with the share of episodes with each event."""
   agents: dict[str, Any] = {}
   for name, e in episodes.items():
     rates = {}

@@ -1,4 +1,4 @@
-"""With what an evaluation was measured."""
+"""The devices and versions that an evaluation was measured with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ENGINES = {
   'gymnasium': ('gymnasium', 'ale-py'),
   'dm_control': ('dm-control', 'mujoco'),
 }
-"""Packages behind an adapter, whose versions are noted besides."""
+"""Packages behind an adapter, whose versions are recorded as well."""
 
 
 def device() -> str:
@@ -27,7 +27,7 @@ def device() -> str:
 
 
 def versions(config: Config) -> dict[str, str]:
-  """Versions of what the run used; an engine that is not there says so."""
+  """Returns versions of what the run used, 'not installed' where missing."""
   found = {'python': platform.python_version()}
   engine = _ENGINES.get(config.env.name.partition(':')[0], ())
   for name in (*_PACKAGES, *engine):

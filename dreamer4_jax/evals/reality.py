@@ -25,9 +25,9 @@ from dreamer4_jax.rollout import Rollout, arrivals, imagine, sample_policy
 from dreamer4_jax.types import Array, Batch, EnvStep
 
 PHANTOMS = 6
-"""Broken promises that are kept for the eye."""
+"""Broken promises that are kept to be shown."""
 _PROMISE = 0.5
-"""A promise is what is dreamed to be more likely than this, above reality."""
+"""A promise is broken where the dream exceeds reality by more than this."""
 _MODULES = (
   'tokenizer',
   'latents',
@@ -50,8 +50,8 @@ class Phantoms:
     dreamed: same shape, uint8, the same frame decoded and those of the dream.
     task: `[n]` int32 task held.
     start: `[n]` int32 frame of the episode at which the dream begins.
-    promise: `[n]` float32, dream above reality: of probabilities or, without
-      events, of returns.
+    promise: `[n]` float32, how far the dream exceeds reality, in probability
+      or, without events, in return.
   """
 
   frames: np.ndarray
@@ -71,7 +71,7 @@ class Phantoms:
 
 @struct.dataclass
 class Reality:
-  """Dreams beside what came of their actions, one entry per state.
+  """Dreams and what came of their actions, one entry per state.
 
   Attributes:
     start: `[n]` int32 frame of the episode at which the dream begins.
@@ -102,7 +102,7 @@ class Reality:
     Returns:
       `states`, the number; `dreamed` and `real`, mean probability and share;
       `hit` and `phantom`, mean probability dreamed where reality has the event
-      (in `events` states) and where it has not (in `without`); `missed`, 1 -
+      (in `events` states) and where it does not (in `without`); `missed`, 1 -
       hit; `return_dreamed`, `return_real`. None stands for what is not defined.
       `tasks` has the same by name, `phantoms` the captions of the pictures.
     """
@@ -136,11 +136,11 @@ class Reality:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dreams:
-  """What dreams are like that reality is compared with.
+  """Settings of the dreams that reality is compared with.
 
   Attributes:
-    context: real frames that a dream begins with; fewer where the episode has
-      no more.
+    context: real frames that a dream begins with; fewer if the episode has
+      fewer.
     horizon: frames of a dream.
     sampling_steps: K.
     stop_at_event: returns end at the first event, as in training.
@@ -165,9 +165,9 @@ def dream_and_play(
   """Lets agents dream in states of their own episodes, and plays their dreams.
 
   Each agent plays at temperature 1, prompted with every task once, in order. At
-  the frames `starts` of every episode that still goes on it dreams, holding its
-  task; the game then takes the actions of the dream. What the dream has beyond
-  the game's time limit is left out.
+  the frames `starts` of every episode that is still going on it dreams, holding
+  its task; the actions of the dream are then taken in the game. What the dream
+  has beyond the game's time limit is left out.
 
   Args:
     world: modules.
@@ -177,11 +177,11 @@ def dream_and_play(
     key: all randomness, the same for every agent.
     seeds: one per episode; the same seed is the same level.
     starts: frames at which dreams begin; 0 is an episode's first.
-    dreams: what the dreams are like.
+    dreams: settings of the dreams.
 
   Returns:
-    By agent; None where the environment runs on the host, since no state of it
-    can be kept.
+    By agent; None if the environment runs on the host, since its states cannot
+    be kept.
 
   Raises:
     ValueError: a start does not lie within an episode.
@@ -220,7 +220,7 @@ def dream_and_play(
 
 @struct.dataclass
 class _States:
-  """Dreams and games from n states; what is beyond the time limit pays 0.
+  """Dreams and games from n states; steps beyond the time limit pay 0.
 
   Attributes:
     start: `[n]` int32.
@@ -333,7 +333,7 @@ def _phantoms(
   last = chosen.context.frames[:, -1:]
   frames = dreamed = np.concatenate([last, chosen.frames], axis=1)
   if len(worst):
-    # Always as many, so that one program serves all agents.
+    # Always the same number, so that one program serves all agents.
     rows = np.resize(np.arange(len(worst)), PHANTOMS)
     full = jax.tree.map(lambda x: x[rows], chosen)
     dreamed = np.asarray(decode(full.context, full.z))[: len(worst)]

@@ -105,8 +105,8 @@ def plot_training(run_dir: pathlib.Path, phases: tuple[str, ...]) -> None:
 def plot_success(run_dir: pathlib.Path, results: Mapping[str, Any]) -> None:
   """Plots what the policies were compared by to `success.png`.
 
-  It is success or, where that says nothing, the mean return; with 95 %
-  intervals. Of the clones there are the best and the plain one.
+  This is success or, where that says nothing, the mean return, with 95 %
+  intervals. Of the clones, the best and the plain one are shown.
   """
   names = [*dict.fromkeys(['random', 'bc', results['best_clone'], 'rl'])]
   agents = [results['agents'][name] for name in names]

@@ -1,7 +1,7 @@
-"""What trainings of one experiment, from several seeds, show together.
+"""What training runs of one experiment, with several seeds, show together.
 
 A test on the episodes of one agent says whether that agent is better. What an
-experiment claims is about agents that are trained anew: its unit is the
+experiment claims is about agents that are trained afresh: its unit is the
 training seed, and its interval is over seeds.
 """
 
@@ -24,7 +24,7 @@ _NEEDED = (
 RESULTS = 'results.json'
 """What an evaluation writes into the directory of a run."""
 BEST = 'best clone'
-"""Stands among the policies for the best clone of each run."""
+"""Name that stands, among the policies, for the best clone of each run."""
 
 
 def load_results(
@@ -34,7 +34,7 @@ def load_results(
 
   Raises:
     FileNotFoundError: a run was not evaluated.
-    ValueError: a file is no JSON.
+    ValueError: a file is not JSON.
   """
   found = {}
   for run in run_dirs:
@@ -59,7 +59,7 @@ def student_interval(
   """Estimates a mean by Student's t.
 
   Args:
-    values: independent ones, at least one, such as one of each training seed.
+    values: independent ones, at least one, such as one for each training seed.
     level: probability that the interval holds the mean.
 
   Returns:
@@ -80,7 +80,7 @@ def student_interval(
 
 
 def check_results(results: Mapping[str, Any], run: str) -> None:
-  """Raises `ValueError` unless results are as `dreamer4 evaluate` has them."""
+  """Raises `ValueError` unless `dreamer4 evaluate` could have written these."""
   missing = [name for name in _NEEDED if name not in results]
   if missing:
     raise ValueError(
@@ -90,17 +90,17 @@ def check_results(results: Mapping[str, Any], run: str) -> None:
 
 
 def summarise(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-  """Puts the results of several training seeds together.
+  """Combines the results of several training seeds.
 
   Args:
     runs: what `results.json` holds, by name of the run; at least one.
 
   Returns:
-    Plain data. `measure`: `success`, or `return` where some run knows of no
-    success. `runs`: a row of figures for each run, None for what it does not
+    Plain data. `measure`: `success`, or `return` if success is undefined in
+    some run. `runs`: a row of figures for each run, None for what it does not
     have. `rl_minus_best_clone`: `student_interval` of the differences over
-    runs. `steps`: likewise of the steps where both succeed, of the runs that
-    have them, or None. `policies`: for each policy, `BEST` among them,
+    runs. `steps`: likewise for the steps where both succeed, over the runs that
+    have them, or None. `policies`: for each policy, including `BEST`,
     `student_interval` of its `score` (by the measure), `steps` and `return`
     over the runs that have it. `warnings`: sentences.
 
@@ -205,14 +205,14 @@ def _warnings(runs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def differing_fields(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-  """Names the fields in which configs differ, beside seed and latents.
+  """Names the fields in which configs differ, other than seed and latents.
 
   Args:
     configs: as plain data.
 
   Returns:
-    Dotted names. Latents lie in a directory of their own for each run; the
-    datasets that they were made from are compared.
+    Dotted names. Each run has its own directories of latents; the datasets that
+    they were made from are compared.
   """
   flat = [dict(_flatten(config)) for config in configs]
   names = dict.fromkeys(name for fields in flat for name in fields)

@@ -8,9 +8,9 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 100_000
-"""Sign flips that are drawn where all are too many."""
+"""Sign flips that are drawn if all would be too many."""
 _EXACT = 16
-"""Up to so many episodes all sign flips are tried."""
+"""Up to this many episodes, all sign flips are tried."""
 
 
 def compare_policies(
@@ -108,10 +108,10 @@ def paired_difference(
 ) -> dict[str, Any]:
   """Compares numbers, such as returns, on the same episodes.
 
-  If the policies are equal, the sign of each episode's difference is a coin.
-  The p-value is the share of sign flips whose mean difference is at least as
-  far from 0 as the one found: of all flips up to 16 episodes, and of
-  `RESAMPLES` random ones, the one found included, beyond. Episodes without a
+  If the policies are equal, the sign of each episode's difference is a coin
+  flip. The p-value is the share of sign flips whose mean difference is at least
+  as far from 0 as the one found: of all flips for up to 16 episodes, and beyond
+  that of `RESAMPLES` random ones plus the one found. Episodes without a
   difference change nothing.
 
   Args:
@@ -140,7 +140,7 @@ def _sign_flips(d: np.ndarray, seed: int) -> float:
   d = d[d != 0]
   if not d.size:
     return 1.0
-  # Sums in another order differ in their last bits and are still as far.
+  # Sums in another order differ in their last bits, but count as equally far.
   least = abs(d.sum()) - 1e-9 * np.abs(d).sum()
   if d.size <= _EXACT:
     numbers = np.arange(2**d.size)[:, None]

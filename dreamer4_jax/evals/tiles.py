@@ -1,9 +1,9 @@
-"""What reconstructions and dreams of tile worlds say, read tile by tile.
+"""Reconstructions and dreams of tile worlds, read tile by tile.
 
-A frame of such a world is a grid of pictures. Each tile of a frame is taken for
+A frame of such a world is a grid of pictures. Each tile of a frame is read as
 the picture nearest to it by squared error; a tile is right if the true and the
-predicted frame are read alike there, and a frame is exact if all its tiles are.
-What a mean over pixels hides, such as a player who fades, is counted here.
+predicted frame are read the same there, and a frame is exact if all its tiles
+are right. This counts what a mean over pixels hides, such as a fading player.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from dreamer4_jax.envs import Tiles
 from dreamer4_jax.evals.video import OpenLoop
 
 MOST = 1024
-"""Pictures of a palette that is found in frames."""
+"""Most pictures of a palette that is found in frames."""
 RARE = 0.02
-"""A tile is rare if it is a smaller share of all tiles."""
+"""A tile is rare if its share of all tiles is smaller than this."""
 _CHUNK = 8192
 """Tiles that are compared at a time."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Palette:
-  """The pictures that tiles are taken for.
+  """The pictures that tiles are read as.
 
   Attributes:
     tiles: the world's.
@@ -42,19 +42,19 @@ class Palette:
 
   @functools.cached_property
   def _scores(self) -> tuple[np.ndarray, np.ndarray]:
-    """Factor `[values, n]` and bias `[n]`: of distance, all but a constant."""
+    """Factor `[values, n]` and bias `[n]` of the distance, up to a constant."""
     flat = _centred(self.pictures.reshape(len(self.pictures), -1))
     return -2 * flat.T, np.square(flat).sum(axis=1)
 
   def read(self, frames: np.ndarray) -> np.ndarray:
-    """Takes each tile for the nearest picture.
+    """Reads each tile as the nearest picture.
 
     Args:
       frames: `[..., H, W, C]` uint8.
 
     Returns:
-      `[..., H / side, W / side]` int32, numbers of `pictures`; the first of
-      those that are equally near.
+      `[..., H / side, W / side]` int32, numbers of `pictures`; of those equally
+      near, the first.
     """
     cut = cut_tiles(frames, self.tiles.side)
     flat = cut.reshape(-1, cut.shape[-1])
@@ -80,9 +80,9 @@ def find_palette(
 
   Args:
     tiles: the world's. Without pictures, the most common distinct tiles of the
-      frames serve.
+      frames are used.
     frames: true ones, each `[..., H, W, C]` uint8.
-    most: pictures at most that are found.
+    most: at most this many pictures are found.
   """
   if tiles.pictures is not None:
     return Palette(tiles, tiles.pictures)
@@ -102,13 +102,13 @@ def reconstruction_tiles(
 
   Args:
     tiles: the world's.
-    true: `[N, rows, columns]` int, true frames, as `Palette.read` has them.
+    true: `[N, rows, columns]` int, true frames, as `Palette.read` returns them.
     decoded: same shape, decoded ones.
 
   Returns:
     Shares from 0 to 1: `exact` of the frames; `tiles` of all tiles that are
-    right; `rare_tiles` of those that are rare in the true frames, None if none
-    is. Where the world says where its player stands, also `player`: by place
+    right; `rare_tiles` of those that are rare in the true frames, None if there
+    are none. If the world says where its player stands, also `player`: by place
     the share `right` of the player's tiles, direction included, and the number
     of `frames`.
   """
@@ -146,7 +146,7 @@ def dream_tiles(
 
   Args:
     palette: of the world.
-    result: dreams beside the truth.
+    result: dreams and the truth.
     horizons: frames after the context, from 1.
 
   Returns:

@@ -1,11 +1,11 @@
 """Held-out errors of the tokenizer, and open-loop errors of the dynamics.
 
-A mean over everything hides what is small and rare. So beside it stand the
-worst frames, the pixels that change and the worst region of each frame.
+A mean over everything hides what is small and rare. So the worst frames, the
+pixels that change and the worst region of each frame are measured as well.
 
 A PSNR is `-10 log10` of the squared error averaged over pixels *and clips*, in
-dB, of images in [0, 1] clipped to that range. (Averaging per-clip PSNRs would
-be infinite as soon as one still clip is repeated exactly.)
+dB, of images in [0, 1] clipped to that range. (An average of per-clip PSNRs
+would be infinite as soon as one still clip is repeated exactly.)
 """
 
 from __future__ import annotations
@@ -105,14 +105,14 @@ def _regions(error: Array, side: int) -> Array:
 
 
 def summary(errors: FrameErrors) -> dict[str, float | None]:
-  """Sums errors up, in dB.
+  """Summarises errors, in dB.
 
   Args:
     errors: of frames.
 
   Returns:
-    `psnr`; `psnr_worst_1pct`, of the worst hundredth of the frames, of one at
-    least; `psnr_changed`, of the pixels that changed, None if none did;
+    `psnr`; `psnr_worst_1pct`, of the worst hundredth of the frames, at least
+    one; `psnr_changed`, of the pixels that changed, None if none did;
     `psnr_worst_regions`, of the worst region of each frame.
   """
   errors = jax.tree.map(np.asarray, errors)
@@ -133,7 +133,7 @@ class Reconstructions:
 
   Attributes:
     errors: `[N]` of all frames.
-    worst: `[n, H, W, C]` uint8, those of the largest error, the worst first.
+    worst: `[n, H, W, C]` uint8, those with the largest error, worst first.
     worst_decoded: same shape, uint8, as they are decoded.
     names: `[N, rows, columns]` int, the true tiles; None without tiles.
     names_decoded: same shape, the decoded ones.
@@ -163,7 +163,7 @@ def reconstructions(
     params: entry `tokenizer`.
     batches: of frames, `B T` of them in each.
     side: of the regions in pixels.
-    name: makes `[N, rows, columns]` numbers of tiles of `[N, H, W, C]` uint8.
+    name: maps `[N, H, W, C]` uint8 to `[N, rows, columns]` numbers of tiles.
   """
 
   @jax.jit
@@ -188,7 +188,7 @@ def reconstructions(
       x.reshape(-1, *x.shape[2:]) for x in (np.asarray(batch.frames), decoded)
     )
     found.append(errors)
-    # No more than these are held beside the batch.
+    # Apart from the batch, no more than these are held in memory.
     worst += [
       (errors.whole[i], frames[i], decoded[i])
       for i in np.argsort(-errors.whole, kind='stable')[:WORST]
@@ -246,7 +246,7 @@ def vector_errors(
 
 @struct.dataclass
 class OpenLoop:
-  """Predictions beside the truth.
+  """Predictions and the truth.
 
   Attributes:
     frames: `[B, H, H, W, C]` uint8 true frames after the context.
@@ -269,7 +269,7 @@ def one_episode_clips(
   Args:
     batches: loader of the held-out split.
     clips: number of clips wanted.
-    limit: batches to look through.
+    limit: batches to search.
 
   Raises:
     ValueError: fewer such clips were found than wanted.
@@ -347,13 +347,13 @@ def open_loop_psnr(
   """PSNR of frame h after the context, for every h in `horizons`.
 
   Args:
-    result: dreams beside the truth.
+    result: dreams and the truth.
     horizons: frames after the context, from 1.
     side: of the regions in pixels.
 
   Returns:
     `psnr_h`, and the baselines `psnr_h_repeat_last`,
-    `psnr_h_shuffled_actions`. Of the dreams also what `summary` names:
+    `psnr_h_shuffled_actions`. For the dreams, also what `summary` names:
     `psnr_worst_1pct_h`, `psnr_worst_regions_h`, and `psnr_changed_h`, of the
     pixels that differ from the last context frame.
   """

@@ -58,7 +58,7 @@ def sample(
     logits: of each component.
     space: the action space.
     temperature: `[]`, at least 0. Logits are divided by it; at 0 each component
-      gets its most likely value, of equal ones the first.
+      gets its most likely value, the first if several tie.
   """
   warm = jnp.asarray(temperature, jnp.float32)
   greedy = warm <= 0

@@ -133,7 +133,7 @@ class Dynamics(nn.Module):
 
 def num_tokens(config: DynamicsConfig, agent: bool) -> int:
   """Tokens of a frame, with or without the agent token."""
-  # Besides one that carries the action, and the shortcut token.
+  # Plus the action token and the shortcut token.
   return config.num_spatial_tokens + config.num_registers + 2 + int(agent)
 
 

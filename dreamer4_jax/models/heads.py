@@ -17,13 +17,13 @@ from dreamer4_jax.types import Array
 
 
 class TaskEmbedding(nn.Module):
-  """Input of the agent token, `[B, T, D]`, of ids or of vectors.
+  """Input of the agent token, `[B, T, D]`, from ids or from vectors.
 
   Attributes:
     num_tasks: number of ids, those of baselines included.
     width: D.
     vector_size: entries E of the vectors, 0 for ids. Vectors may have any
-      scale; what they point to is what counts.
+      scale; only their direction counts.
   """
 
   num_tasks: int

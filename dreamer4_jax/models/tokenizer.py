@@ -51,8 +51,8 @@ class Tokenizer(nn.Module):
 
   Each vector is one token and a modality of its own. Every method works on
   whole clips and, given a cache, on the next frame of a stream; the two agree.
-  `init(key, frames)` makes all parameters, that of hidden patches too; with
-  `vectors`, if the tokenizer has any.
+  `init(key, frames)` makes all parameters, including that of masked patches; it
+  needs `vectors` too, if the tokenizer has any.
   """
 
   config: TokenizerConfig
@@ -102,10 +102,10 @@ class Tokenizer(nn.Module):
 
     Args:
       frames: `[B, T, H, W, C]` uint8.
-      vectors: what is seen beside them, components `[B, T, n]` float32; those
-        that the tokenizer does not know are ignored.
-      mask: `[B, T, patches + vectors]` bool, tokens hidden by MAE, in the order
-        of the modules; None off training.
+      vectors: what is observed along with them, components `[B, T, n]` float32;
+        those that the tokenizer does not know are ignored.
+      mask: `[B, T, patches + vectors]` bool, tokens hidden by MAE, in this
+        order; None outside of training.
       segment_ids: `[B, T]` int32.
       cache: encoder cache of a stream; then T = 1.
 
@@ -120,21 +120,21 @@ class Tokenizer(nn.Module):
     c = self.config
     check_frames(frames, c)
     check_vectors(vectors or {}, self.vectors, frames.shape[:2])
-    # Padding is black: centred after it, not before.
+    # Padding is black, so pixels are centred after it, not before.
     pixels = patchify(frames.astype(jnp.float32) / 255.0, c.patch_size, c.grid)
     x = self.patch_in(pixels - 0.5)
     vector_mask = None
     if mask is None and self.is_initializing():
-      # So that parameters are complete, whatever they are made with.
+      # So that all parameters are made, whatever the arguments.
       tokens = c.grid[0] * c.grid[1] + len(self.vectors)
       mask = jnp.zeros((*frames.shape[:2], tokens), bool)
     if mask is not None:
       mask, vector_mask = self._split_mask(mask)
       hidden = self.mask_token.table()[None, None]
       x = jnp.where(mask[..., None], hidden, x)
-    # Beside the rotations, which tell a latent almost nothing of where a patch
-    # is: on small grids the tokenizer else never learns to encode small things
-    # that move (docs/notes.md).
+    # In addition to the rotations, which tell a latent almost nothing about
+    # where a patch is: without this, on small grids the tokenizer never learns
+    # to encode small moving objects (docs/notes.md).
     x = x + self.patch_slots.table()[None, None]
     latents = _spread(self.latent_tokens.table(), frames.shape[:2])
     if c.aligned_latents:
@@ -224,21 +224,21 @@ class Tokenizer(nn.Module):
     """Returns z and what it decodes to, of whole clips; see `encode`.
 
     The decoder is given z plus `noise`, of the same shape and in units of the
-    standard deviation that each value of a frame has over the batch; so it
-    cannot be escaped by a larger z. None gives it z.
+    standard deviation that each value of a frame has over the batch, so that a
+    larger z cannot escape it. None gives it z alone.
     """
     z, _ = self.encode(
       frames, vectors=vectors, mask=mask, segment_ids=segment_ids
     )
     shown = z
     if noise is not None:
-      # The root has no slope at 0, where a value that never changes would be.
+      # The root has no finite slope at 0, where a constant value would lie.
       shown += noise * jnp.sqrt(z.var((0, 1), keepdims=True) + 1e-8)
     decoded, _ = self.decode_modalities(shown, segment_ids=segment_ids)
     return z, decoded
 
   def _split_mask(self, mask: Array) -> tuple[Array, Array | None]:
-    """Parts of a mask, of the patches and of the vectors."""
+    """Splits a mask into that of the patches and that of the vectors."""
     patches = self.config.grid[0] * self.config.grid[1]
     tokens = patches + len(self.vectors)
     if mask.shape[2] != tokens:

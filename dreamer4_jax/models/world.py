@@ -49,7 +49,7 @@ class World:
 
     Args:
       config: sizes.
-      platform: `cpu`, `gpu` or `tpu`, by default that of the process; settles
+      platform: `cpu`, `gpu` or `tpu`, by default that of the process; decides
         what computes attention.
 
     Raises:
@@ -118,11 +118,11 @@ class World:
     return variables['params']
 
   def cast(self, params: Params) -> Params:
-    """Returns parameters as the passes use them, for those who do not train.
+    """Returns parameters as the passes use them, for use without training.
 
     A pass casts the weights of tokenizer and dynamics to its compute dtype.
-    Cast beforehand they take half the memory in bfloat16 and are not cast again
-    for every frame; the results are the same, bit for bit.
+    Cast beforehand, they take half the memory in bfloat16 and are not cast
+    again for every frame; the results are the same, bit for bit.
 
     Args:
       params: any entries.
@@ -150,7 +150,7 @@ class World:
   # Thin wrappers: pick the parameters of a module and call it.
 
   def encode(self, params: Params, frames: Array, **kwargs):
-    """Returns standardised packed tokens `[B, T, N_z, C]` and new entries.
+    """Returns standardised packed tokens `[B, T, N_z, C]` and cache entries.
 
     Args:
       params: entries `tokenizer`, `latents`.
@@ -171,7 +171,7 @@ class World:
     return z
 
   def latents(self, params: Params, frames: Array, **kwargs):
-    """Returns the tokenizer's latents `[B, T, L, b]` and new entries.
+    """Returns the tokenizer's latents `[B, T, L, b]` and cache entries.
 
     Args:
       params: entry `tokenizer`.
@@ -256,7 +256,7 @@ class World:
       params: entry `task`; with `agent.task_vector_size`, for ids, also
         `task_vectors`, `[num_tasks, E]`.
       task: `[B, T]` ids; or, with `agent.task_vector_size`, any vectors
-        `[B, T, E]`, also of tasks that training has not seen.
+        `[B, T, E]`, including those of tasks that training has not seen.
     """
     ids = jnp.issubdtype(task.dtype, jnp.integer)
     if self.config.agent.task_vector_size and ids:

@@ -1,7 +1,7 @@
 """Layers of the efficient space/time transformer (section 2 of the paper).
 
-A config is plain data and comes without JAX, which is imported with the first
-of the other names that is asked for.
+Configs are plain data and need no JAX, which is imported when the first of the
+other names is used.
 """
 
 from etils import epy as _epy

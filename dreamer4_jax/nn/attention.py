@@ -2,9 +2,9 @@
 
 A capped logit lies within the cap, so its exponential is a float32 of ordinary
 size, and the softmax needs no maximum: the products are read once, and the
-weights are normalised after they have met the values. Without a cap the largest
-logit of each query, over all blocks, is subtracted first. Heads come before the
-sequence, so that all products are of whole matrices that lie side by side.
+weights are normalised after the product with the values. Without a cap the
+largest logit of each query, over all blocks, is subtracted first. Heads come
+before the sequence, so that all products are of whole, contiguous matrices.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def attend(
       query must be allowed at least one key.
     soft_cap: logits become `cap * tanh(logits / cap)`; at most 80. None leaves
       them as they are.
-    fast_gradient: the gradient that is written out below, which forward mode
-      (`jax.jvp`, `jax.hessian`) does not pass; else the derived one.
+    fast_gradient: use the hand-written gradient below, which does not support
+      forward mode (`jax.jvp`, `jax.hessian`); else the derived one.
 
   Returns:
     `[..., G, R, Q, h]`.
@@ -130,7 +130,7 @@ def _weights(
   bent: Array, mask: Array, soft_cap: float | None, top: Array | None
 ) -> Array:
   if soft_cap is None:
-    # What is masked may exceed the top: it must not reach the exponential.
+    # Masked logits may exceed the top: they must not reach the exponential.
     return jnp.exp(jnp.where(mask, bent - top, -jnp.inf))
   return jnp.where(mask, jnp.exp(soft_cap * bent), 0.0)
 

@@ -1,12 +1,12 @@
 """What computes attention within a sequence: XLA, or a fused kernel.
 
 A space layer attends within a frame, a time layer along a clip, and both know
-their mask in advance, but for the segments. `xla` is `attention.attend`, which
-serves everything and is what the others are tested against. `splash` is JAX's
-Pallas kernel for TPU and `tokamax` the kernels of that package for GPU; both
-have the soft cap and grouped queries, which cuDNN has not. They never write
-the logits to memory. A frame that reads a ring cache has one query a token:
-there is no matrix to fuse, and XLA reads the ring once, in place.
+their mask in advance, except for the segments. `xla` is `attention.attend`,
+which serves everything and is what the others are tested against. `splash` is
+JAX's Pallas kernel for TPU and `tokamax` the kernels of that package for GPU;
+both have the soft cap and grouped queries, which cuDNN does not. They never
+write the logits to memory. A frame that reads a ring cache has one query per
+token: there is no matrix to fuse, and XLA reads the ring once, in place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dreamer4_jax.types import Array
 
 PLATFORMS = {'splash': ('tpu',), 'tokamax': ('gpu', 'cuda')}
 """Where the fused kernels run."""
-_LANES = 128  # Splash attention takes sequences by so many.
+_LANES = 128  # Splash attention takes sequences in multiples of this.
 _BLOCK = 512
 _PADDING = -1
 
@@ -71,13 +71,13 @@ class SequenceMask:
 
     Args:
       mask: `[S, S]` bool, true where row may attend to column, of NumPy or JAX.
-        One that is computed within `jax.jit` serves as well, but kernels that
-        are made for a mask then give way to XLA.
+        One that is computed within `jax.jit` works as well, but kernels that
+        are built for a mask then give way to XLA.
       segment_ids: `[..., S]` int32; None is one segment.
 
     Raises:
-      ValueError: the mask is not square or not bool, or a row of it that is
-        known while tracing sees nothing.
+      ValueError: the mask is not square or not bool, or it is known while
+        tracing and a row of it sees nothing.
     """
     known = not isinstance(mask, jax.core.Tracer)
     if known:
@@ -107,7 +107,7 @@ class SequenceMask:
   def of(
     cls, mask: ArrayLike | SequenceMask | None, length: int
   ) -> SequenceMask:
-    """Returns the mask of a sequence, as it is or made of an array.
+    """Returns the mask of a sequence, as it is or made from an array.
 
     Args:
       mask: as `make` takes it; None lets all attend to all.
@@ -173,13 +173,13 @@ def attend_sequence(
   """Attention of a sequence to itself.
 
   Args:
-    backend: as `resolve_backend` returns it. A kernel that a sequence is too
-      short for, or a mask known too late, gives way to `xla`, which is logged
+    backend: as `resolve_backend` returns it. A kernel gives way to `xla` if the
+      sequence is too short, or the mask known too late, for it; this is logged
       once.
     queries: `[..., G, R, S, h]`.
     own: keys and values `[..., G, S, h]`.
     mask: of the sequence; every token must see one.
-    soft_cap: as in `attend`; the kernels too do without one.
+    soft_cap: as in `attend`; the kernels also work without one.
     fast_gradient: as in `attend`; kernels have their own.
 
   Returns:
@@ -216,7 +216,7 @@ def splash(
 ) -> Array:
   """Splash attention; arguments as in `attend_sequence`.
 
-  Sequences are padded to whole blocks; what is padded sees itself alone.
+  Sequences are padded to whole blocks; padding tokens see only themselves.
   """
   from jax.experimental.pallas.ops.tpu import (
     splash_attention,

@@ -2,8 +2,8 @@
 
 The ring holds the last `context_length` frames of every time layer; slot s
 holds the newest frame whose number is s modulo `context_length`. Memory is
-constant, a rollout has no longest length, and a frame that has left the
-training context is never attended to.
+constant, a rollout may have any length, and a frame that has left the training
+context is never attended to.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class TimeCache:
       `[periods, B, N, G, S, h]` with S = context_length.
     slot_segments: `[B, S]` int32 segment of the frame in each slot, -1 if none.
     segment: `[B]` int32 segment of the frames to come.
-    slot: `[]` int32 slot that the next frame is written to. Counted by itself,
-      since `frame % length` jumps where `frame` overflows.
+    slot: `[]` int32 slot that the next frame is written to. Counted separately,
+      since `frame % length` jumps when `frame` overflows.
     frame: `[]` uint32 counter of frames appended so far; may overflow.
   """
 

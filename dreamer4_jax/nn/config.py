@@ -20,8 +20,8 @@ class ComputeConfig:
   """Compute dtype; parameters, softmax, norms and losses stay float32."""
   remat: Remat = 'none'
   """What the backward pass recomputes to save memory: nothing, all but the
-  results of matrix products, or each period in full. With nothing, also the
-  weights that are gathered over an fsdp mesh are kept."""
+  results of matrix products, or each period in full. With nothing, the weights
+  that are gathered over an fsdp mesh are kept as well."""
   attention: Backend = 'auto'
   """What computes attention within a frame or clip: XLA, JAX's splash
   attention (TPU), tokamax (GPU), or what measures best on the platform."""
@@ -29,10 +29,10 @@ class ComputeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayersConfig:
-  """What the layers of a transformer are like, however many there are.
+  """Settings of the layers of a transformer.
 
   Raises:
-    ValueError: a field cannot work; the sentence names it.
+    ValueError: a field cannot work; the message names it.
   """
 
   width: int = 128
@@ -42,7 +42,7 @@ class LayersConfig:
   depth: int = 4
   """Layers, a multiple of `time_every`."""
   time_every: int = 4
-  """One layer in so many attends over time, the others within a frame; such a
+  """One layer in this many attends over time, the others within a frame; such a
   group of layers is a period."""
   context_length: int = 16
   """Frames a time layer sees, the current one included; size of the ring."""
@@ -90,8 +90,8 @@ class TransformerConfig(LayersConfig, ComputeConfig):
   """Efficient space/time transformer, such as `TransformerConfig(width=64)`.
 
   Raises:
-    ValueError: a field cannot work, such as a depth that is no whole number of
-      periods; the sentence names it.
+    ValueError: a field cannot work, such as a depth that is not a whole number
+      of periods; the message names it.
   """
 
   num_kv_heads: int | None = None
@@ -102,14 +102,14 @@ class TransformerConfig(LayersConfig, ComputeConfig):
   a multiple of 64."""
   soft_cap: float | None = 50.0
   """Attention logits are cap * tanh(logits / cap); none leaves them as they
-  are, and the softmax then takes their maximum first, which is slower."""
+  are, and the softmax then subtracts their maximum first, which is slower."""
   fast_gradient: bool = True
-  """Gradients of attention, norms and MLPs that are written by hand, and faster
-  than the derived ones. Forward mode does not pass them: false for `jax.jvp`,
+  """Hand-written gradients of attention, norms and MLPs, faster than the
+  derived ones. They do not support forward mode: use false for `jax.jvp`,
   `jax.jacfwd` and `jax.hessian`."""
   unroll: int = 1
   """Periods that the loop over layers runs at a time. With all of them there
-  is no loop: faster on CPU, and longer to compile."""
+  is no loop: faster on CPU, but slower to compile."""
 
   def __post_init__(self):
     super().__post_init__()

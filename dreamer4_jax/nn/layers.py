@@ -34,9 +34,9 @@ def rms_norm(
     x: `[..., D]`.
     scale: `[D]` learned scale.
     eps: added to the mean square.
-    fast_gradient: the gradient that is written out here: it keeps the input as
-      it is and one number a row, and passes over memory half as often as the
-      derived one. Forward mode does not pass it.
+    fast_gradient: use the hand-written gradient: it keeps the input as it is
+      and one number per row, and passes over memory half as often as the
+      derived one. It does not support forward mode.
 
   Returns:
     `[..., D]` in the dtype of `x`.
@@ -63,7 +63,7 @@ def _rms_norm_backward(eps: float, residuals, gradient: Array):
   x32, wide = x.astype(jnp.float32), gradient.astype(jnp.float32)
   along = wide * x32
   # Both sums as products with a vector: XLA on CPU is twice as fast with them,
-  # and elsewhere makes sums of them.
+  # and elsewhere turns them into sums.
   mean = _product(along, scale, 1)[..., None] * (inverse**3 / x.shape[-1])
   to_x = wide * inverse * _like(scale, x) - x32 * mean
   return to_x.astype(x.dtype), _product(inverse[..., 0], along, x.ndim - 1)
@@ -159,8 +159,8 @@ def gated(gate: Array, up: Array, *, fast_gradient: bool = True) -> Array:
   Args:
     gate: any shape.
     up: of the same shape.
-    fast_gradient: the gradient that is written out here: it keeps these two
-      arrays alone. Forward mode does not pass it.
+    fast_gradient: use the hand-written gradient: it keeps only these two
+      arrays. It does not support forward mode.
   """
   return (_fast_gated if fast_gradient else _gated)(gate, up)
 
@@ -175,8 +175,8 @@ def _gated_forward(gate: Array, up: Array):
 
 def _gated_backward(residuals, gradient: Array):
   gate, up = residuals
-  # The sigmoid by another formula than in the forward pass, or XLA would keep
-  # that one, which costs more than to compute it again.
+  # The sigmoid by another formula than in the forward pass: otherwise XLA would
+  # keep that one, which costs more than recomputing it.
   share = 0.5 + 0.5 * jnp.tanh(0.5 * gate)
   bent = gate * share
   to_gate = gradient * up * (share + bent * (1 - share))
@@ -219,8 +219,8 @@ def _param(
 ) -> Array:
   """Returns a float32 parameter of a module, made by `init` if it is not there.
 
-  As `module.param`, which traces the initializer of a parameter that is there,
-  too, for its shape: a sixth of the time in which a train step is traced.
+  `module.param` would also trace the initializer of an existing parameter, for
+  its shape: a sixth of the time that tracing a train step takes.
   """
   if not module.has_variable('params', name):
     return module.param(name, named(init, axes), shape, jnp.float32)

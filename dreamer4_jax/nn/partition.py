@@ -1,13 +1,13 @@
 """Where activations and gathered weights lie on the mesh, by logical names.
 
-Left alone, XLA's partitioner keeps weights that are cut over `fsdp` where they
-are and moves activations instead, many times their size. So activations are
-pinned to their own devices at every layer, and a weight is gathered where it
-is used, in the compute dtype; its gradient goes back to the weight's own
+Left alone, XLA's partitioner keeps weights that are sharded over `fsdp` where
+they are and moves activations instead, many times their size. So activations
+are pinned to their own devices at every layer, and a weight is gathered where
+it is used, in the compute dtype; its gradient goes back to the weight's own
 layout, which is a reduce-scatter.
 
-Parameters are plain arrays unless they are made under `logical_axes`, which
-those ask for who cut them over a mesh.
+Parameters are plain arrays unless they are made under `logical_axes`, which is
+for code that shards them over a mesh.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def logical_axes() -> Iterator[None]:
   """Gives parameters that are made within it the logical names of their axes.
 
   `init` then returns `nn.LogicallyPartitioned` boxes, from which
-  `nn.get_partition_spec` or `sharding.state_sharding` read how to cut a
-  parameter. Enter it inside what is jitted, not around it: a program that was
-  traced before is not traced again.
+  `nn.get_partition_spec` or `sharding.state_sharding` read how to shard a
+  parameter. Enter it inside the jitted function, not around it: a function that
+  was traced before is not traced again.
   """
   token = _BOXED.set(True)
   try:
@@ -52,7 +52,7 @@ def named(init: Callable[..., Array], axes: Axes) -> Callable[..., Any]:
 
 
 def constrain(x: Array, axes: Sequence[str | None]) -> Array:
-  """Lays an array out on the mesh; does nothing where there is none.
+  """Lays an array out on the mesh; does nothing if there is none.
 
   Args:
     x: the array.
@@ -69,11 +69,11 @@ def per_device(
   args: Sequence[Array],
   axes: Sequence[Sequence[str | None]],
 ) -> Array:
-  """Calls a function that the partitioner cannot cut, such as a kernel.
+  """Calls a function that the partitioner cannot shard, such as a kernel.
 
   Args:
-    fn: computes each row and head by itself.
-    args: arrays; the result is laid out as the first of them is.
+    fn: computes each row and head independently.
+    args: arrays; the result is laid out like the first of them.
     axes: for each array the logical names of its first dimensions, as in
       `constrain`.
   """
@@ -92,7 +92,7 @@ def _alone() -> bool:
 
 
 def _spec(x: Array, axes: Sequence[str | None]) -> PartitionSpec:
-  """Mesh axes of a dimension each, but for those that do not divide it."""
+  """Returns the mesh axes of each dimension, None if they do not divide it."""
   mesh = jax.sharding.get_abstract_mesh()
 
   def fits(dimension: int, where: str | tuple[str, ...] | None) -> bool:
@@ -115,9 +115,9 @@ def gather(weight: Array, axes: Axes) -> Array:
     weight: as it is stored, already in the compute dtype.
     axes: logical names of its dimensions.
   """
-  # The gradient goes the same way back: first whole, then cut. It is the sum
-  # over devices of what each has found, of which each keeps its piece. Cut at
-  # once, the gradient of a table is made from the rows of all devices.
+  # The gradient goes the same way back: first whole, then sharded. It is the
+  # sum of what all devices have found, of which each keeps its piece. Sharded
+  # at once, the gradient of a table is made from the rows of all devices.
   return constrain(constrain(weight, axes), _whole(axes))
 
 

@@ -134,7 +134,7 @@ class Layer(nn.Module):
 class Period(nn.Module):
   """Space layers and then a time layer, the body of the scan.
 
-  By itself: `Period(config)(x, None, make_context(config, x.shape))`.
+  On its own: `Period(config)(x, None, make_context(config, x.shape))`.
   """
 
   config: TransformerConfig
@@ -169,7 +169,7 @@ class Period(nn.Module):
 class SpaceTimeTransformer(nn.Module):
   """A stack of periods under `nn.scan`, closed by an RMSNorm.
 
-  In any Linen module it is one line, its parameters plain arrays:
+  In any Linen module it takes one line, and its parameters are plain arrays:
   `y, _ = SpaceTimeTransformer(TransformerConfig(width=64))(x)`.
   """
 
@@ -189,7 +189,7 @@ class SpaceTimeTransformer(nn.Module):
 
     Args:
       x: `[B, T, N, D]`; with a cache, T must be 1.
-      space_mask: as in `make_context`, as are the others.
+      space_mask: see `make_context`, also for the rest.
       space_angles: rotations of the space layers.
       segment_ids: segments of the frames.
       cache: past frames; read, never written (see `nn.cache.append`).
@@ -219,7 +219,7 @@ class SpaceTimeTransformer(nn.Module):
     unroll = min(c.unroll, periods)
     if c.remat != 'none':
       keep = _REMAT_POLICIES[c.remat]
-      # Without a loop XLA would find that it computes the same twice.
+      # Without a loop, XLA would merge the recomputation with the original.
       no_loop = unroll == periods
       body = nn.remat(Period, prevent_cse=no_loop, policy=keep)
     stack = nn.scan(
@@ -230,8 +230,8 @@ class SpaceTimeTransformer(nn.Module):
       length=periods,
       unroll=unroll,
       metadata_params={nn.PARTITION_NAME: 'layers'},
-      # Nothing is made in one layer for all of them. Looking for it would trace
-      # the layers twice.
+      # No period computes what is constant for all. Checking for that would
+      # trace the layers twice.
       check_constancy_invariants=False,
     )
     past = None if cache is None else cache.entries
@@ -257,16 +257,16 @@ def make_context(
     shape: `(B, T, N, ...)`; with a cache, T must be 1.
     space_mask: `[N, N]` bool, true where row may attend to column, of NumPy or
       JAX; None lets all attend to all. Every token must see one. Kernels are
-      made for a mask that is known while tracing.
+      built for a mask that is known while tracing.
     space_angles: `[N, h/2]` rotations of the space layers; None rotates
       nothing, as angles of zero do.
     segment_ids: `[B, T]` int32; frames see only their own segment. None is one
-      segment. Not given with a cache, which knows its own.
+      segment. Leave it out with a cache, which knows its own.
     cache: past frames.
 
   Raises:
-    ValueError: a cache is given with more than one frame or a segment, or the
-      mask is of another shape or dtype, or hides everything from a token.
+    ValueError: a cache is given with more than one frame or with segments, or
+      the mask is of another shape or dtype, or hides everything from a token.
   """
   batch, frames, tokens = shape[:3]
   if cache is not None and (frames != 1 or segment_ids is not None):

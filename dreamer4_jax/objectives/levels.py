@@ -1,6 +1,6 @@
 """Levels of shortcut forcing, as training draws them.
 
-What a level is, `dreamer4_jax.types.Levels` says. Equation 4 of arXiv
+`dreamer4_jax.types.Levels` says what a level is. Source: equation 4 of arXiv
 2509.24527, whose "1/d" is a slip: tau is a multiple of d.
 """
 
@@ -13,7 +13,7 @@ from dreamer4_jax.types import Array, Levels
 
 
 def finest_step_index(max_steps: int) -> int:
-  """Returns the step index of d = 1 / `max_steps`, log2 of it.
+  """Returns the step index of d = 1 / `max_steps`, log2(`max_steps`).
 
   Raises:
     ValueError: unless `max_steps` is a power of two.
@@ -31,23 +31,23 @@ def draw_levels(
   end_share: float = 0.0,
   clear_share: float = 0.0,
 ) -> Levels:
-  """Draws a step size and a signal level for each example or frame alone.
+  """Draws a step size and a signal level for each example or frame.
 
   Where `coarse`, the step index is uniform over 0..log2(K_max), the finest
   included; elsewhere it is the finest. Given d, tau is uniform over
   {0, d, ..., 1-d}.
 
   A share of the frames can be drawn from the ends: from the lowest or the
-  highest eighth of the grid, each as likely. What an action does is learned
-  from a noisy frame after a clear one, which independent uniform levels seldom
-  make: the lowest eighth follows the highest in 1 of 64 pairs, and in 1 of 7
-  pairs with `end_share` = 0.7.
+  highest eighth of the grid, each equally likely. What an action does is
+  learned from a noisy frame after a clear one, which independent uniform levels
+  seldom yield: the lowest eighth follows the highest in 1 of 64 pairs, and in 1
+  of 7 pairs with `end_share` = 0.7.
 
   In a share of the clips every other frame is clear, from the highest eighth of
-  the grid, and of those between three in four are noisy and the others clear.
-  There a noisy frame always follows a clear one, as when sampling. A third of
-  the noisy ones is pure noise, where sampling begins; the others are drawn as
-  elsewhere, from the ends by `end_share`. They alone draw a coarse step.
+  the grid; of those in between, three in four are noisy and the rest clear. So
+  a noisy frame always follows a clear one, as when sampling. A third of the
+  noisy ones is pure noise, where sampling begins; the others are drawn as
+  elsewhere, from the ends by `end_share`. Only noisy ones draw a coarse step.
 
   Args:
     key: PRNG key, used here only.
@@ -56,14 +56,14 @@ def draw_levels(
     max_steps: K_max, a power of two.
     end_share: share of frames from the ends, in [0, 1]; the paper has 0.
     clear_share: share of clips that alternate, in [0, 1]; likewise. The last
-      axis is then that of time.
+      axis is then time.
 
   Returns:
     Levels of that shape.
 
   Raises:
-    ValueError: `max_steps` is no power of two, a share does not lie in [0, 1],
-      or clips are to alternate that have no axis of time.
+    ValueError: `max_steps` is not a power of two, a share does not lie in
+      [0, 1], or `clear_share` is positive without a time axis.
   """
   last = finest_step_index(max_steps)
   for name, share in (('end_share', end_share), ('clear_share', clear_share)):
@@ -92,7 +92,7 @@ def draw_levels(
     clear = chosen & ~noisy
     fine = jnp.where(clear, max_steps - 1 - fine // 8, fine)
     fine = jnp.where(chosen & pure, 0, fine)
-    # On a coarse grid there is hardly a clear level.
+    # A coarse grid has hardly any clear level.
     step = jnp.where(clear, last, step)
   drop = last - step
   return Levels(
@@ -105,15 +105,15 @@ def draw_levels(
 def _alternating(
   key: Array, shape: tuple[int, ...], share: float
 ) -> tuple[Array, Array, Array]:
-  """Draws clips `[..., 1]` that alternate; `[..., T]` noisy frames, pure ones.
+  """Draws which clips `[..., 1]` alternate, noisy frames `[..., T]`, pure ones.
 
-  Pure noise is noisy as well.
+  Frames of pure noise count as noisy, too.
   """
   clips = (*shape[:-1], 1)
   chosen_key, odd_key, noisy_key = jax.random.split(key, 3)
   chosen = jax.random.bernoulli(chosen_key, share, clips)
   begin = jax.random.randint(odd_key, clips, 0, 2)
   odd = (jnp.broadcast_to(jnp.arange(shape[-1]), shape) + begin) % 2 == 1
-  # Of four frames between two clear ones one is pure noise, and two are noisy.
+  # Of four frames in between, one is pure noise, two are noisy, one is clear.
   kind = jax.random.randint(noisy_key, shape, 0, 4)
   return chosen, odd & (kind < 3), odd & (kind == 0)

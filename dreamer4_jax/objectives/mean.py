@@ -1,4 +1,4 @@
-"""Weighted means that can be gathered in parts."""
+"""Weighted means that can be accumulated in parts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dreamer4_jax.types import Array
 class Mean:
   """A weighted mean, as the sum and the weight it consists of.
 
-  Those of two parts of a batch, added (`jax.tree.map(jnp.add, a, b)`), are that
-  of both together, whatever the weights.
+  The means of two parts of a batch, added (`jax.tree.map(jnp.add, a, b)`), are
+  the mean of both together, whatever the weights.
 
   Attributes:
     total: scalar float32, weighted sum.

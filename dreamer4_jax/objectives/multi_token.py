@@ -52,12 +52,12 @@ def multi_token_rewards(
 ) -> tuple[Array, Array]:
   """Aligns rewards as `multi_token_targets` does, each for the frame's task.
 
-  The agent token at frame t is asked for one task. What lies ahead counts for
-  that task, though the labels of later frames may name another.
+  The agent token at frame t is given one task. What lies ahead counts for that
+  task, even if the labels of later frames name another.
 
   Args:
     reward: `[B, T, num_tasks]` reward on arriving at a frame, for each task.
-    task: `[B, T]` int task of the agent token; ids from `num_tasks` on are no
+    task: `[B, T]` int task of the agent token; ids from `num_tasks` on are not
       tasks and have no reward.
     segment_ids: `[B, T]` int.
     distances: number of distances, at least 1.

@@ -31,7 +31,7 @@ class PmpoOutput:
 def pmpo_means(
   log_prob: Array, advantage: Array, weight: Array, kl: Array
 ) -> dict[str, Mean]:
-  """Means that the loss consists of; those of parts of a batch add up.
+  """Returns the means that form the loss; those of parts of a batch add up.
 
   Args:
     log_prob: `[B, H]` log-probability of the action taken, in nats.

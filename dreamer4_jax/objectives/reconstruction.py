@@ -71,7 +71,7 @@ def vector_mse(
   target: Mapping[str, Array],
   std: Mapping[str, Sequence[float]],
 ) -> Array:
-  """Mean squared error of standardised vectors; each vector counts alike.
+  """Mean squared error of standardised vectors; each vector counts equally.
 
   Args:
     pred: components `[B, T, n]` float, in the data's units.

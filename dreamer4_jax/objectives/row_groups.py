@@ -18,8 +18,8 @@ def group_size(rows: int, share: float) -> int:
   """Returns the size of the groups of which one row is taken.
 
   Args:
-    rows: to divide: of a batch, or of its part on one device.
-    share: of them that are wanted.
+    rows: rows to divide, of a batch or of its part on one device.
+    share: share of them that is wanted.
 
   Returns:
     The largest divisor of `rows` that is at most `1 / share`; all of them if
@@ -33,7 +33,7 @@ def group_size(rows: int, share: float) -> int:
 
 @struct.dataclass
 class RowGroups:
-  """A batch in groups of neighbouring rows, of each of which one is taken.
+  """A batch in groups of neighbouring rows; one row of each is taken.
 
   Attributes:
     place: `[G]` int32, which row of its group.
@@ -45,7 +45,7 @@ class RowGroups:
 
   @classmethod
   def of(cls, wanted: Array, size: int) -> RowGroups:
-    """Takes the first wanted row of each group; the first, if none is.
+    """Takes the first wanted row of each group, or its first if none is wanted.
 
     Args:
       wanted: `[B]` bool.

@@ -34,7 +34,7 @@ def sample(
   Args:
     denoise: the network, as in `shortcut_loss`; called K times, in a scan.
     noise: `[*lead, ...]` standard normal.
-    *given: handed on to the denoiser.
+    *given: passed on to the denoiser.
     steps: K, a power of two in 1..`max_steps`.
     max_steps: K_max with which the network was trained, a power of two.
     lead_axes: how many axes `lead` has, as when training.
@@ -43,7 +43,7 @@ def sample(
     `[*lead, ...]` float32.
 
   Raises:
-    ValueError: `steps` or `max_steps` is no such number, or a shape is wrong.
+    ValueError: `steps` or `max_steps` is invalid, or a shape is wrong.
   """
   levels = sampling_levels(steps, max_steps)
   lead = lead_shape(lead_axes, noise=noise)
@@ -85,7 +85,7 @@ def euler_step(z: Array, clean: Array, levels: Levels) -> Array:
   """Moves `z` one step: `z + (clean - z) d / (1 - tau)`.
 
   Written as a weighted mean, so that the last step (tau = 1 - d) returns
-  `clean` to the bit.
+  `clean` bit for bit.
 
   Args:
     z: `[*lead, ...]` at level tau.

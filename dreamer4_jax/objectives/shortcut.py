@@ -1,9 +1,9 @@
-"""Shortcut forcing, in one call or by its parts.
+"""Shortcut forcing, in one call or in parts.
 
 Arrays have leading axes, each entry of which has a level of its own: `[B, ...]`
 for examples, `[B, T, ...]` for the frames of clips. What follows them is data
-of any shape. The denoiser is any callable, and always told the level of what it
-is given. Everything is float32.
+of any shape. The denoiser is any callable, and is always told the level of its
+input. Everything is float32.
 
 Source: section 3.2 of arXiv 2509.24527.
 """
@@ -41,8 +41,8 @@ class ShortcutData:
     z1: `[*lead, ...]` clean data.
     z_tau: `[*lead, ...]` the same, corrupted.
     levels: `[*lead]`, of `z_tau`.
-    velocity: `[*lead, ...]` bootstrap target, without meaning where the step is
-      the finest; None on a step that does not bootstrap.
+    velocity: `[*lead, ...]` bootstrap target, meaningless where the step is the
+      finest; None on a step that does not bootstrap.
   """
 
   z1: Array
@@ -67,7 +67,7 @@ class ShortcutLosses:
 
   @property
   def loss(self) -> Array:
-    """The one that each has, `[*lead]` float32."""
+    """The loss that each has, `[*lead]` float32."""
     return jnp.where(self.is_flow, self.flow, self.bootstrap)
 
 
@@ -81,7 +81,7 @@ def shortcut_loss(
   bootstraps: Array | bool = True,
   forcing: ForcingConfig | None = None,
 ) -> ShortcutLosses:
-  """Computes the losses of shortcut forcing of a network (equation 7).
+  """Computes the shortcut forcing losses of a network (equation 7).
 
   Draws levels and noise, and calls the network three times: on part of the rows
   for either half of a coarse step, and on all rows.
@@ -90,8 +90,8 @@ def shortcut_loss(
     denoise: the network.
     z1: `[*lead, ...]` clean data, of about unit scale.
     key: all randomness.
-    *given: handed on to the denoiser, trees of arrays that lead with the rows
-      of what it is given.
+    *given: passed on to the denoiser, trees of arrays whose leading axis is the
+      rows of its input.
     max_steps: K_max, a power of two.
     lead_axes: how many axes `lead` has.
     bootstraps: `[]` bool, whether this step trains coarse steps at all. If not,
@@ -120,9 +120,9 @@ class Resting:
   """Rows of a batch that do not train the denoiser.
 
   Attributes:
-    trains: `[B]` bool, the others.
+    trains: `[B]` bool, true for the other rows.
     levels: at which they rest, one for all or `[*lead]`.
-    rows_per_group: of which one bootstraps; a divisor of the rows.
+    rows_per_group: rows of which one bootstraps; a divisor of the rows.
   """
 
   trains: Array
@@ -143,12 +143,12 @@ def prepare_shortcut(
 ) -> ShortcutData:
   """Does all of `shortcut_loss` that comes before the pass with a gradient.
 
-  Of each group of neighbouring rows one takes part in the extra calls. Where
-  groups are too small for `forcing.bootstrap_share`, each of its frames draws a
+  One row of each group of neighbours takes part in the extra calls. If groups
+  are too small for `forcing.bootstrap_share`, each frame of that row draws a
   coarse step with a probability that makes up for it.
 
   Args:
-    denoise: as in `shortcut_loss`, and so all that is not listed here.
+    denoise: as in `shortcut_loss`.
     z1: likewise.
     key: likewise.
     *given: likewise.
@@ -224,14 +224,14 @@ def bootstrap_velocity(
 
   `b1 = (f(z_tau, tau, d/2) - z_tau) / (1 - tau)`,
   `z' = z_tau + b1 d/2`, `b2 = (f(z', tau + d/2, d/2) - z') / (1 - tau - d/2)`,
-  target `(b1 + b2) / 2` (equation 7 of the paper). What already has the finest
-  step cannot be halved: both passes see it as it is.
+  target `(b1 + b2) / 2` (equation 7 of the paper). The finest step cannot be
+  halved: both passes see such entries as they are.
 
   Args:
     denoise: the network; called twice.
     z_tau: `[*lead, ...]` corrupted data.
-    levels: `[*lead]`, where it stands.
-    *given: handed on to the denoiser.
+    levels: `[*lead]`, of `z_tau`.
+    *given: passed on to the denoiser.
 
   Returns:
     `[*lead, ...]` float32 without gradient, 0 where the step is the finest.
@@ -241,7 +241,7 @@ def bootstrap_velocity(
   z = f32(z_tau)
   coarse = levels.step_index < last
   half = levels.replace(step_index=jnp.minimum(levels.step_index + 1, last))
-  # Points of the finest grid in half a step; what stays moves by none.
+  # Points of the finest grid in half a step; 0 where the step is the finest.
   move = jnp.where(coarse, jnp.right_shift(max_steps, half.step_index), 0)
   first = _velocity(denoise, z, half, given)
   moved = z + first * like(move.astype(jnp.float32) / max_steps, z)
@@ -268,7 +268,7 @@ def prediction_losses(
     low_weight: of pure noise, see `ramp`.
 
   Returns:
-    The two losses, and where each belongs; without a bootstrap target
+    The two losses, and where each applies; without a bootstrap target
     `bootstrap` is 0 everywhere.
   """
   levels, velocity = data.levels, data.velocity

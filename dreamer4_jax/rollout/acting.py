@@ -137,8 +137,8 @@ def advance(prompt: Prompt, events: Array) -> Prompt:
   """Counts `events [B, num_tasks]`, moving on where a stage is complete.
 
   An event counts for the stage in force when it happened; several events of
-  one step never skip a stage. A stage whose id is no task, as the prompts of
-  baselines are, has no events and lasts.
+  one step never skip a stage. A stage whose id is not a task, such as the
+  prompt of a baseline, has no events and lasts.
   """
   own = jnp.take_along_axis(
     events, prompt.task()[:, None], axis=1, mode='fill', fill_value=0

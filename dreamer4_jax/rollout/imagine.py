@@ -32,8 +32,8 @@ class Replay:
 
   Attributes:
     actions: components `[B, H, ...]`.
-    known: `[B, H]` bool, whether they are known, which those of video without
-      labels are not; by default all are.
+    known: `[B, H]` bool, whether they are known, unlike those of unlabeled
+      video; by default all are.
   """
 
   actions: Actions
@@ -145,7 +145,7 @@ def imagine(
 def arrivals(
   world: World, params: Params, rollout: Rollout
 ) -> tuple[Array, Array]:
-  """Reads off what imagined frames bring.
+  """Predicts the reward and continuation of imagined frames.
 
   Args:
     world: modules.
@@ -164,7 +164,7 @@ def arrivals(
 
 
 def sample_policy(world: World, params: Params, head: str = 'policy') -> Policy:
-  """Samples from the policy head (`policy` or `prior`)."""
+  """Returns a policy that samples from a head (`policy` or `prior`)."""
 
   def policy(key: Array, h: Array, step: Array) -> Actions:
     del step

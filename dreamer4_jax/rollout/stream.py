@@ -38,13 +38,13 @@ class Stream:
 def init_stream(
   world: World, params: Params, clips: Batch, key: Array
 ) -> Stream:
-  """Returns the past of games that go on where real clips end.
+  """Returns the past of games that continue where real clips end.
 
   Args:
     world: modules.
     params: entries `tokenizer`, `latents`, `dynamics`.
-    clips: real frames and the actions that led to them, `[B, T, ...]`. Longer
-      than a ring, only their end is remembered.
+    clips: real frames and the actions that led to them, `[B, T, ...]`. If they
+      are longer than a ring, only their end is remembered.
     key: draws the context noise.
   """
   context = prepare_context(world, params, clips, key, with_agent=False)

@@ -1,4 +1,4 @@
 """The process and its machine: devices, other processes, signals, memory, log.
 
-JAX is imported where it is needed only: commands read this for `--help` too.
+JAX is imported only where it is needed: commands import this for `--help` too.
 """

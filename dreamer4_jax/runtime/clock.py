@@ -1,4 +1,4 @@
-"""How long the parts of a run took, interruptions left out, kills included."""
+"""Seconds that the parts of a run took, without pauses but with killed work."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FILE = 'seconds.json'
 class Clock:
   """Adds the seconds that a part takes to those on disk; a context manager.
 
-  They are written every few seconds, so a kill costs no more than these. Time
-  counts from the construction on, but nothing is written before the clock is
-  entered: whoever finds nothing to do leaves no trace.
+  They are written every few seconds, so a kill loses no more than that. Time
+  counts from construction on, but nothing is written before the clock is
+  entered: a part with nothing to do leaves no trace.
   """
 
   def __init__(

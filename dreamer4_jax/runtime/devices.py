@@ -1,8 +1,8 @@
 """Whether JAX computes on the accelerator of the machine, and if not, why.
 
-JAX goes on without a word, or with a page of them, on the CPU when the plugin
-of an accelerator is installed but cannot be used. Here that is one sentence
-with the command that mends it.
+When the plugin of an accelerator is installed but cannot be used, JAX falls
+back to the CPU without a word, or with a page of them. Here that is one
+sentence, with the command that fixes it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def check_devices() -> str:
   """Starts JAX's devices and says what is wrong with them.
 
   Returns:
-    One sentence where an accelerator, or the plugin of one, is here but JAX
-    runs on the CPU without having been asked to; otherwise nothing.
+    One sentence if an accelerator, or the plugin of one, is here but JAX runs
+    on the CPU without having been asked to; otherwise an empty string.
 
   Raises:
     ValueError: the environment variable JAX_PLATFORMS names a platform that
@@ -48,12 +48,12 @@ def check_devices() -> str:
 
 
 def _asked() -> str:
-  """The platforms that JAX was told to take, or nothing."""
+  """Returns the platforms that JAX was told to use, or an empty string."""
   return jax.config.jax_platforms or ''
 
 
 def _refusal(asked: str, said: list[str]) -> str:
-  """The sentence for platforms that were asked for and cannot be had."""
+  """Returns the sentence for platforms that were asked for but cannot start."""
   names = [name.strip() for name in asked.split(',')]
   unknown = [n for n in names if n not in _EXTRAS and n != 'cpu']
   if unknown:
@@ -125,7 +125,7 @@ def _run(extra: str, before: str = ': run') -> str:
 
 
 def _numbers(version: str) -> str:
-  """The numbers of a version; CUDA's plugin and jaxlib must agree in them."""
+  """Numbers of a version; those of CUDA's plugin and jaxlib must agree."""
   return re.match(r'[\d.]*\d', version)[0]
 
 
@@ -138,7 +138,7 @@ def _has_nvidia_driver() -> bool:
 
 @contextlib.contextmanager
 def _collected() -> Iterator[list[str]]:
-  """Collects what JAX says meanwhile, in the place of printing it."""
+  """Collects what JAX says meanwhile, instead of printing it."""
   said: list[str] = []
 
   def keep(record: logging.LogRecord) -> bool:

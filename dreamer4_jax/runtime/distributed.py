@@ -1,8 +1,8 @@
 """Several processes as one program; the work is done by JAX's runtime.
 
 A process that stops alone must not wait for the others, which wait for it in
-a collective: see `leave`. JAX is imported late, because the command line reads
-this for `--help` too.
+a collective: see `leave`. JAX is imported late, because the command line
+imports this for `--help` too.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import time
 from dreamer4_jax.config import require
 
 _SPARE = 600
-"""Seconds by which JAX's own deadline is later. It ends the process by abort,
-with a C++ stack and no way to say what to look at."""
+"""Seconds by which JAX's own deadline is later. It aborts the process, with a
+C++ stack trace and no way to say what to look at."""
 _GRACE = 3.0
-"""Seconds the process with the coordination service outlives its error. It is
-usually everybody's error, and who loses the service is aborted."""
+"""Seconds the process with the coordination service outlives its error. The
+others usually have the same error, and are aborted if they lose the service."""
 _POLL = 0.2
 _joining = False
 
@@ -38,7 +38,7 @@ class Cluster:
   auto: bool = False
   """Ask Cloud TPU, GKE, Slurm or Open MPI, whichever started the process."""
   coordinator: str = ''
-  """HOST:PORT of process 0, where there is nobody to ask."""
+  """HOST:PORT of process 0, where there is no cluster to ask."""
   processes: int | None = None
   """Number of processes, with `coordinator`."""
   process: int | None = None
@@ -92,12 +92,12 @@ class Cluster:
 
 
 def join(cluster: Cluster) -> None:
-  """Joins the other processes; call it before anything else of JAX.
+  """Joins the other processes; call it before any other use of JAX.
 
   Does nothing for one process alone.
 
   Raises:
-    JoinError: no cluster was found, or not all processes came in time. JAX
+    JoinError: no cluster was found, or not all processes arrived in time. JAX
       then still waits in a thread: end the process, with `leave`.
   """
   global _joining
@@ -122,7 +122,7 @@ def join(cluster: Cluster) -> None:
     except BaseException as error:
       failed.append(error)
 
-  # In a thread, because it does not come back when time is up.
+  # In a thread, because it does not return when time is up.
   thread = threading.Thread(target=initialize, name='join', daemon=True)
   deadline = time.monotonic() + cluster.timeout
   thread.start()
@@ -135,12 +135,12 @@ def join(cluster: Cluster) -> None:
 
 
 def joined() -> bool:
-  """Whether this process has asked for others, and has to `leave` them."""
+  """Whether this process has tried to join others, and has to `leave` them."""
   return _joining
 
 
 def leave(code: int, *, together: bool) -> int:
-  """Ends the part of this process in the run.
+  """Ends this process's part in the run.
 
   Does nothing for one process alone.
 
@@ -148,8 +148,8 @@ def leave(code: int, *, together: bool) -> int:
     code: the exit code.
     together: whether all processes come here, as they do at the end of a run
       and when they are preempted: then they wait for each other. Otherwise
-      this process ends here and now, and the others notice: at once where
-      they wait for its data, at the latest after JAX's 100 seconds.
+      this process ends here and now, and the others notice: at once if they
+      wait for its data, at the latest after JAX's 100 seconds.
 
   Returns:
     The code, if the process is not ended here.
@@ -167,7 +167,7 @@ def leave(code: int, *, together: bool) -> int:
   sys.stderr.flush()
   if _state().service is not None:
     time.sleep(_GRACE)
-  # No cleaning up: it waits five minutes for the others, and then aborts.
+  # No cleaning up: that waits five minutes for the others, and then aborts.
   os._exit(code)
 
 
@@ -188,7 +188,7 @@ def _check_port(address: str) -> None:
 
 
 def _state():
-  """JAX's record. Nothing public has it before the devices are asked for."""
+  """Returns JAX's record. Nothing public has it before there are devices."""
   from jax._src import distributed
 
   return distributed.global_state

@@ -12,14 +12,14 @@ _OURS = 'dreamer4_jax'
 
 
 def show(level: int) -> None:
-  """Shows our log from `level` on, and of others warnings, on stderr.
+  """Shows our log from `level` on, and warnings of others, on stderr.
 
-  Each line comes once: the handler is that of the root logger. It takes the
-  place of the one that absl adds with the first line of any library, unasked.
-  Where somebody has chosen handlers, these are left to show what they show.
+  Each line appears once: the handler is that of the root logger. It replaces
+  the one that absl adds, unasked, with the first line of any library. Handlers
+  that somebody has chosen are left alone.
 
   Args:
-    level: least level of our own lines.
+    level: lowest level of our own lines.
   """
   logging.getLogger(_OURS).setLevel(level)
   for handler in [*logging.root.handlers]:
@@ -32,8 +32,8 @@ def show(level: int) -> None:
 def hush_grain() -> None:
   """Drops a line that Grain logs when it is imported, on jaxlib before 0.11.
 
-  It is about profiles of worker processes, which are not used here. For
-  commands, to be called before Grain is imported.
+  It is about profiles of worker processes, which are not used here. Commands
+  call this before Grain is imported.
   """
   from absl import logging
 
@@ -66,7 +66,7 @@ class _Handler(logging.Handler):
 
 
 class _Formatter(logging.Formatter):
-  """Our lines as they are, others with their level and who says so."""
+  """Our lines as they are, others with their level and logger."""
 
   def format(self, record: logging.LogRecord) -> str:
     """Returns the line."""
@@ -79,8 +79,8 @@ class _Formatter(logging.Formatter):
 def _is_worth_reading(record: logging.LogRecord) -> bool:
   """Whether a record is not what Orbax says below ERROR, through absl.
 
-  That is waits of a second for the save before, and directories that are read
-  only as we want them. What goes wrong it raises, and `checkpoint` tells of it.
+  That is waits of a second for the previous save, and directories that are read
+  only as we want them. What goes wrong, it raises, and `checkpoint` reports it.
   """
   of_orbax = f'{os.sep}orbax{os.sep}' in record.pathname
   return record.levelno >= logging.ERROR or not of_orbax

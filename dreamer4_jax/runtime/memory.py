@@ -14,13 +14,13 @@ def keep_freed_memory() -> bool:
   """Keeps freed memory in the process; programs call it before anything else.
 
   By default glibc hands large blocks back to the system as soon as they are
-  freed. The next step of a training on CPU then gets new pages, each of which
-  the system clears first: 1.5 GB a step of a tokenizer of 6.6 M parameters,
-  which is a quarter of its time. A loader, which makes a batch of new arrays
-  each time, pays likewise.
+  freed. The next train step on CPU then gets new pages, each of which the
+  system clears first: 1.5 GB a step for a tokenizer of 6.6 M parameters, which
+  is a quarter of its time. A loader, which makes each batch of new arrays, pays
+  the same price.
 
-  Blocks come from the one heap that grows with the break, for all threads: in
-  other heaps glibc caps a block at 32 MiB and maps what is larger. The price:
+  All threads take blocks from the one heap that grows with the break: in other
+  heaps glibc caps a block at 32 MiB and maps what is larger. The drawback:
   memory that was needed once stays with the process.
 
   Returns:

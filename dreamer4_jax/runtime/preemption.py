@@ -20,8 +20,8 @@ class Sigterm:
 
   For runs of one process: with several, JAX's runtime watches the signal and
   tells all hosts (see `Checkpoints.asked_to_stop`). Python handles signals in
-  the main thread only; entered in another one, as in some notebooks, SIGTERM
-  keeps its meaning. A second SIGTERM ends the process.
+  the main thread only; if this is entered in another one, as in some notebooks,
+  SIGTERM keeps its meaning. A second SIGTERM ends the process.
 
   Attributes:
     received: whether the signal has come.

@@ -1,4 +1,4 @@
-"""Training: one pure step function a phase, and the loop they share."""
+"""Training: one pure step function per phase, and the loop they share."""
 
 from etils import epy as _epy
 

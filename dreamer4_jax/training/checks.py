@@ -1,4 +1,4 @@
-"""Refuses, before anything is written or trained, what cannot work later."""
+"""Rejects what cannot work, before anything is written or trained."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def check_training(
     phases: those that will be trained.
 
   Raises:
-    ValueError: something does not fit; the sentence names the field.
-    FileNotFoundError: there is no dataset, or a phase before is not trained.
+    ValueError: something does not fit; the message names the field.
+    FileNotFoundError: there is no dataset, or an earlier phase is not trained.
   """
   config.check_context(phases)
   check_directories(config, run_dir)
@@ -52,7 +52,7 @@ def check_training(
 
 
 def check_directories(config: Config, run_dir: str | pathlib.Path) -> None:
-  """Checks that what a run writes and its datasets do not lie in each other.
+  """Checks that the output and the datasets of a run do not contain each other.
 
   Raises:
     ValueError: they do, or the run directory is a file.
@@ -110,7 +110,7 @@ def check_data(
 
 
 def _check_order(run_dir: str | pathlib.Path, phases: Sequence[str]) -> None:
-  """Raises `FileNotFoundError` if a phase before is missing."""
+  """Raises `FileNotFoundError` if an earlier phase is missing."""
   for phase in phases:
     number = PHASES.index(phase)
     if number and PHASES[number - 1] not in phases:
@@ -126,14 +126,14 @@ def _check_order(run_dir: str | pathlib.Path, phases: Sequence[str]) -> None:
 def _final_fingerprint(
   config: Config, run_dir: str | pathlib.Path, phases: Sequence[str]
 ) -> str:
-  """Returns that of the tokenizer, or '' if it is still to be trained."""
+  """Returns the tokenizer's fingerprint, or '' if it is still to be trained."""
   step = checkpoint.latest_step(run_dir, 'tokenizer')
   if not step:
     return ''
   if 'tokenizer' in phases and step < config.phases.tokenizer.steps:
     return ''
   if 'tokenizer' in phases and not any(d.latents for d in config.data.sources):
-    return ''  # Nobody asks.
+    return ''  # Not needed.
   params, _ = checkpoint.load_params(run_dir, 'tokenizer')
   return World.from_config(config).fingerprint(params)
 
@@ -141,7 +141,7 @@ def _final_fingerprint(
 def _check_latents(
   config: Config, phases: Sequence[str], fingerprint: str
 ) -> None:
-  """Latents of a tokenizer that is not trained yet can be of another only."""
+  """Rejects latents while the tokenizer is untrained: another one made them."""
   if fingerprint or not {*phases} - {'tokenizer'}:
     return
   for i, dataset in enumerate(config.data.sources):
@@ -156,7 +156,7 @@ def _check_latents(
 
 
 def _warn_of_no_reward(config: Config) -> None:
-  """Says so if dreams cannot pay: the policy then stays what was cloned."""
+  """Warns if dreams cannot hold a reward: the policy then stays as cloned."""
   for dataset in config.data.sources:
     if not pathlib.Path(dataset.path).exists():
       return
@@ -172,7 +172,7 @@ def _warn_of_no_reward(config: Config) -> None:
 
 @contextlib.contextmanager
 def _named(phase: str) -> Iterator[None]:
-  """Names the phase in what is refused, if the sentence does not."""
+  """Adds the phase to an error message that does not name it."""
   try:
     yield
   except ValueError as error:

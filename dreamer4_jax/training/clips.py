@@ -31,7 +31,7 @@ class DreamBatches:
     }
 
   def set_state(self, state: dict[str, Any]) -> None:
-    """Goes to a position that `get_state` returned."""
+    """Restores a position that `get_state` returned."""
     self._contexts.set_state(state['contexts'])
     self._clips.set_state(state['clips'])
 
@@ -42,7 +42,7 @@ def training_loader(
   """Returns this process's endless iterator of clips of `length` frames.
 
   Phases after the tokenizer's read the pre-tokenised datasets, where there are
-  any. Those about tasks leave datasets out that know of none. Imagination has
+  any. Those about tasks leave out datasets without tasks. Imagination has
   contexts of dreams and, if it trains the world model, clips as well.
 
   Args:
@@ -62,7 +62,7 @@ def training_loader(
 def _loader(
   config: Config, phase: str, kind: str, length: int, tokenizer: str
 ) -> ClipIterator:
-  """Makes clips for a phase, of the kind that this or another one takes."""
+  """Makes clips for a phase, of its own kind or of that of another phase."""
   settings = getattr(config.phases, kind)
   rows = getattr(config.phases, phase).batch_size
   baselines = getattr(settings, 'baseline_share', 0.0)

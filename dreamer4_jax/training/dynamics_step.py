@@ -45,8 +45,8 @@ class Corrupted(ShortcutData):
   """Noisy tokens `[B, T, N_z, C]` of a dynamics pass, and what it is to learn.
 
   Attributes:
-    trains: `[B]` bool, the row trains the dynamics; others stand at the
-      context level.
+    trains: `[B]` bool, the row trains the dynamics; others are at the context
+      level.
     batch: the clips, without frames.
   """
 
@@ -68,8 +68,8 @@ def corrupt_batch(
   """Encodes a batch, draws levels and noise, and computes the bootstrap target.
 
   Of the frames of the rows that train the dynamics, `forcing.bootstrap_share`
-  draws a coarse step, in expectation exactly: where rows for the extra passes
-  hold more frames than that, each of them does with a probability.
+  draw a coarse step, exactly in expectation: if the rows of the extra passes
+  hold more frames than that, each draws one with some probability.
 
   Nothing here is differentiated: the target is a stop-gradient by equation 7.
 
@@ -81,9 +81,9 @@ def corrupt_batch(
     key: all randomness.
     trains: `[B]` bool, rows that train the dynamics, by default all. The others
       are put at the context level.
-    share: about how many do, spread evenly; settles which rows the passes run
-      on. Where it is too low for some group, fewer frames bootstrap.
-    phase: which settles the steps that bootstrap.
+    share: about what share of rows does, spread evenly; decides which rows the
+      passes run on. If it is too low for some group, fewer frames bootstrap.
+    phase: decides which steps bootstrap.
   """
   c = world.config
   z1 = in_parts(lambda _, x: world.encode_clips(params, x), batch, c.accumulate)
@@ -93,7 +93,7 @@ def corrupt_batch(
   forcing, every = c.forcing, 1
   whole = round(1 / forcing.bootstrap_share)
   if rows // devices < whole:
-    # A device cannot cut its rows so fine: all of them, now and then.
+    # A device cannot split its rows that finely: all of them, now and then.
     forcing, every = dataclasses.replace(forcing, bootstrap_share=1.0), whole
   # No more rows at a time than the gradient takes.
   most = max(rows // devices // c.accumulate, 1)
@@ -180,10 +180,10 @@ def frame_loss(
 ) -> tuple[Mean, Means]:
   """Mean of equation 7 over frames, each of which has one of the two terms.
 
-  The two terms are one loss and are normalised as one. Divided each by its own
-  running RMS they lose their common scale, and the model falls into the trivial
-  solution of the bootstrap term: predicting the same frame always is perfectly
-  consistent, and a flow term that grows is divided by its own growth.
+  The two terms are one loss and are normalised as one. Each divided by its own
+  running RMS, they lose their common scale, and the model falls into the
+  trivial solution of the bootstrap term: always predicting the same frame is
+  perfectly consistent, and a flow term that grows is divided by its own growth.
 
   Args:
     prediction: `[B, T, N_z, C]`.

@@ -2,11 +2,11 @@
 
 Source: section 3.3 of arXiv 2509.24527. Batches are half uniform clips and
 half clips in which a task is achieved. Uniform clips are corrupted as in
-phase 1 and train the dynamics, but for a share of them. That share and the
+phase 1 and train the dynamics, except for a share of them. That share and the
 relevant clips are corrupted to the context level, which is what the agent token
 sees when imagining and when acting: relevant ones train the policy, and both
-train reward and continuation. Clips of baselines, whose prompt is no task,
-train the policy only.
+train reward and continuation. Clips of baselines, whose prompt is not a task,
+train only the policy.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Clips:
   Attributes:
     noisy: the clips, noised.
     judged: `[B]` weight of each row in the losses of reward and continuation.
-    expected: `[B]` its mean over draws: 1, or 0 where no such row is judged.
+    expected: `[B]` mean of `judged` over draws: 1, or 0 where none is judged.
   """
 
   noisy: Corrupted
@@ -82,7 +82,7 @@ def stand_ins(relevant: Array, share: float, key: Array) -> Array:
   Args:
     relevant: `[B]` bool.
     share: of the uniform rows; exact in expectation, and spread evenly.
-    key: of all choices.
+    key: for all choices.
 
   Returns:
     `[B]` bool.
@@ -107,7 +107,7 @@ def prepare_clips(
   key: Array,
   phase: str = 'finetune',
 ) -> Clips:
-  """Noises each row to the levels at which it trains; see the module.
+  """Noises each row to its training levels; see the module docstring.
 
   Args:
     world: modules.
@@ -128,10 +128,10 @@ def prepare_clips(
     trains=~(batch.relevant | moved),
     share=1 - settings.relevant_share - baselines,
   )  # fmt: skip
-  # Those that were moved stand for all uniform clips.
+  # Those that were moved stand in for all uniform clips.
   weight = 1 / share if share else 0.0
   judged = jnp.where(batch.relevant, 1.0, jnp.where(moved, weight, 0.0))
-  # A prompt that is no task has neither reward nor continuation.
+  # A prompt that is not a task has neither reward nor continuation.
   tasks = (batch.task < world.config.num_tasks).all(axis=1)
   judged = jnp.where(tasks, judged, 0.0)
   expected = tasks & (batch.relevant | (share > 0))
@@ -181,8 +181,8 @@ def agent_losses(
     params: entries `reward`, `continuation` and that of the policy.
     h: `[B, T, D]` agent states.
     clips: targets; actions are cloned where `cloned`. Sums over rewards and
-      continuations are divided by what is `expected`: divided by what a small
-      batch happens to hold, few rows would count too little.
+      continuations are divided by the `expected` weight: divided by what a
+      small batch happens to hold, rare rows would count too little.
     policy: name of the head that is cloned into.
 
   Returns:

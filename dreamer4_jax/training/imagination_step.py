@@ -6,8 +6,8 @@ the rollout stored. The prior is a frozen copy of the behaviour-cloned policy.
 
 With `world_rate` the rest trains as well, as in the footnote of the paper's
 section 3.3: the losses of policy and value reach the transformer through the
-agent states, and all losses of finetuning are kept up, with the prior in the
-place of the cloned policy.
+agent states, and all losses of finetuning continue, with the prior in place of
+the cloned policy.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from dreamer4_jax.types import Actions, Array, Batch, DreamBatch
 WORLD_MODULES = ('dynamics', 'task', 'prior', 'reward', 'continuation')
 """Modules that train along with `world_rate`."""
 UPKEEP = ('dynamics', 'prior', 'reward', 'continuation')
-"""Terms of finetuning that are kept up then."""
+"""Terms of finetuning that then continue."""
 
 
 @struct.dataclass
@@ -69,7 +69,7 @@ class Experience:
     value: `[B, H]` value at `agent`.
     tokens: `[B, T + H, N_z, C]` context and dream as the model saw them.
     context: what conditioned the context, without frames.
-    clips: what keeps the world model up; None while it is frozen.
+    clips: what the world model trains on; None while it is frozen.
   """
 
   agent: Array
@@ -129,7 +129,7 @@ def gather_experience(
   )
   reward, cont = arrivals(world, params, rollout)
   if phase.stop_at_event:
-    # Its mean is the probability of the event, since that is 0 or 1.
+    # The mean reward is the probability of the event, since it is 0 or 1.
     cont = cont * (1 - jnp.clip(reward, 0, 1))
   value = twohot.mean(world.head(params, 'value', rollout.agent)[:, :, 0])
   returns = lambda_returns(
@@ -155,7 +155,7 @@ def agent_states(world: World, params: Params, e: Experience) -> Array:
   """Computes the agent states of a dream again, for the gradient through them.
 
   One pass over context and dream, at the levels and with the noise of the
-  rollout, finds what the rollout found frame by frame.
+  rollout, reproduces what the rollout found frame by frame.
 
   Args:
     world: modules.
@@ -202,7 +202,7 @@ def dream_losses(
   h = e.agent
   if world.config.phases.imagination.world_rate:
     h = agent_states(world, params, e)
-  # The prior is cloned, not drawn to the policy.
+  # The prior is cloned, not pulled towards the policy.
   prior = jax.lax.stop_gradient(now(world.head(params, 'prior', h)))
   policy = now(world.head(params, 'policy', h))
   terms = pmpo_means(
@@ -235,8 +235,8 @@ def imagination_loss(
 
   Args:
     world: modules.
-    params: of all modules, `prior` and `value` among them.
-    contexts: clips that dreams go on from.
+    params: of all modules, including `prior` and `value`.
+    contexts: clips that dreams continue.
     key: all randomness.
 
   Returns:
@@ -319,7 +319,7 @@ def make_imagination_step(
   """Returns the pure train step `(state, batch, key) -> (state, metrics)`.
 
   The batch is a `Batch` of contexts; with `world_rate` a `DreamBatch`, which
-  has clips for the losses of finetuning beside them.
+  also has clips for the losses of finetuning.
   """
   optimizer = _optimizer(world)
   return make_step(imagination_objective(world), optimizer, world.config)

@@ -37,7 +37,7 @@ StepFn = Callable[[PyTree, PyTree, Array], tuple[PyTree, Metrics]]
 
 
 class ClipIterator(Protocol):
-  """Endless batches of clips, with a state; Grain iterators are such."""
+  """Endless batches of clips, with a state, such as a Grain iterator."""
 
   def __next__(self) -> PyTree:
     """Returns this process's share of the next batch, as numpy arrays."""
@@ -46,13 +46,13 @@ class ClipIterator(Protocol):
   def get_state(self) -> Any:
     """Returns the position, as bytes or plain data.
 
-    To go on with another number of processes it must be the same on all, such
+    To resume with another number of processes, it must be the same on all, such
     as a count of global batches.
     """
     ...
 
   def set_state(self, state: Any) -> None:
-    """Goes to a position that `get_state` returned."""
+    """Restores a position that `get_state` returned."""
     ...
 
 
@@ -62,13 +62,13 @@ class Work:
 
   Attributes:
     init_state: makes the train state. It runs under `jax.jit`, so that big
-      states are born sharded; `nn.with_logical_partitioning` boxes tell how,
+      states are created sharded; `nn.with_logical_partitioning` boxes say how,
       and are taken off.
     given: arguments of `init_state`, such as what was trained before: trees of
       arrays that every process holds whole, in boxes if they have logical axes.
-      They are cut over the mesh.
+      They are sharded over the mesh.
     step_fn: pure `(state, batch, key) -> (state, metrics)`; jitted by the loop,
-      with the state donated. Metrics are scalars by `module/name`; of those
+      with the state donated. Metrics are scalars by `module/name`; for those
       whose last part is `loss` or `skipped`, see `Watch`.
     iterators: an iterator for each of the phase's clip lengths.
   """
@@ -92,8 +92,8 @@ def run_phase(
 ) -> PyTree:
   """Trains one phase to its end, from its latest checkpoint if there is one.
 
-  The random key of step s is the seed's key, folded by the phase's number
-  and by s. So there is no key to save, and a resumed run equals an
+  The random key of step s is the seed's key, with the phase's number and s
+  folded in. So there is no key to save, and a resumed run equals an
   uninterrupted one.
 
   Args:
@@ -113,7 +113,7 @@ def run_phase(
 
   Raises:
     ValueError: the phase is unknown, an iterator or the `best_metric` is
-      lacking, the batch or the state does not divide over the mesh, or the
+      missing, the batch or the state does not divide over the mesh, or the
       checkpoint disagrees with the config.
     FloatingPointError: steps were not finite `MAX_BAD_STEPS` times in a row, or
       the last loss was not, with a step function that does not skip.
@@ -185,7 +185,7 @@ def _check(
 
 @dataclasses.dataclass(frozen=True)
 class _Begun:
-  """Where training starts or goes on."""
+  """Where training starts or resumes."""
 
   step: int
   state: PyTree
@@ -284,8 +284,8 @@ def jit_step(
 
   Returns:
     Jitted `(state, batch, step) -> (state, metrics)` with the step's number, a
-    uint32, in the place of the key. The state is donated and stays where it
-    is; metrics are on all devices.
+    uint32, in place of the key. The state is donated and stays where it is;
+    metrics are on all devices.
   """
 
   def train_step(state, batch, step):

@@ -17,13 +17,13 @@ class MetricWriter:
   """Writes flat `module/name` scalars to `metrics.jsonl` and TensorBoard.
 
   A line is `{"step": int, "time": seconds since the epoch, "module/name":
-  float, ...}`. JSON has no NaN or infinity in the standard; Python's reader
-  takes the `NaN` and `Infinity` that are written here. Of several processes,
-  which have the same metrics, only the first writes.
+  float, ...}`. Standard JSON has no NaN or infinity; Python's reader accepts
+  the `NaN` and `Infinity` that are written here. Of several processes, which
+  have the same metrics, only the first writes.
   """
 
   def __init__(self, directory: str | pathlib.Path, *, resume_step: int = 0):
-    """Opens the files in `directory`, made if need be.
+    """Opens the files in `directory`, created if needed.
 
     Args:
       directory: where `metrics.jsonl` and `tensorboard/` are.
@@ -60,7 +60,7 @@ class MetricWriter:
       metrics: scalars by `module/name`.
 
     Raises:
-      ValueError: a metric is no scalar.
+      ValueError: a metric is not a scalar.
     """
     values = {}
     for name, value in metrics.items():

@@ -29,7 +29,7 @@ from dreamer4_jax.training.state import TrainState
 _LOG = logging.getLogger(__name__)
 
 GIVEN = {'latents', 'task_vectors'}
-"""Parameters that are found and not initialised."""
+"""Parameters that are given rather than initialised."""
 STATISTICS_BATCHES = 32
 """Batches over which the latents' statistics are taken."""
 
@@ -67,7 +67,7 @@ def train_phases(
   loaders: Loaders,
   progress: bool = True,
 ) -> None:
-  """Trains phases one after another; goes on where it was interrupted.
+  """Trains phases one after another; resumes where it was interrupted.
 
   Args:
     config: the run.
@@ -142,7 +142,7 @@ def _train_phase(
   if phase == 'tokenizer':
     _say_if_lpips_is_off(config, run_dir)
   init, step = init_and_step(world, phase)
-  # A stream of its own: the loop's step keys are of the same seed.
+  # A stream of its own: the loop's step keys come from the same seed.
   key = jax.random.fold_in(jax.random.key(config.seed), 1_000 + before)
   work = Work(
     init_state=functools.partial(init, key),
@@ -163,7 +163,7 @@ def _train_phase(
 
 
 def _say_if_lpips_is_off(config: Config, run_dir: pathlib.Path) -> None:
-  """Says it where the tokenizer is still to be trained."""
+  """Says it only if the tokenizer is still to be trained."""
   settings = config.phases.tokenizer
   done = checkpoint.latest_step(run_dir, 'tokenizer') or 0
   if not settings.lpips_path and done < settings.steps:
@@ -204,7 +204,7 @@ def load_task_vectors(config: Config) -> np.ndarray:
 
 
 def boxed(world: World, params: Params) -> Params:
-  """Puts the logical axes back that checkpoints do not hold."""
+  """Puts back the logical axes, which checkpoints do not hold."""
   boxes = jax.eval_shape(
     lambda: world.init(jax.random.key(0), tuple(params.keys() - GIVEN))
   )

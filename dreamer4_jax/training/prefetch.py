@@ -14,13 +14,13 @@ from dreamer4_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-  """A batch, and where the iterators stood when it had been drawn.
+  """A batch, and where the iterators stood after it was drawn.
 
   Attributes:
     batch: the batch, as its iterator returned it.
     iterator_states: the state of every iterator, by clip length as a string.
-      To save it is to save the position after this batch, however many
-      later batches have been drawn meanwhile.
+      Saving it saves the position after this batch, however many later
+      batches have been drawn meanwhile.
   """
 
   batch: PyTree

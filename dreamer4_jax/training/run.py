@@ -23,7 +23,7 @@ def train(
 ) -> None:
   """Trains phases on the datasets of the config, or resumes them.
 
-  What cannot work is refused before anything is written. The config is saved
+  What cannot work is rejected before anything is written. The config is saved
   as `config.json`.
 
   Args:
@@ -34,7 +34,7 @@ def train(
     progress: show progress bars.
 
   Raises:
-    ValueError: something does not fit; the sentence names the field.
+    ValueError: something does not fit; the message names the field.
     FileNotFoundError: there is no dataset, or the phase before is not trained.
     PreemptedError: SIGTERM asked the process to stop; what was done is saved.
   """

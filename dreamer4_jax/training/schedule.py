@@ -13,8 +13,8 @@ Step = TypeVar('Step', int, Array)
 def long_clips_before(step: Step, config: Config, phase: str) -> Step:
   """Counts the steps before this one that take long clips.
 
-  Of a phase with two clip lengths every `data.long_every`-th step does, and all
-  of the last `data.long_only_share`.
+  In a phase with two clip lengths, every `data.long_every`-th step does, and so
+  do all of the last `data.long_only_share`.
 
   Args:
     step: number from 0 on, a Python integer or a traced one.

@@ -14,16 +14,16 @@ from dreamer4_jax.types import Array, PyTree
 
 @struct.dataclass
 class TrainState:
-  """Everything a phase needs to go on.
+  """Everything a phase needs to continue.
 
   Attributes:
     step: `[]` int32, updates so far.
-    params: trained, by module.
-    ema: their running average; the same arrays as `params` if it is off.
-    frozen: those that this phase reads and does not train.
+    params: trained parameters, by module.
+    ema: their running average; equal to `params` if it is off.
+    frozen: parameters that this phase reads but does not train.
     opt_state: optimizer state.
     rms: running RMS of each loss term.
-    skipped: `[]` int32, updates left out since they were not finite.
+    skipped: `[]` int32, updates skipped because they were not finite.
   """
 
   step: Array

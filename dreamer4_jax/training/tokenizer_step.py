@@ -58,15 +58,15 @@ def tokenizer_loss(
     params: its parameters.
     frames: `[B, T, H, W, C]` uint8.
     key: all randomness: which patches are hidden, noise on the latents.
-    vectors: what is seen beside the frames, components `[B, T, n]`.
+    vectors: what is observed along with the frames, components `[B, T, n]`.
     segment_ids: `[B, T]` int32; frames see only their own segment.
     phase: hyperparameters, by default those of the paper.
     lpips: perceptual distance of images `[B, T, H, W, C]` in [0, 1] to
       `[B, T]`; None leaves the term out.
 
   Returns:
-    Terms, of which `total` makes the loss: `mse`, and where they apply `lpips`
-    and `vectors`; and no other means.
+    Terms, from which `total` makes the loss: `mse` and, where they apply,
+    `lpips` and `vectors`; and no other means.
   """
   phase = phase or TokenizerPhase()
   mask, noise = corruption(tokenizer, phase, frames.shape[:2], key)
@@ -165,7 +165,7 @@ def tokenizer_objective(world: World, lpips: Lpips | None = None) -> Objective:
 
 
 def frame_noise(key: Array, shape: tuple[int, ...], most: float) -> Array:
-  """Returns Gaussian noise, of which each frame has an amount of its own.
+  """Returns Gaussian noise, with an amount of its own for each frame.
 
   Args:
     key: all randomness.
@@ -199,12 +199,12 @@ def make_tokenizer_step(
 def latent_statistics(
   world: World, params, batches: list[Batch]
 ) -> dict[str, Array]:
-  """Statistics of the latents, by which the dynamics sees them standardised.
+  """Returns statistics of the latents, to standardise them for the dynamics.
 
   Args:
     world: modules.
     params: entry `tokenizer`.
-    batches: clips of the dataset, of each process its own.
+    batches: clips of the dataset; each process has its own.
 
   Returns:
     `mean` and `std`, each `[L, bottleneck_dim]`; std is at least 1e-3.

@@ -2,8 +2,8 @@
 
 A phase says what it learns in two parts: data without a gradient, such as noisy
 frames and their targets, and loss terms of the parameters, each a weighted mean
-over the data. A batch may then be taken in parts, one after another, for want
-of memory: means of parts add up to those of the batch.
+over the data. A batch may then be processed in parts, one after another, to
+save memory: means of parts add up to those of the batch.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def update(
   optimizer: optax.GradientTransformation,
   config: Config,
 ) -> tuple[TrainState, Metrics]:
-  """One gradient step; none if the loss or the gradient is not finite.
+  """Takes one gradient step; none if the loss or the gradient is not finite.
 
   Args:
     state: the state before.
@@ -99,8 +99,8 @@ def update(
     key: all randomness.
     objective: what is learned.
     optimizer: as given to `make_state`.
-    config: for the decay of the parameter average and `accumulate`, in how many
-      parts the gradient is computed. It is that of the whole batch.
+    config: for the decay of the parameter average and `accumulate`, the number
+      of parts in which the gradient of the whole batch is computed.
 
   Returns:
     The state after, and metrics with `loss`, the norms of gradient and update,
@@ -169,7 +169,7 @@ def make_step(
 def total(terms: Means, weights: Mapping[str, float] | None = None) -> Array:
   """Adds loss terms up, as they are.
 
-  A train step divides most terms by their running RMS besides, see `combine`.
+  A train step also divides most terms by their running RMS, see `combine`.
 
   Args:
     terms: means, as the loss of a phase returns them.
@@ -185,7 +185,7 @@ def total(terms: Means, weights: Mapping[str, float] | None = None) -> Array:
 def combine(
   terms: Means, rms: Mapping[str, RmsState], objective: Objective
 ) -> tuple[Array, dict[str, RmsState]]:
-  """Returns the loss, and the running RMS of all terms with these in it.
+  """Returns the loss, and the running RMS of all terms, updated with these.
 
   A term is divided by its running RMS and weighted. One without data adds
   nothing and leaves its statistics alone.
@@ -235,7 +235,7 @@ def _gradients(
 
   # The loss is a function of the terms' totals. Its slopes there say how much
   # the gradient of each counts, and are known once all parts have been seen:
-  # with several terms, by a forward pass before. With one, they wait.
+  # with several terms, from a forward pass before; with one, scaling waits.
   def loss_of(totals, terms):
     own = {k: m.replace(total=totals[k]) for k, m in terms.items()}
     return combine(own, state.rms, objective)

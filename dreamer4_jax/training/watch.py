@@ -1,4 +1,4 @@
-"""What a phase's metrics are watched for, besides being written."""
+"""Watches a phase's metrics, besides writing them."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class RunningMean:
 
 
 class Watch:
-  """Fetches metrics one step late, writes them and looks at some.
+  """Fetches metrics one step late, writes them and checks some.
 
   A step is bad if a metric whose name ends in `skipped` is not 0: the step has
   left the state as it was, since something was not finite. Without such a
-  metric it is bad if one that ends in `loss` is not finite, and then the state
+  metric, it is bad if one that ends in `loss` is not finite, and then the state
   is bad as well.
 
   Attributes:
