@@ -77,8 +77,12 @@ def both(phase):
     terms, others = alone(phase, world, {**frozen, **trained})
     return training.total(terms, objective.weights), (terms, others)
 
-  run = lambda f: jax.jit(jax.value_and_grad(f, has_aux=True))(trained)
-  return run(by_itself), run(of_step)
+  @jax.jit  # One program: what both compute alike is compiled once.
+  def run(trained):
+    ways = (by_itself, of_step)
+    return [jax.value_and_grad(f, has_aux=True)(trained) for f in ways]
+
+  return run(trained)
 
 
 @pytest.mark.parametrize('phase', TRAINED)
