@@ -104,15 +104,23 @@ def counted(monkeypatch):
   monkeypatch.setattr(harness, 'stepping_case', stepping_case)
 
 
-def test_products_count_once_whatever_is_computed_again(counted):
-  none, full = (
-    train.make_cases(
-      train.Train(preset='tiny', phases=('dynamics',), length=4, remat=remat)
-    )['dynamics']
-    for remat in ('none', 'full')
+def dynamics_case(remat):
+  settings = train.Train(
+    preset='tiny', phases=('dynamics',), length=4, remat=remat
   )
+  return train.make_cases(settings)['dynamics']
+
+
+def test_products_count_once_whatever_is_computed_again(counted):
+  none, full = dynamics_case('none'), dynamics_case('full')
   assert none.flops == full.flops > 0
   assert none.frames == 8 * 4
+
+
+def test_a_train_step_runs_on_the_state_that_it_left():
+  case = dynamics_case('none')
+  case.run()
+  case.run()
 
 
 def test_a_frame_is_its_passes_and_a_picture():

@@ -295,7 +295,7 @@ while len(done['seen']) < total:
 """
 
 
-def test_five_kills_change_nothing(path, tmp_path):
+def test_ten_kills_change_nothing(path, tmp_path):
   """SIGKILL at random moments; what was drawn and the state go together."""
   total, logs = 120, [str(tmp_path / n) for n in ('whole', 'killed')]
   command = [sys.executable, '-c', DRAW, path]
@@ -304,8 +304,8 @@ def test_five_kills_change_nothing(path, tmp_path):
   subprocess.run([*command, logs[0], str(total)], check=True, env=env)
   seen = lambda log: json.loads(pathlib.Path(log).read_text())['seen']
   rng, kills = np.random.default_rng(0), 0
-  while kills < 5:
-    goal = rng.integers(kills * 22, kills * 22 + 22)
+  while kills < 10:
+    goal = rng.integers(kills * 11, kills * 11 + 11)
     process = subprocess.Popen([*command, logs[1], str(total)], env=env)
     while not os.path.exists(logs[1]) or len(seen(logs[1])) <= goal:
       assert process.poll() is None
