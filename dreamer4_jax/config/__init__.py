@@ -6,6 +6,14 @@ checkpoint and is enough to rebuild the models.
 """
 
 from dreamer4_jax.checks import require
+from dreamer4_jax.config.groups import (
+  DataConfig,
+  EnvConfig,
+  EvalConfig,
+  MeshConfig,
+  SavingConfig,
+  SourceConfig,
+)
 from dreamer4_jax.config.models import (
   ActionComponent,
   AgentConfig,
@@ -24,16 +32,7 @@ from dreamer4_jax.config.phases import (
   Phases,
   TokenizerPhase,
 )
-from dreamer4_jax.config.run import (
-  BASELINES,
-  Config,
-  DataConfig,
-  EnvConfig,
-  EvalConfig,
-  MeshConfig,
-  SavingConfig,
-  SourceConfig,
-)
+from dreamer4_jax.config.run import BASELINES, Config
 from dreamer4_jax.nn.config import (
   Backend,
   ComputeConfig,
