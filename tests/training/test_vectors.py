@@ -33,7 +33,7 @@ RUN = CONFIG.edit(
     **{f'phases.{phase}.clip_lengths': (FRAMES,) for phase in PHASES},
     'phases.tokenizer.steps': 600,
     'phases.tokenizer.max_mask_ratio': 0.5,
-    'phases.tokenizer.learning_rate': 1e-2,
+    'phases.tokenizer.learning_rate': 3e-3,
     'phases.imagination.horizon': 2,
     'phases.imagination.sampling_steps': 2,
     'optimizer.ema_decay': 0.0,
