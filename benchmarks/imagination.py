@@ -117,7 +117,7 @@ def _cases_of(
     del number
     return append_frame(world, params, cache, inputs(params), z, z)
 
-  cast = jax.jit(world.cast)(params)  # As a rollout does, once.
+  cast = jax.jit(world.for_inference)(params)  # As a rollout does, once.
   cache = jax.jit(context)(params, batch).cache
   shape = (rows, 1, world.config.dynamics.num_spatial_tokens, world.channels)
   z = jnp.ones(shape)

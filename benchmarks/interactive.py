@@ -132,7 +132,7 @@ def _make(settings: Interactive) -> tuple[World, PyTree]:
   """Returns modules, and parameters as a player would hold them."""
   s = settings
   world = worlds.make_world(s.preset, attention=s.attention)
-  return world, jax.jit(world.cast)(worlds.init_params(world, MODULES))
+  return world, jax.jit(world.for_inference)(worlds.init_params(world, MODULES))
 
 
 def play(settings: Interactive) -> dict[str, float]:

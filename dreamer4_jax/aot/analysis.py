@@ -6,11 +6,13 @@ import dataclasses
 from typing import Any
 
 from dreamer4_jax.aot.chips import CHIPS
-from dreamer4_jax.aot.hlo import Program
+from dreamer4_jax.aot.hlo import COLLECTIVES, Program
+from dreamer4_jax.aot.kernels import by_kind, list_kernels
 
 # How often the bytes of `hlo.Cost` travel around a ring: an all-reduce
 # scatters, then gathers.
 _TRAVELS = {'all-reduce': 2}
+_DEAREST = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,9 +29,12 @@ class Measured:
     outputs: bytes of results that do not replace an argument.
     temporaries: bytes of intermediate results, at their peak.
     code: bytes of the program itself.
-    cycles: the compiler's estimate, collectives left out.
+    computing: seconds without collectives. On a TPU from the cycles that the
+      compiler estimates, on a GPU by the roofline of `kernels`.
     collectives: by kind, how often it runs and its bytes, as in `hlo.Cost`.
     seconds_to_compile: what compiling took.
+    kernels: of a GPU, by kind, as `kernels.by_kind` returns it.
+    dearest: of a GPU, the fields of the kernels that take longest.
   """
 
   chip: str
@@ -41,9 +46,11 @@ class Measured:
   outputs: int
   temporaries: int
   code: int
-  cycles: float
+  computing: float
   collectives: dict[str, tuple[int, float]]
   seconds_to_compile: float
+  kernels: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+  dearest: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
   @property
   def memory(self) -> int:
@@ -61,9 +68,9 @@ class Measured:
     return 1 - self.used / self.memory
 
   @property
-  def computing(self) -> float:
-    """Seconds that the estimated cycles take."""
-    return self.cycles / CHIPS[self.chip].clock
+  def num_kernels(self) -> int:
+    """Kernels that a GPU runs; 0 for a TPU."""
+    return int(sum(kind['count'] for kind in self.kernels.values()))
 
   @property
   def moving(self) -> float:
@@ -96,7 +103,7 @@ def measure(
   executed_flops: float,
   seconds_to_compile: float,
 ) -> Measured:
-  """Reads memory, collectives and cycles off a compiled program.
+  """Reads memory, collectives and times off a compiled program.
 
   Args:
     compiled: result of `lowered.compile()`.
@@ -108,7 +115,16 @@ def measure(
     seconds_to_compile: what compiling took.
   """
   memory = compiled.memory_analysis()
-  cost = Program(compiled.as_text()).cost
+  program = Program(compiled.as_text())
+  cost, about = program.cost, CHIPS[chip]
+  kernels = []
+  if about.gpu:
+    kernels = [
+      k for k in list_kernels(program, about) if k.kind not in COLLECTIVES
+    ]
+    computing = sum(k.total for k in kernels)
+  else:
+    computing = cost.cycles / about.clock
   return Measured(
     chip=chip,
     devices=devices,
@@ -119,7 +135,9 @@ def measure(
     outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
     temporaries=memory.temp_size_in_bytes,
     code=memory.generated_code_size_in_bytes,
-    cycles=cost.cycles,
+    computing=computing,
     collectives={k: (n, cost.bytes[k]) for k, n in sorted(cost.counts.items())},
     seconds_to_compile=seconds_to_compile,
+    kernels=by_kind(kernels),
+    dearest=[dataclasses.asdict(k) for k in kernels[:_DEAREST]],
   )

@@ -13,8 +13,8 @@ def count_flops(jaxpr: Any) -> int:
   """Counts the operations of all matrix products.
 
   A product of `[m, k]` and `[k, n]` is 2 m k n operations. A scan counts as
-  often as it runs, a conditional as its most expensive branch. Element-wise
-  operations do not count.
+  often as it runs, a conditional as its most expensive branch, a Pallas kernel
+  as its cost estimate. Element-wise operations do not count.
 
   Args:
     jaxpr: of `jax.make_jaxpr(...)(...)`, closed or open.
@@ -28,6 +28,10 @@ def count_flops(jaxpr: Any) -> int:
     name, params = equation.primitive.name, equation.params
     if name == 'dot_general':
       total += _product(equation)
+    elif name == 'pallas_call':
+      # A kernel says itself what it computes: its grid repeats its products.
+      estimate = params['cost_estimate']
+      total += estimate.flops if estimate else 0
     elif name == 'cond':
       total += max(count_flops(branch) for branch in params['branches'])
     elif name == 'scan':

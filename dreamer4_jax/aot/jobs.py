@@ -15,7 +15,7 @@ import numpy as np
 
 from dreamer4_jax import sharding
 from dreamer4_jax.aot.analysis import Measured, measure
-from dreamer4_jax.aot.chips import open_topology
+from dreamer4_jax.aot.chips import CHIPS, open_topology
 from dreamer4_jax.aot.flops import count_flops
 from dreamer4_jax.config import (
   PHASES,
@@ -146,7 +146,8 @@ def compile_job(
     say(f'{describe_job(job)}: compiling')
     begin = time.perf_counter()
     try:
-      compiled = traced.lower().compile()
+      options = CHIPS[chip].compiler_options
+      compiled = traced.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
       raise RuntimeError(f'{describe_job(job)}: {error}') from error
     seconds = time.perf_counter() - begin
@@ -177,7 +178,8 @@ def describe_job(job: Job) -> str:
 def _trace(job: Job, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
   """Returns the traced program, and the parameters of its networks."""
   config = job.config(job.rows * sharding.batch_shards(mesh))
-  world = World.from_config(config, platform='tpu')
+  platform = CHIPS[job.topology.partition(':')[0]].platform
+  world = World.from_config(config, platform=platform)
   if job.program == 'frame':
     return _trace_frame(world, job, mesh)
   init, step = init_and_step(world, job.program)
@@ -197,21 +199,24 @@ def _trace(job: Job, mesh: jax.sharding.Mesh) -> tuple[Any, int]:
 def _trace_frame(
   world: World, job: Job, mesh: jax.sharding.Mesh
 ) -> tuple[Any, int]:
-  """Traces one frame of play: K passes, one that appends, and the decoder."""
-  boxed = jax.eval_shape(
-    lambda: _params(world, dataclasses.replace(job, pixels=True), PHASES[:2])
-  )
-  placed = sharding.place_abstract(mesh, boxed)
-  params = jax.tree.map(
-    lambda x, y: jax.ShapeDtypeStruct(x.shape, y.dtype, sharding=x.sharding),
-    placed,
-    jax.eval_shape(world.cast, placed),
-  )
-  rows = world.config.phases.dynamics.batch_size
+  """Traces one frame of play: K passes and the decoder."""
   whole = sharding.replicated(mesh)
   place = lambda tree: jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree
   )
+  boxed = jax.eval_shape(
+    lambda: _params(world, dataclasses.replace(job, pixels=True), PHASES[:2])
+  )
+  placed = sharding.place_abstract(mesh, boxed)
+  where = {path: x.sharding for path, x in jax.tree.leaves_with_path(placed)}
+  # As a player holds them; what is joined for a GPU is whole on each.
+  params = jax.tree.map_with_path(
+    lambda path, x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=where.get(path, whole)
+    ),
+    jax.eval_shape(world.for_inference, placed),
+  )
+  rows = world.config.phases.dynamics.batch_size
   stream = place(jax.eval_shape(lambda: empty_stream(world, rows)))
   action = place(jax.eval_shape(lambda: no_action(world.space, (rows,))))
 

@@ -95,8 +95,38 @@ def describe(measured: Measured) -> str:
     ),
     ('compiling took', f'{m.seconds_to_compile:.0f} s'),
   ]
+  if m.kernels:
+    rows.append(('kernels', f'{m.num_kernels:,}'))
   width = max(len(name) for name, _ in rows)
-  return '\n'.join(f'| {n:<{width}} | {v:>22} |' for n, v in rows)
+  text = '\n'.join(f'| {n:<{width}} | {v:>22} |' for n, v in rows)
+  return text + (_describe_kernels(m) if m.kernels else '')
+
+
+def _describe_kernels(measured: Measured) -> str:
+  """Tables of a GPU's kernels: by kind, and those that take longest."""
+  lines = [
+    '',
+    '',
+    '| kind | kernels | ms | GB | TFLOP |',
+    '|---|---|---|---|---|',
+  ]
+  for kind, sums in measured.kernels.items():
+    lines.append(
+      f'| {kind} | {sums["count"]:,.0f} | {sums["seconds"] * 1e3:.2f} '
+      f'| {sums["bytes"] / 1e9:.2f} | {sums["flops"] / 1e12:.3f} |'
+    )
+  lines += [
+    '',
+    '| takes longest | times | us each | MB | from |',
+    '|---|---|---|---|---|',
+  ]
+  for k in measured.dearest:
+    where = k['source'] or k['op'].rpartition('/')[2]
+    lines.append(
+      f'| {k["kind"]} {k["name"]} | {k["count"]:,} '
+      f'| {k["seconds"] * 1e6:.1f} | {k["bytes"] / 1e6:.1f} | {where} |'
+    )
+  return '\n'.join(lines)
 
 
 def write_report(

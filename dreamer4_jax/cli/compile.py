@@ -13,11 +13,11 @@ def add_command(commands) -> None:
   """Adds `compile` to the console script."""
   parser = commands.add_parser(
     'compile',
-    help='compile a train step or a frame for a TPU topology, and measure it',
-    description='Compiles a real program for a named TPU topology through '
-    'libtpu, on a machine without a TPU, and prints what it needs: memory of '
-    'a chip, FLOPs, collectives, the estimated time. Nothing is run. Needs '
-    'the extra tpu.',
+    help='compile a train step or a frame for absent TPUs or GPUs',
+    description='Compiles a real program for TPUs or GPUs that are not there, '
+    'and prints what it needs: memory of a chip, FLOPs, collectives, the '
+    'estimated time; for a GPU also its kernels. Nothing is run. Needs the '
+    'extra tpu or cuda.',
   )
   parser.add_argument('--preset', default='paper', help='model sizes')
   parser.add_argument(
@@ -25,7 +25,9 @@ def add_command(commands) -> None:
     help="whose train step, or 'frame' for a frame of interactive play",
   )  # fmt: skip
   parser.add_argument(
-    '--topology', default='v5p:8x8x4', help='chip and torus, e.g. v6e:4x4'
+    '--topology',
+    default='v5p:8x8x4',
+    help='chip and torus, e.g. v6e:4x4, or GPU and number, e.g. h100:8',
   )
   parser.add_argument(
     '--mesh', default='data=1,fsdp=-1,tensor=1', help='sizes of the axes'
@@ -47,7 +49,7 @@ def add_command(commands) -> None:
     help="what the backward pass recomputes (default: the preset's)",
   )  # fmt: skip
   parser.add_argument(
-    '--attention', choices=('xla', 'splash'), default='',
+    '--attention', choices=('xla', 'splash', 'triton'), default='',
     help="what computes attention (default: the preset's)",
   )  # fmt: skip
   parser.add_argument('--horizon', type=int, default=15, help='imagined frames')

@@ -23,7 +23,7 @@ from dreamer4_jax.models import dynamics as dynamics_lib
 from dreamer4_jax.models import heads
 from dreamer4_jax.models.actions import ActionSpace, no_action
 from dreamer4_jax.models.tokenizer import Tokenizer
-from dreamer4_jax.nn import logical_axes, resolve_backend
+from dreamer4_jax.nn import fuse, logical_axes, resolve_backend
 from dreamer4_jax.types import Actions, Array, Batch, Levels
 
 Params = dict[str, Any]
@@ -117,12 +117,13 @@ class World:
       variables = getattr(self, name).init(key, hidden)
     return variables['params']
 
-  def cast(self, params: Params) -> Params:
+  def for_inference(self, params: Params) -> Params:
     """Returns parameters as the passes use them, for use without training.
 
     A pass casts the weights of tokenizer and dynamics to its compute dtype.
     Cast beforehand, they take half the memory in bfloat16 and are not cast
-    again for every frame; the results are the same, bit for bit.
+    again for every frame; the results are the same, bit for bit. On a GPU,
+    products that share an input are joined as well (`nn.fuse`).
 
     Args:
       params: any entries.
@@ -131,14 +132,16 @@ class World:
       The same, with kernels and tables in the dtype of their config.
     """
     dtype = self.config.compute.dtype
+    joins = self.dynamics.compute.attention == 'triton'
 
-    def cast(own: Any) -> Any:
+    def lay_out(own: Any) -> Any:
       return jax.tree_util.tree_map_with_path(
-        lambda path, x: x.astype(dtype) if path[-1].key in _CAST else x, own
+        lambda path, x: x.astype(dtype) if path[-1].key in _CAST else x,
+        fuse(own) if joins else own,
       )
 
     return {
-      name: cast(own) if name in ('tokenizer', 'dynamics') else own
+      name: lay_out(own) if name in ('tokenizer', 'dynamics') else own
       for name, own in params.items()
     }
 

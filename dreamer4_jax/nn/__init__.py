@@ -16,12 +16,15 @@ with _epy.lazy_api_imports(globals()):
   from dreamer4_jax.nn.attention import KeyValues, attend
   from dreamer4_jax.nn.backends import SequenceMask, resolve_backend
   from dreamer4_jax.nn.cache import (
+    NO_SEGMENT,
     TimeCache,
     append,
     fill,
+    forget_last,
     init_cache,
     start_segment,
   )
+  from dreamer4_jax.nn.fused import fuse
   from dreamer4_jax.nn.layers import Embedding, Linear, Mlp, RmsNorm
   from dreamer4_jax.nn.partition import logical_axes
   from dreamer4_jax.nn.transformer import (
@@ -34,6 +37,7 @@ with _epy.lazy_api_imports(globals()):
   )
 
 __all__ = [
+  'NO_SEGMENT',
   'Attention',
   'ComputeConfig',
   'Context',
@@ -52,6 +56,8 @@ __all__ = [
   'append',
   'attend',
   'fill',
+  'forget_last',
+  'fuse',
   'init_cache',
   'logical_axes',
   'make_context',

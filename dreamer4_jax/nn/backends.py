@@ -3,10 +3,9 @@
 A space layer attends within a frame, a time layer along a clip, and both know
 their mask in advance, except for the segments. `xla` is `attention.attend`,
 which serves everything and is what the others are tested against. `splash` is
-JAX's Pallas kernel for TPU and `tokamax` the kernels of that package for GPU;
-both have the soft cap and grouped queries, which cuDNN does not. They never
-write the logits to memory. A frame that reads a ring cache has one query per
-token: there is no matrix to fuse, and XLA reads the ring once, in place.
+JAX's Pallas kernel for TPU and `triton` this project's kernels for GPU; both
+have the soft cap and grouped queries, which cuDNN does not. They never write
+the logits to memory.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import functools
-import importlib.util
 import logging
 
 from flax import struct
@@ -25,12 +23,15 @@ import numpy as np
 
 from dreamer4_jax.checks import require
 from dreamer4_jax.nn.attention import KeyValues, attend
-from dreamer4_jax.nn.config import Backend
+from dreamer4_jax.nn.config import Backend, TransformerConfig
 from dreamer4_jax.nn.partition import per_device
+from dreamer4_jax.nn.rope import Rotation
 from dreamer4_jax.types import Array
 
-PLATFORMS = {'splash': ('tpu',), 'tokamax': ('gpu', 'cuda')}
+PLATFORMS = {'splash': ('tpu',), 'triton': ('gpu', 'cuda')}
 """Where the fused kernels run."""
+INTERPRET = False
+"""Whether kernels for GPU are interpreted, for tests on a CPU."""
 _LANES = 128  # Splash attention takes sequences in multiples of this.
 _BLOCK = 512
 _PADDING = -1
@@ -126,37 +127,54 @@ class SequenceMask:
     return mask
 
 
+@struct.dataclass
+class Past:
+  """What a time layer sees of earlier frames.
+
+  Attributes:
+    entries: keys and values of all periods, `[periods, B, N, G, S, h]`. They
+      stay together so that a kernel reads its own in place.
+    period: `[]` int32, whose are seen.
+    mask: slots that are seen, `[B, 1, 1, 1, T, S]` bool.
+  """
+
+  entries: KeyValues
+  period: Array
+  mask: Array
+
+  def block(self) -> tuple[KeyValues, Array]:
+    """Returns keys and values `[B, N, G, S, h]`, and their mask."""
+    own = jax.tree.map(
+      lambda x: jax.lax.dynamic_index_in_dim(x, self.period, keepdims=False),
+      self.entries,
+    )
+    return own, self.mask
+
+
 def resolve_backend(
   backend: Backend, platform: str | None, field: str
 ) -> Backend:
   """Returns the backend for a platform.
 
   Args:
-    backend: as configured; `auto` is `xla`: no kernel has been measured on its
-      own chip yet.
+    backend: as configured; `auto` is `triton` on a GPU, and else `xla`: splash
+      has not been measured on a TPU yet.
     platform: `cpu`, `gpu` or `tpu`; None is that of the process.
     field: named in errors.
 
   Raises:
-    ValueError: the platform lacks the backend, or its package is missing.
+    ValueError: the platform lacks the backend.
   """
+  platform = platform or jax.default_backend()
   if backend == 'auto':
-    return 'xla'
+    return 'triton' if platform in PLATFORMS['triton'] else 'xla'
   if backend in PLATFORMS:
-    platform = platform or jax.default_backend()
     require(
       platform in PLATFORMS[backend],
       field,
       backend,
       f'runs on {PLATFORMS[backend][0]} only, and this is {platform}; use '
       "'auto' or 'xla'",
-    )
-  if backend == 'tokamax':
-    require(
-      importlib.util.find_spec('tokamax') is not None,
-      field,
-      backend,
-      "needs the package tokamax; install it, or use 'auto' or 'xla'",
     )
   return backend
 
@@ -189,15 +207,16 @@ def attend_sequence(
   kernel: Callable[..., Array] | None = None
   if backend == 'splash':
     kernel = splash
-  elif backend == 'tokamax':
-    kernel = fused_on_gpu
+  elif backend == 'triton' and mask.segment_ids is None:
+    if has_gpu_kernel(queries.shape[-1], soft_cap):
+      kernel = on_gpu
   if kernel is not None and length < _LANES:
     _log_once(f'attention over {length} tokens: xla, too short for {backend}')
     kernel = None
-  if kernel is splash and mask.fixed is None:
+  if kernel is not None and mask.fixed is None:
     _log_once(
-      f'attention over {length} tokens: xla, splash needs a mask that is known '
-      'while tracing, such as one of NumPy'
+      f'attention over {length} tokens: xla, {backend} needs a mask that is '
+      'known while tracing, such as one of NumPy'
     )
     kernel = None
   if kernel is None:
@@ -263,34 +282,133 @@ def splash(
   return per_device(run, args, axes)[..., :length, :]
 
 
-def fused_on_gpu(
-  queries: Array, own: KeyValues, mask: SequenceMask, soft_cap: float | None
+def has_gpu_kernel(head: int, soft_cap: float | None) -> bool:
+  """Whether the kernels of `gpu_attention` take heads of this dimension."""
+  return soft_cap is not None and head >= 32 and head & (head - 1) == 0
+
+
+def on_gpu(
+  queries: Array, own: KeyValues, mask: SequenceMask, soft_cap: float
 ) -> Array:
-  """Tokamax's attention; arguments as in `attend_sequence`.
+  """This project's kernel for GPU; arguments as in `attend_sequence`.
 
-  It chooses between its kernels by the GPU, and may choose XLA. The process
-  must have parsed its absl flags, which tokamax reads.
+  Of one segment: along time, where there are several, XLA measured faster.
   """
-  import tokamax
+  from dreamer4_jax.nn import gpu_attention
 
-  rows = queries.shape[-3]
-
-  def run(q: Array, k: Array, v: Array, dense: Array) -> Array:
-    by_token = lambda x: jnp.swapaxes(x, -2, -3)
-    heads = jnp.reshape(q, (*q.shape[:-4], -1, *q.shape[-2:]))
-    y = tokamax.dot_product_attention(
-      by_token(heads),
-      by_token(k),
-      by_token(v),
-      mask=dense[..., 0, :, :],
-      logits_soft_cap=soft_cap,
+  def run(q: Array, k: Array, v: Array) -> Array:
+    flat = lambda x, lead: jnp.reshape(x, (-1, *x.shape[lead:]))
+    y = gpu_attention.attend_tokens(
+      flat(q, -4),
+      flat(k, -3),
+      flat(v, -3),
+      mask.fixed.mask,
+      soft_cap,
+      interpret=INTERPRET,
     )
-    return jnp.reshape(by_token(y), (*q.shape[:-4], -1, rows, *q.shape[-2:]))
+    return jnp.reshape(y, q.shape)
 
-  dense = mask.dense
-  dense = jnp.expand_dims(dense, tuple(range(queries.ndim - dense.ndim)))
-  args = [queries, own.keys, own.values, dense]
-  return per_device(run, args, [_by_head(queries)] * 4)
+  args = [queries, own.keys, own.values]
+  return per_device(run, args, [_by_head(queries)] * 3)
+
+
+def serves_joined(
+  config: TransformerConfig, mask: SequenceMask, streaming: bool
+) -> bool:
+  """Whether `attend_joined` takes a layer: its heads, its mask, its length."""
+  if config.attention != 'triton' or not has_gpu_kernel(
+    config.width // config.num_heads, config.soft_cap
+  ):
+    return False
+  if streaming:
+    return True
+  known = mask.fixed is not None and mask.segment_ids is None
+  return known and mask.dense.shape[-1] >= _LANES
+
+
+def attend_joined(
+  joined: Array,
+  own: KeyValues,
+  scales: Array,
+  rotation: Rotation | None,
+  mask: SequenceMask,
+  past: Past | None,
+  config: TransformerConfig,
+) -> Array:
+  """Attention on a GPU by the kernels for play; see `serves_joined`.
+
+  Args:
+    joined: `[B, T or N, S, H + 2 G, h]` queries, keys and values, neither
+      normalised nor rotated.
+    own: the keys and values as `attend_sequence` takes them.
+    scales: of the norms of queries and keys, `[2, h]`.
+    rotation: of each token, `[S, 1, h]`, or None for none.
+    mask: of the sequence.
+    past: earlier keys and values, for a time layer of a stream.
+    config: of the transformer.
+
+  Returns:
+    `[B, T or N, S, H * h]`.
+  """
+  from dreamer4_jax.nn import gpu_attention
+
+  half = joined.shape[-1] // 2
+  angles = None
+  if rotation is not None:
+    # The sines are negated in the first half.
+    angles = (rotation.cos[:, 0, :half], rotation.sin[:, 0, half:])
+  if past is None:
+
+    def frame(x: Array) -> Array:
+      y = gpu_attention.attend_frame(
+        jnp.reshape(x, (-1, *x.shape[-3:])),
+        scales,
+        angles,
+        mask.fixed.mask,
+        config.soft_cap,
+        groups=config.kv_heads,
+        interpret=INTERPRET,
+      )
+      return jnp.reshape(y, (*x.shape[:-2], -1))
+
+    return per_device(frame, [joined], [('batch',)])
+
+  def ring(
+    x: Array,
+    keys: Array,
+    values: Array,
+    own_keys: Array,
+    own_values: Array,
+    ring_mask: Array,
+    own_mask: Array,
+  ) -> Array:
+    return gpu_attention.attend_ring(
+      x,
+      own_keys,
+      own_values,
+      scales,
+      angles,
+      (keys, values),
+      past.period,
+      ring_mask,
+      own_mask,
+      config.soft_cap,
+      interpret=INTERPRET,
+    )
+
+  batch, frames = joined.shape[0], joined.shape[2]
+  own_mask = jnp.broadcast_to(mask.dense, (batch, 1, 1, 1, frames, frames))[
+    :, 0, 0, 0
+  ]
+  entries = (None, 'batch')
+  return per_device(
+    ring,
+    [
+      joined, past.entries.keys, past.entries.values, own.keys, own.values,
+      past.mask[:, 0, 0, 0], own_mask,
+    ],
+    [('batch',), entries, entries, *[('batch',)] * 4],
+  )  # fmt: skip
 
 
 def _by_head(queries: Array) -> tuple[str | None, ...]:

@@ -16,7 +16,8 @@ from dreamer4_jax.nn.config import TransformerConfig
 from dreamer4_jax.nn.partition import constrain
 from dreamer4_jax.types import Array
 
-_EMPTY = -1
+NO_SEGMENT = -1
+"""Segment of a slot that holds no frame; no frame sees it."""
 
 
 @struct.dataclass
@@ -25,7 +26,8 @@ class TimeCache:
 
   Attributes:
     entries: keys already rotated to their frame, values; each
-      `[periods, B, N, G, S, h]` with S = context_length.
+      `[periods, B, N, G, S, h]` with S = context_length and N tokens, those of
+      padding included.
     slot_segments: `[B, S]` int32 segment of the frame in each slot, -1 if none.
     segment: `[B]` int32 segment of the frames to come.
     slot: `[]` int32 slot that the next frame is written to. Counted separately,
@@ -44,14 +46,23 @@ class TimeCache:
     """Slots of the ring."""
     return self.slot_segments.shape[-1]
 
-  def visible(self) -> Array:
-    """Slots the next frame may attend to, `[B, S]` bool.
+  def visible(self, segments: Array | None = None) -> Array:
+    """Slots that the next frames may attend to, `[B, T, S]` bool.
 
-    The slot that the next frame will overwrite is `context_length` frames old,
-    one more than training saw, and is left out.
+    The slots that the next frames will overwrite are `context_length` frames
+    old by then, one more than training saw, and are left out: one for the first
+    of them, two for the second, and so on.
+
+    Args:
+      segments: `[B, T]` int32 segments of the next T frames; None is one frame
+        of the open segment.
     """
-    fresh = jnp.arange(self.length) != self.slot
-    return (self.slot_segments == self.segment[:, None]) & fresh[None]
+    if segments is None:
+      segments = self.segment[:, None]
+    age = (jnp.arange(self.length) - self.slot) % self.length  # 0: the oldest
+    fresh = age[None] > jnp.arange(segments.shape[1])[:, None]
+    same = self.slot_segments[:, None] == segments[..., None]
+    return same & fresh[None]
 
 
 def init_cache(config: TransformerConfig, batch: int, tokens: int) -> TimeCache:
@@ -61,7 +72,7 @@ def init_cache(config: TransformerConfig, batch: int, tokens: int) -> TimeCache:
   shape = (
     config.depth // config.time_every,
     batch,
-    tokens,
+    tokens + config.padding(tokens),
     config.kv_heads,
     length,
     head,
@@ -70,7 +81,7 @@ def init_cache(config: TransformerConfig, batch: int, tokens: int) -> TimeCache:
   zeros = constrain(zeros, (None, 'batch', None, 'kv_heads'))
   return TimeCache(
     entries=KeyValues(keys=zeros, values=zeros),
-    slot_segments=jnp.full((batch, length), _EMPTY, jnp.int32),
+    slot_segments=jnp.full((batch, length), NO_SEGMENT, jnp.int32),
     segment=jnp.zeros((batch,), jnp.int32),
     slot=jnp.zeros((), jnp.int32),
     frame=jnp.zeros((), jnp.uint32),
@@ -82,13 +93,19 @@ def start_segment(cache: TimeCache, where: Array) -> TimeCache:
   return cache.replace(segment=cache.segment + where.astype(jnp.int32))
 
 
-def append(cache: TimeCache, new: KeyValues) -> TimeCache:
+def append(
+  cache: TimeCache, new: KeyValues, segment: Array | None = None
+) -> TimeCache:
   """Appends the finished frame, overwriting the oldest one.
 
   Args:
     cache: the cache the frame was computed with.
-    new: `[periods, B, N, G, 1, h]`, as returned by the transformer.
+    new: `[periods, B, N, G, T, h]`, as returned by the transformer; of several
+      frames the first is appended.
+    segment: `[B]` int32 of the frame; None is the open segment.
   """
+  if segment is None:
+    segment = cache.segment
   slot = cache.slot
   write = lambda ring, x: ring.at[..., slot, :].set(x[..., 0, :])
   return cache.replace(
@@ -96,9 +113,19 @@ def append(cache: TimeCache, new: KeyValues) -> TimeCache:
       keys=write(cache.entries.keys, new.keys),
       values=write(cache.entries.values, new.values),
     ),
-    slot_segments=cache.slot_segments.at[:, slot].set(cache.segment),
+    slot_segments=cache.slot_segments.at[:, slot].set(segment),
     slot=(slot + 1) % cache.length,
     frame=cache.frame + jnp.uint32(1),
+  )
+
+
+def forget_last(cache: TimeCache) -> TimeCache:
+  """Takes back the frame that was appended last."""
+  slot = (cache.slot - 1) % cache.length
+  return cache.replace(
+    slot_segments=cache.slot_segments.at[:, slot].set(NO_SEGMENT),
+    slot=slot,
+    frame=cache.frame - jnp.uint32(1),
   )
 
 

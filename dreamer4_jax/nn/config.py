@@ -9,7 +9,8 @@ from dreamer4_jax.checks import at_least, require
 
 Dtype = Literal['float32', 'bfloat16']
 Remat = Literal['none', 'dots', 'full']
-Backend = Literal['auto', 'xla', 'splash', 'tokamax']
+_GPU_ROWS = 8
+Backend = Literal['auto', 'xla', 'splash', 'triton']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,8 @@ class ComputeConfig:
   results of matrix products, or each period in full. With nothing, the weights
   that are gathered over an fsdp mesh are kept as well."""
   attention: Backend = 'auto'
-  """What computes attention within a frame or clip: XLA, JAX's splash
-  attention (TPU), tokamax (GPU), or what measures best on the platform."""
+  """What computes attention: XLA, JAX's splash attention (TPU), this project's
+  kernels for GPU (`nn.gpu_attention`), or what is best on the platform."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,12 +77,14 @@ class LayersConfig:
       f.name: getattr(self, f.name) for f in dataclasses.fields(LayersConfig)
     }
     periods = self.depth // self.time_every
-    # Two periods compile in little more time than a loop of them.
+    # Two periods compile in little more time than a loop of them. A longer loop
+    # takes one at a time: what is left over would be cut off the weights, which
+    # copies them in every pass.
     return TransformerConfig(
       **own,
       **dataclasses.asdict(compute),
       num_kv_heads=num_kv_heads,
-      unroll=min(periods, 2),
+      unroll=periods if periods <= 2 else 1,
     )
 
 
@@ -146,6 +149,14 @@ class TransformerConfig(LayersConfig, ComputeConfig):
   def kv_heads(self) -> int:
     """Key/value heads."""
     return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+  def padding(self, tokens: int) -> int:
+    """Tokens that are added to a frame of so many, for the kernels' sake.
+
+    A GPU's products of a number of rows that 8 does not divide take two more
+    kernels each, to pad and to crop (`docs/notes.md`).
+    """
+    return -tokens % _GPU_ROWS if self.attention == 'triton' else 0
 
   @property
   def hidden(self) -> int:

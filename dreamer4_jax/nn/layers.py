@@ -17,6 +17,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from dreamer4_jax.nn.fused import GATE_UP
 from dreamer4_jax.nn.partition import Axes, gather, named
 from dreamer4_jax.types import Array
 
@@ -83,13 +84,18 @@ class RmsNorm(nn.Module):
   Attributes:
     axis: logical name of the scale's axis.
     fast_gradient: as in `rms_norm`.
+    scaled: whether it has a scale; else it is 1.
   """
 
   axis: str = 'norm'
   fast_gradient: bool = True
+  scaled: bool = True
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
+    if not self.scaled:
+      ones = jnp.ones(x.shape[-1:])
+      return rms_norm(x, ones, fast_gradient=self.fast_gradient)
     scale = _param(
       self, 'scale', nn.initializers.ones, (x.shape[-1],), (self.axis,)
     )
@@ -145,9 +151,14 @@ class Mlp(nn.Module):
   def __call__(self, x: Array) -> Array:
     # Two products, not one that is then split: the gradient of the split costs
     # XLA on CPU as much as the products themselves.
-    axes = ('embed', 'mlp')
-    gate = Linear((self.hidden,), axes, self.dtype, name='gate')(x)
-    up = Linear((self.hidden,), axes, self.dtype, name='up')(x)
+    linear = lambda name, width, axis: Linear(
+      (width,), ('embed', axis), self.dtype, name=name
+    )(x)
+    if self.has_variable('params', GATE_UP):
+      gate, up = jnp.split(linear(GATE_UP, 2 * self.hidden, None), 2, axis=-1)
+    else:
+      gate = linear('gate', self.hidden, 'mlp')
+      up = linear('up', self.hidden, 'mlp')
     hidden = gated(gate, up, fast_gradient=self.fast_gradient)
     down = Linear((x.shape[-1],), ('mlp', 'embed'), self.dtype, name='down')
     return down(hidden)

@@ -31,3 +31,25 @@ def hidden_token_mask(tokens: int, hidden: int | None) -> np.ndarray:
   if hidden is not None:
     mask[:, hidden] = np.arange(tokens) == hidden
   return mask
+
+
+def padded_mask(
+  mask: np.ndarray | None, tokens: int, padding: int
+) -> np.ndarray:
+  """Adds tokens that no token sees.
+
+  They see what the last token sees, so that kernels find whole blocks alike.
+
+  Args:
+    mask: `[N, N]`; None lets all attend to all.
+    tokens: N.
+    padding: how many are added.
+
+  Returns:
+    `[N + padding, N + padding]`.
+  """
+  if mask is None:
+    mask = np.ones((tokens, tokens), bool)
+  return np.pad(
+    np.pad(mask, ((0, padding), (0, 0)), 'edge'), ((0, 0), (0, padding))
+  )

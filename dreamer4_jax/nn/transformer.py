@@ -16,9 +16,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from dreamer4_jax.nn import rope
+from dreamer4_jax.nn import fused, masks, rope
 from dreamer4_jax.nn.attention import KeyValues, attend
-from dreamer4_jax.nn.backends import SequenceMask, attend_sequence
+from dreamer4_jax.nn.backends import (
+  Past,
+  SequenceMask,
+  attend_joined,
+  attend_sequence,
+  serves_joined,
+)
 from dreamer4_jax.nn.cache import TimeCache
 from dreamer4_jax.nn.config import TransformerConfig
 from dreamer4_jax.nn.layers import Linear, Mlp, RmsNorm
@@ -41,7 +47,9 @@ class Context:
     space_rotation: of each token, `[N, 1, h]`, or None for none.
     time_mask: between the T frames.
     time_rotation: of each frame, `[T, 1, h]`.
-    ring_mask: slots of the ring that are seen, `[B, 1, 1, 1, 1, S]` bool; None
+    past: keys and values of past frames of all periods,
+      `[periods, B, N, G, S, h]`; None without a cache.
+    ring_mask: slots of the ring that are seen, `[B, 1, 1, 1, T, S]` bool; None
       without a cache.
   """
 
@@ -49,6 +57,7 @@ class Context:
   space_rotation: Rotation | None
   time_mask: SequenceMask
   time_rotation: Rotation
+  past: KeyValues | None
   ring_mask: Array | None
 
 
@@ -66,7 +75,7 @@ class Attention(nn.Module):
     x: Array,
     mask: ArrayLike | SequenceMask | None = None,
     rotation: Rotation | None = None,
-    past: tuple[KeyValues, Array] | None = None,
+    past: Past | None = None,
   ) -> tuple[Array, KeyValues]:
     """Returns the mixed tokens `[..., S, D]` and their keys and values.
 
@@ -75,7 +84,7 @@ class Attention(nn.Module):
       mask: who sees whom; `[S, S]` bool, or as `SequenceMask` makes it. None
         lets all attend to all.
       rotation: of each token, `[S, 1, h]`, or None for none.
-      past: a block of earlier keys/values and its mask.
+      past: earlier keys and values, which are seen too.
 
     Raises:
       ValueError: the mask is of another shape or dtype.
@@ -83,33 +92,55 @@ class Attention(nn.Module):
     c = self.config
     mask = SequenceMask.of(mask, x.shape[-2])
     dtype, width = jnp.dtype(c.dtype), x.shape[-1]
-    groups, head = c.kv_heads, c.width // c.num_heads
-    rows = c.num_heads // groups
-    q = Linear(
-      (groups * rows, head), ('embed', 'heads', 'head_dim'), dtype, name='query'
-    )(x)
-    axes = ('embed', 'kv_heads', 'head_dim')
-    k = Linear((groups, head), axes, dtype, name='key')(x)
-    v = Linear((groups, head), axes, dtype, name='value')(x)
+    groups = c.kv_heads
+    (q, k, v), joined = self._project(x, dtype)
     q = RmsNorm('head_dim', c.fast_gradient, name='query_norm')(q)
     k = RmsNorm('head_dim', c.fast_gradient, name='key_norm')(k)
     if rotation is not None:
       lead = tuple(range(x.ndim - 2))
-      rotation = jax.tree.map(lambda a: jnp.expand_dims(a, lead), rotation)
-      q, k = rotate(q, rotation), rotate(k, rotation)
+      turn = jax.tree.map(lambda a: jnp.expand_dims(a, lead), rotation)
+      q, k = rotate(q, turn), rotate(k, turn)
     q = rearrange(q, '... s (g r) h -> ... g r s h', g=groups)
     by_head = lambda a: rearrange(a, '... s g h -> ... g s h')
     own = KeyValues(keys=by_head(k), values=by_head(v))
-    if past is None:
-      y = attend_sequence(
-        c.attention, q, own, mask, c.soft_cap, fast_gradient=c.fast_gradient
-      )
+    if joined is not None and serves_joined(c, mask, past is not None):
+      # Reads what the product leaves; what was computed of q is not needed.
+      scales = self.get_variable('params', fused.QKV)['scales']
+      y = attend_joined(joined, own, scales, rotation, mask, past, c)
     else:
-      blocks = [past, (own, mask.dense)]
-      y = attend(q, blocks, c.soft_cap, fast_gradient=c.fast_gradient)
-    y = rearrange(y, '... g r s h -> ... s (g r h)')
+      if past is None:
+        y = attend_sequence(
+          c.attention, q, own, mask, c.soft_cap, fast_gradient=c.fast_gradient
+        )
+      else:
+        blocks = [past.block(), (own, mask.dense)]
+        y = attend(q, blocks, c.soft_cap, fast_gradient=c.fast_gradient)
+      y = rearrange(y, '... g r s h -> ... s (g r h)')
     y = Linear((width,), ('heads', 'embed'), dtype, name='out')(y)
     return y, own
+
+  def _project(
+    self, x: Array, dtype: jnp.dtype
+  ) -> tuple[Sequence[Array], Array | None]:
+    """Queries `[..., S, H, h]`, keys and values `[..., S, G, h]`; and all.
+
+    The last is None unless the weights are joined (`nn.fuse`).
+    """
+    c = self.config
+    head = c.width // c.num_heads
+    linear = lambda name, heads, axis: Linear(
+      (heads, head), ('embed', axis, 'head_dim'), dtype, name=name
+    )(x)
+    if self.has_variable('params', fused.QKV):
+      joined = linear(fused.QKV, c.num_heads + 2 * c.kv_heads, None)
+      ends = (c.num_heads, c.num_heads + c.kv_heads)
+      return jnp.split(joined, ends, axis=-2), joined
+    parts = (
+      linear('query', c.num_heads, 'heads'),
+      linear('key', c.kv_heads, 'kv_heads'),
+      linear('value', c.kv_heads, 'kv_heads'),
+    )
+    return parts, None
 
 
 class Layer(nn.Module):
@@ -121,7 +152,11 @@ class Layer(nn.Module):
   def __call__(self, x, mask=None, rotation=None, past=None):
     """Maps `x [..., S, D]`; arguments and results as those of `Attention`."""
     c = self.config
-    norm = lambda name: RmsNorm(fast_gradient=c.fast_gradient, name=name)
+    # The scale of a norm is in the joined weights after it.
+    scaled = not fused.is_joined(self.variables.get('params', {}))
+    norm = lambda name: RmsNorm(
+      fast_gradient=c.fast_gradient, scaled=scaled, name=name
+    )
     y, own = Attention(c, name='attention')(
       norm('attention_norm')(x), mask, rotation, past
     )
@@ -141,14 +176,14 @@ class Period(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Array, past: KeyValues | None, context: Context
+    self, x: Array, period: Array | None, context: Context
   ) -> tuple[Array, KeyValues]:
-    """Maps the tokens of a clip, or of the next frame of a stream.
+    """Maps the tokens of a clip, or of the next frames of a stream.
 
     Args:
       x: `[B, T, N, D]`.
-      past: keys and values of past frames, `[B, N, G, S, h]`; or None.
-      context: masks and rotations.
+      period: `[]` int32, which of the stack this is; None without a cache.
+      context: masks and rotations, and the past.
 
     Returns:
       `[B, T, N, D]`, and the time layer's keys and values `[B, N, G, T, h]`.
@@ -157,8 +192,9 @@ class Period(nn.Module):
       x, _ = Layer(self.config, name=f'space_{i}')(
         x, context.space_mask, context.space_rotation
       )
-    if past is not None:
-      past = (past, context.ring_mask)
+    past = None
+    if context.past is not None:
+      past = Past(context.past, period, context.ring_mask)
     x = rearrange(x, 'b t n d -> b n t d')
     x, own = Layer(self.config, name='time')(
       x, context.time_mask, context.time_rotation, past
@@ -185,10 +221,10 @@ class SpaceTimeTransformer(nn.Module):
     segment_ids: Array | None = None,
     cache: TimeCache | None = None,
   ) -> tuple[Array, KeyValues]:
-    """Maps the tokens of a clip, or of the next frame of a stream.
+    """Maps the tokens of a clip, or of the next frames of a stream.
 
     Args:
-      x: `[B, T, N, D]`; with a cache, T must be 1.
+      x: `[B, T, N, D]`.
       space_mask: see `make_context`, also for the rest.
       space_angles: rotations of the space layers.
       segment_ids: segments of the frames.
@@ -196,7 +232,8 @@ class SpaceTimeTransformer(nn.Module):
 
     Returns:
       `[B, T, N, D]` in the compute dtype, and the time layers' keys and values
-      `[periods, B, N, G, T, h]`, ready for `append` or `fill`.
+      `[periods, B, N, G, T, h]`, ready for `append` or `fill`. There, N
+      includes `config.padding(N)`.
 
     Raises:
       ValueError: x is not of the configured width, or as in `make_context`.
@@ -207,6 +244,12 @@ class SpaceTimeTransformer(nn.Module):
         f'x has shape {x.shape}, expected [B, T, N, D] with D = width = '
         f'{c.width} of the config'
       )
+    tokens = x.shape[2]
+    if more := c.padding(tokens):
+      x = jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0)))
+      space_mask = masks.padded_mask(space_mask, tokens, more)
+      if space_angles is not None:
+        space_angles = jnp.pad(space_angles, ((0, more), (0, 0)))
     context = make_context(
       c,
       x.shape,
@@ -234,10 +277,11 @@ class SpaceTimeTransformer(nn.Module):
       # trace the layers twice.
       check_constancy_invariants=False,
     )
-    past = None if cache is None else cache.entries
+    numbers = None if cache is None else jnp.arange(periods)
     x, new = stack(c, name='periods')(
-      x.astype(jnp.dtype(c.dtype)), past, context
+      x.astype(jnp.dtype(c.dtype)), numbers, context
     )
+    x = x[:, :, :tokens]
     return RmsNorm(fast_gradient=c.fast_gradient, name='norm')(x), new
 
 
@@ -254,32 +298,36 @@ def make_context(
 
   Args:
     config: sizes.
-    shape: `(B, T, N, ...)`; with a cache, T must be 1.
+    shape: `(B, T, N, ...)`; with a cache, T must be at most its length.
     space_mask: `[N, N]` bool, true where row may attend to column, of NumPy or
       JAX; None lets all attend to all. Every token must see one. Kernels are
       built for a mask that is known while tracing.
     space_angles: `[N, h/2]` rotations of the space layers; None rotates
       nothing, as angles of zero do.
     segment_ids: `[B, T]` int32; frames see only their own segment. None is one
-      segment. Leave it out with a cache, which knows its own.
+      segment, with a cache the one that is open.
     cache: past frames.
 
   Raises:
-    ValueError: a cache is given with more than one frame or with segments, or
-      the mask is of another shape or dtype, or hides everything from a token.
+    ValueError: a cache is given with more frames than it holds, or the mask is
+      of another shape or dtype, or hides everything from a token.
   """
   batch, frames, tokens = shape[:3]
-  if cache is not None and (frames != 1 or segment_ids is not None):
+  if cache is not None and frames > cache.length:
     raise ValueError(
-      f'a cache takes one frame at a time without segment_ids, got T = '
-      f'{frames}; use a clip without cache to prefill'
+      f'T = {frames}: a cache of {cache.length} frames takes at most as many '
+      'at a time; use a clip without cache to prefill'
     )
+  ring = None
+  if cache is not None:
+    if segment_ids is None:
+      segment_ids = jnp.broadcast_to(cache.segment[:, None], (batch, frames))
+    ring = cache.visible(segment_ids)[:, None, None, None]
   if segment_ids is None:
     segment_ids = jnp.zeros((batch, frames), jnp.int32)
   pairs = config.width // config.num_heads // 2
   first = jnp.uint32(0) if cache is None else cache.frame
   position = first + jnp.arange(frames, dtype=jnp.uint32)
-  ring = None if cache is None else cache.visible()[:, None, None, None, None]
   angles = rope.angles(position, pairs, config.rope_base)
   rotation = lambda a: rope.rotation(a[:, None])
   return Context(
@@ -289,6 +337,7 @@ def make_context(
       banded_causal_mask(frames, config.context_length), segment_ids[:, None]
     ),
     time_rotation=rotation(angles),
+    past=None if cache is None else cache.entries,
     ring_mask=ring,
   )
 

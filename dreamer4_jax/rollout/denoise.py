@@ -1,4 +1,4 @@
-"""One frame of the world model: K denoising passes, then one appending pass.
+"""One frame of the world model: K denoising passes, and one that appends it.
 
 Source: section 3.2 of arXiv 2509.24527. The arithmetic of levels and steps is
 that of training, `objectives.shortcut`.
@@ -7,10 +7,18 @@ that of training, `objectives.shortcut`.
 from __future__ import annotations
 
 from flax import struct
+import jax
+import jax.numpy as jnp
 
 from dreamer4_jax.models import Params, World
 from dreamer4_jax.nn import TimeCache, append
-from dreamer4_jax.objectives import corrupt, finest_step_index, sample
+from dreamer4_jax.objectives import (
+  corrupt,
+  euler_step,
+  finest_step_index,
+  sample,
+  sampling_levels,
+)
 from dreamer4_jax.types import Actions, Array, Levels
 
 
@@ -27,6 +35,21 @@ class FrameInput:
   prev_action: Actions
   prev_action_mask: Array
   agent: Array | None
+
+
+@struct.dataclass
+class Pending:
+  """A finished frame that is not in the cache yet.
+
+  Attributes:
+    noisy: `[B, 1, N_z, C]` its tokens at the context level.
+    inputs: what conditioned it, without an agent.
+    segment: `[B]` int32 that it belongs to; `NO_SEGMENT` if there is none.
+  """
+
+  noisy: Array
+  inputs: FrameInput
+  segment: Array
 
 
 def denoise_frame(
@@ -68,6 +91,70 @@ def denoise_frame(
 
   max_steps = world.config.dynamics.max_steps
   return sample(predict, noise, steps=steps, max_steps=max_steps, lead_axes=2)
+
+
+def append_and_denoise(
+  world: World,
+  params: Params,
+  cache: TimeCache,
+  pending: Pending,
+  inputs: FrameInput,
+  noise: Array,
+  *,
+  steps: int,
+) -> tuple[Array, TimeCache]:
+  """Appends the frame before, and samples the next one's tokens, in K passes.
+
+  Computes what `append_frame` and then `denoise_frame` compute in K + 1: the
+  first pass takes both frames, one at the context level, one at tau = 0.
+  Actions must therefore come from outside: no agent may read the frame before.
+
+  Args:
+    world: modules.
+    params: parameters, entries `dynamics`.
+    cache: frames before the pending one, at the context level.
+    pending: the frame before.
+    inputs: action that leads to the next frame, without an agent.
+    noise: `[B, 1, N_z, C]` standard normal, the next frame at tau = 0.
+    steps: K, a power of two.
+
+  Returns:
+    `[B, 1, N_z, C]` standardised tokens, and the cache with the frame before.
+
+  Raises:
+    ValueError: `steps` is not a power of two in 1..max_steps.
+  """
+  levels = sampling_levels(steps, world.config.dynamics.max_steps)
+  lead = noise.shape[:2]
+  both = lambda a, b: jnp.concatenate([a, b], axis=1)
+  first = levels.replace(signal_index=levels.signal_index[0])
+  given = jax.tree.map(both, pending.inputs, inputs)
+  output = world.denoise(
+    params,
+    both(pending.noisy, noise),
+    jax.tree.map(both, context_levels(world, lead), first.broadcast(lead)),
+    given.prev_action,
+    given.prev_action_mask,
+    segment_ids=jnp.stack([pending.segment, cache.segment], axis=1),
+    cache=cache,
+  )
+  z = euler_step(noise, output.prediction[:, 1:], first)
+  cache = append(cache, output.new, pending.segment)
+
+  def step(z: Array, signal_index: Array) -> tuple[Array, None]:
+    now = levels.replace(signal_index=signal_index)
+    clean = world.denoise(
+      params,
+      z,
+      now.broadcast(lead),
+      inputs.prev_action,
+      inputs.prev_action_mask,
+      cache=cache,
+    ).prediction
+    return euler_step(z, clean, now), None
+
+  rest = jnp.asarray(levels.signal_index[1:])
+  return jax.lax.scan(step, z, rest)[0], cache
 
 
 def context_noise(world: World, z: Array, noise: Array) -> Array:

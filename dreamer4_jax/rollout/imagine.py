@@ -86,7 +86,7 @@ def imagine(
     horizon: H.
     sampling_steps: K.
   """
-  params = world.cast(params)  # Once, not in every frame.
+  params = world.for_inference(params)  # Once, not in every frame.
   replay = policy if isinstance(policy, Replay) else None
   with_agent = replay is None
   context_key, key = jax.random.split(key)

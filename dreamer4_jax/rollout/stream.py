@@ -1,7 +1,9 @@
 """Interactive play: one action in, one picture out.
 
-A frame is one program: K passes that read the cache, one that appends to it,
-and the tokenizer's decoder with a cache of its own.
+A frame is one program: K passes over the dynamics and the tokenizer's decoder.
+The pass that appends a frame to the past waits for the next action, and is then
+one with the first pass of the next frame, in a block of two frames: the weights
+are read K times a frame, not K + 1 times.
 """
 
 from __future__ import annotations
@@ -14,11 +16,23 @@ from dreamer4_jax.models import (
   Params,
   World,
   dynamics_cache,
+  no_action,
   tokenizer_caches,
 )
-from dreamer4_jax.nn import TimeCache, append, fill
-from dreamer4_jax.rollout.context import prepare_context
-from dreamer4_jax.rollout.denoise import FrameInput, append_frame, denoise_frame
+from dreamer4_jax.nn import (
+  NO_SEGMENT,
+  TimeCache,
+  append,
+  fill,
+  forget_last,
+)
+from dreamer4_jax.rollout.context import last_frame, prepare_context
+from dreamer4_jax.rollout.denoise import (
+  FrameInput,
+  Pending,
+  append_and_denoise,
+  context_noise,
+)
 from dreamer4_jax.types import Actions, Array, Batch
 
 
@@ -27,11 +41,14 @@ class Stream:
   """The past of B games that are being played in the model.
 
   Attributes:
-    dynamics: cache of the dynamics, without agent token.
-    decoder: cache of the tokenizer's decoder.
+    dynamics: cache of the dynamics, without agent token and without the last
+      frame.
+    pending: the last frame, which the next one appends.
+    decoder: cache of the tokenizer's decoder, with the last frame.
   """
 
   dynamics: TimeCache
+  pending: Pending
   decoder: TimeCache
 
 
@@ -51,7 +68,19 @@ def init_stream(
   _, decoder = tokenizer_caches(world.tokenizer, len(context.z))
   ids = clips.segment_ids
   _, new = world.decode(params, context.z, segment_ids=ids)
-  return Stream(dynamics=context.cache, decoder=fill(decoder, new, ids))
+  return Stream(
+    dynamics=forget_last(context.cache),
+    pending=Pending(
+      noisy=last_frame(context.noisy),
+      inputs=FrameInput(
+        prev_action=jax.tree.map(last_frame, clips.prev_action),
+        prev_action_mask=last_frame(clips.prev_action_mask),
+        agent=None,
+      ),
+      segment=ids[:, -1],
+    ),
+    decoder=fill(decoder, new, ids),
+  )
 
 
 def empty_stream(world: World, batch: int) -> Stream:
@@ -62,6 +91,15 @@ def empty_stream(world: World, batch: int) -> Stream:
   _, decoder = tokenizer_caches(world.tokenizer, batch)
   return Stream(
     dynamics=dynamics_cache(world.dynamics, batch, agent=False),
+    pending=Pending(
+      noisy=jnp.zeros(_shape(world, batch)),
+      inputs=FrameInput(
+        prev_action=no_action(world.space, (batch, 1)),
+        prev_action_mask=jnp.zeros((batch, 1), bool),
+        agent=None,
+      ),
+      segment=jnp.full((batch,), NO_SEGMENT, jnp.int32),
+    ),
     decoder=decoder,
   )
 
@@ -79,7 +117,8 @@ def next_frame(
 
   Args:
     world: modules.
-    params: entries `tokenizer`, `latents`, `dynamics`; best from `World.cast`.
+    params: entries `tokenizer`, `latents`, `dynamics`; best from
+      `World.for_inference`.
     stream: the past; donate it to the program, which writes it in place.
     action: components `[B, ...]`.
     key: all randomness.
@@ -90,26 +129,36 @@ def next_frame(
   """
   start, noise = jax.random.split(key)
   batch = stream.decoder.segment.shape[0]
-  past = stream.dynamics
+  shape = _shape(world, batch)
+  past, pending = stream.dynamics, stream.pending
   # Training never shows an action that led to a first frame.
-  known = (past.slot_segments == past.segment[:, None]).any(axis=1)
   inputs = FrameInput(
     prev_action=jax.tree.map(lambda a: a[:, None], action),
-    prev_action_mask=known[:, None],
+    prev_action_mask=(pending.segment == past.segment)[:, None],
     agent=None,
   )
-  shape = (batch, 1, world.config.dynamics.num_spatial_tokens, world.channels)
-  z = denoise_frame(
+  z, dynamics = append_and_denoise(
     world,
     params,
-    stream.dynamics,
+    past,
+    pending,
     inputs,
     jax.random.normal(start, shape),
     steps=steps,
   )
-  _, dynamics = append_frame(
-    world, params, stream.dynamics, inputs, z, jax.random.normal(noise, shape)
-  )
   images, new = world.decode(params, z, cache=stream.decoder)
   pixels = jnp.round(jnp.clip(images[:, 0], 0, 1) * 255).astype(jnp.uint8)
-  return pixels, Stream(dynamics=dynamics, decoder=append(stream.decoder, new))
+  return pixels, Stream(
+    dynamics=dynamics,
+    pending=Pending(
+      noisy=context_noise(world, z, jax.random.normal(noise, shape)),
+      inputs=inputs,
+      segment=dynamics.segment,
+    ),
+    decoder=append(stream.decoder, new),
+  )
+
+
+def _shape(world: World, batch: int) -> tuple[int, ...]:
+  """Shape of the tokens of a frame, `(B, 1, N_z, C)`."""
+  return (batch, 1, world.config.dynamics.num_spatial_tokens, world.channels)

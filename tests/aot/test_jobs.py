@@ -48,7 +48,7 @@ def test_the_dynamics_step_is_measured(here, tmp_path):
 @pytest.fixture
 def not_compiled(here, monkeypatch):
   monkeypatch.setattr(jobs, 'measure', lambda compiled, **found: found)
-  monkeypatch.setattr(jax.stages.Lowered, 'compile', lambda self: None)
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', lambda self, **_: None)
 
 
 def test_what_is_computed_again_is_executed_but_not_of_the_model(not_compiled):
@@ -80,8 +80,8 @@ def test_a_mesh_that_does_not_divide_the_heads_is_named(here):
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    (['--topology', 'v9:2x2'], "topology = 'v9:2x2': must be CHIP:TORUS"),
-    (['--topology', 'v5p'], "topology = 'v5p': must be CHIP:TORUS"),
+    (['--topology', 'v9:2x2'], "topology = 'v9:2x2': must be CHIP:TORUS or"),
+    (['--topology', 'v5p'], "topology = 'v5p': must be CHIP:TORUS or"),
     (['--preset', 'huge'], "preset = 'huge': must be one of tiny, small"),
     (['--phase', 'play'], "phase = 'play': must be one of tokenizer"),
     (['--mesh', 'data=2,rows=3'], "'rows' is no axis"),
@@ -125,7 +125,7 @@ def test_a_report_goes_on_where_it_was_interrupted(here, tmp_path, monkeypatch):
   assert '| 16 |' not in text and 'and more' not in text
   write_report(path, (first, second, third), measure=measure)
   assert asked == [4, 8, 16, 16]
-  # 2 s of cycles, 1 s on the links; a second's worth of FLOPs at the peak.
+  # 2 s of computing, 1 s on the links; a second's worth of FLOPs at the peak.
   assert '| 97% | 2 s | 1 s | 33.3% to 50.0% |' in path.read_text()
   assert len(json.loads((tmp_path / 'tpu.json').read_text())) == 3
   # Another compiler says something else.
@@ -148,7 +148,7 @@ def _sample():
     outputs=0,
     temporaries=1 << 31,
     code=0,
-    cycles=3.5e9,
+    computing=2.0,
     # 540 GB a second over all links, and sums travel twice.
     collectives={'all-gather': (3, 270e9), 'all-reduce': (1, 135e9)},
     seconds_to_compile=3.0,

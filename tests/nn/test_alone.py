@@ -215,7 +215,7 @@ def test_models_take_every_field_of_the_layers(kind):
     assert set(own) == {f.name for f in dataclasses.fields(group)}
     assert all(v != getattr(default, k) for k, v in own.items())
   got = kind(**layers).transformer(ComputeConfig(**compute), 2)
-  expected = TransformerConfig(**layers, **compute, num_kv_heads=2, unroll=2)
+  expected = TransformerConfig(**layers, **compute, num_kv_heads=2, unroll=1)
   assert got == expected
   # Defaults are those of the transformer; a single period needs no loop.
   plain = kind(depth=4).transformer(ComputeConfig())

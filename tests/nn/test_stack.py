@@ -147,15 +147,8 @@ def test_every_parameter_has_logical_axes_and_the_scan_adds_layers(make_stack):
   assert not any(map(is_box, jax.tree.leaves(plain, is_leaf=is_box)))
 
 
-def test_a_cache_takes_one_frame_without_segments(make_stack):
+def test_a_cache_takes_no_more_frames_than_it_holds(make_stack):
   config, module, params = make_stack()
   cache = init_cache(config, 2, 3)
-  for x, ids in ((clip(), None), (clip()[:, :1], jnp.zeros((2, 1), int))):
-    with pytest.raises(ValueError, match='one frame at a time'):
-      module.apply(
-        {'params': params},
-        x,
-        space_mask=MASK,
-        segment_ids=ids,
-        cache=cache,
-      )
+  with pytest.raises(ValueError, match=r'T = 5: a cache of 3 frames'):
+    module.apply({'params': params}, clip(), space_mask=MASK, cache=cache)

@@ -6,6 +6,7 @@ import pytest
 from dreamer4_jax.nn import (
   append,
   fill,
+  forget_last,
   init_cache,
   masks,
   start_segment,
@@ -93,6 +94,44 @@ def test_prefill_then_streaming_equals_the_whole_clip(stack, prefill):
   np.testing.assert_allclose(rest, expected[:, prefill:], atol=2e-5)
 
 
+def test_frames_may_come_two_at_a_time(make_stack):
+  config, module, params = make_stack(context_length=4)
+  x, segments = clip(), np.asarray(SEGMENTS)
+  expected, _ = jax.jit(
+    lambda x: module.apply(
+      {'params': params}, x, space_mask=MASK, segment_ids=SEGMENTS
+    )
+  )(x)
+
+  @jax.jit
+  def two(cache, frames, ids):
+    y, new = module.apply(
+      {'params': params}, frames, space_mask=MASK, segment_ids=ids, cache=cache
+    )
+    cache = append(cache, new, ids[:, 0])
+    rest = jax.tree.map(lambda a: a[..., 1:, :], new)
+    return append(cache, rest, ids[:, 1]), y
+
+  cache, outputs = init_cache(config, 2, TOKENS), []
+  for t in range(0, FRAMES, 2):
+    ids = jnp.asarray(segments[:, t : t + 2])
+    cache, y = two(cache, x[:, t : t + 2], ids)
+    outputs.append(y)
+  np.testing.assert_allclose(np.concatenate(outputs, 1), expected, atol=2e-5)
+
+
+def test_the_last_frame_is_taken_back(stack):
+  config, _, stream = stack
+  x, none = clip(), jnp.zeros((2, FRAMES), bool)
+  empty = init_cache(config, 2, TOKENS)
+  _, cache = stream(empty, x[:, :6], none)
+  again = forget_last(stream(cache, x[:, 6:7], none)[1])
+  assert again.frame == cache.frame and again.slot == cache.slot
+  a, _ = stream(cache, x[:, 7:], none)
+  b, _ = stream(again, x[:, 7:], none)
+  np.testing.assert_array_equal(a, b)
+
+
 def test_frame_one_million_equals_frame_one_hundred(stack):
   # Both multiples of the ring, so that even the slots agree: what differs is
   # the rotation, exact in phase and rounded once, to 2^-24.
@@ -129,7 +168,7 @@ def test_the_slot_about_to_be_overwritten_is_not_visible(stack):
   for frame in range(3 * length):
     expected = min(frame, length - 1)
     assert cache.visible().sum() == expected
-    assert not cache.visible()[0, frame % length]
+    assert not cache.visible()[0, 0, frame % length]
     cache = append(cache, new)
   cache = start_segment(cache, jnp.array([True]))
   assert not cache.visible().any()

@@ -4,14 +4,18 @@ import numpy as np
 import pytest
 
 from dreamer4_jax.models import dynamics_cache
-from dreamer4_jax.nn import append
+from dreamer4_jax.nn import append, start_segment
 from dreamer4_jax.rollout import (
   FrameInput,
   append_frame,
   context_levels,
   denoise_frame,
 )
-from dreamer4_jax.rollout.denoise import context_noise
+from dreamer4_jax.rollout.denoise import (
+  Pending,
+  append_and_denoise,
+  context_noise,
+)
 from tests.models.tiny_world import (
   CONFIG,
   random_actions,
@@ -141,3 +145,51 @@ def test_context_level_is_snapped_to_the_grid_and_labelled(
   got = context_noise(world, Z1, NOISE)
   tau = index / max_steps
   np.testing.assert_allclose(got, tau * Z1 + (1 - tau) * NOISE, atol=1e-6)
+
+
+@pytest.mark.parametrize('steps', [1, 4])
+def test_a_pass_that_appends_is_part_of_the_next_frames_first(steps):
+  world, params = world_and_params()
+  cache = dynamics_cache(world.dynamics, 2, agent=False)
+  rng = np.random.default_rng(0)
+
+  def inputs():
+    actions = random_actions(rng, (2, 1))
+    return FrameInput(
+      prev_action=jax.tree.map(jnp.asarray, actions),
+      prev_action_mask=jnp.ones((2, 1), bool),
+      agent=None,
+    )
+
+  @jax.jit
+  def apart(cache, before, clean, noise, own, start):
+    _, cache = append_frame(world, params, cache, before, clean, noise)
+    # The second game begins anew with the next frame.
+    cache = start_segment(cache, jnp.array([False, True]))
+    return denoise_frame(world, params, cache, own, start, steps=steps), cache
+
+  @jax.jit
+  def together(cache, before, clean, noise, own, start):
+    noisy = context_noise(world, clean, noise)
+    pending = Pending(noisy=noisy, inputs=before, segment=cache.segment)
+    cache = start_segment(cache, jnp.array([False, True]))
+    return append_and_denoise(
+      world, params, cache, pending, own, start, steps=steps
+    )
+
+  # The ring of four wraps.
+  for frame in range(6):
+    arrays = [random_tokens(10 * frame + i, 2, 1) for i in range(3)]
+    given = (inputs(), *arrays[:2], inputs(), arrays[2])
+    expected, after = apart(cache, *given)
+    got, found = together(cache, *given)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    for a, b in zip(
+      jax.tree.leaves(found), jax.tree.leaves(after), strict=True
+    ):
+      np.testing.assert_allclose(a, b, atol=1e-5)
+    cache = after
+  # The frame before and its noise matter to the game that goes on.
+  other = (given[0], -given[1], *given[2:])
+  moved = np.abs(together(cache, *other)[0] - together(cache, *given)[0])
+  assert moved[0].max() > 1e-3 and not moved[1].any()

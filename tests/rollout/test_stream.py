@@ -119,7 +119,8 @@ def test_play_goes_on_where_real_frames_end():
   shown, stream = play(clips, actions)
   expected = np.clip(np.asarray(by_hand(clips, actions)), 0, 1) * 255
   np.testing.assert_allclose(shown, expected, atol=0.51)
-  assert stream.dynamics.frame == past + 2 == stream.decoder.frame
+  # The last frame waits for the next action.
+  assert stream.dynamics.frame + 1 == past + 2 == stream.decoder.frame
   # Real frames and real actions both matter for what comes.
   other = clips.replace(frames=255 - clips.frames)
   assert np.any(play(other, actions)[0] != shown)
@@ -157,9 +158,9 @@ def test_the_action_matters():
   assert np.any(play(action) != play(other))
 
 
-def test_weights_may_be_cast_beforehand():
+def test_weights_may_be_laid_out_beforehand():
   world = World.from_config(CONFIG.edit({'compute.dtype': 'bfloat16'}))
-  cast = world.cast(PARAMS)
+  cast = world.for_inference(PARAMS)
   halved = {
     (path[0].key, path[-1].key): x.dtype
     for path, x in jax.tree_util.tree_leaves_with_path(cast)
