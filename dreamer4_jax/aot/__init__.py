@@ -3,7 +3,12 @@
 from dreamer4_jax.aot.analysis import Measured, measure
 from dreamer4_jax.aot.chips import CHIPS, Chip, open_topology
 from dreamer4_jax.aot.jobs import PROGRAMS, Job, compile_job
-from dreamer4_jax.aot.report import STANDARD, describe, write_report
+from dreamer4_jax.aot.report import (
+  STANDARD,
+  describe,
+  standard,
+  write_report,
+)
 
 __all__ = [
   'CHIPS',
@@ -16,5 +21,6 @@ __all__ = [
   'describe',
   'measure',
   'open_topology',
+  'standard',
   'write_report',
 ]

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import functools
 import math
 from typing import Any
 
 import jax
 
 
-def count_flops(jaxpr: Any) -> int:
+def count_flops(jaxpr: Any, *, dearest: bool = True) -> int:
   """Counts the operations of all matrix products.
 
   A product of `[m, k]` and `[k, n]` is 2 m k n operations. A scan counts as
-  often as it runs, a conditional as its most expensive branch, a Pallas kernel
-  as its cost estimate. Element-wise operations do not count.
+  often as it runs, a conditional as one branch, a Pallas kernel as its cost
+  estimate. Element-wise operations do not count.
 
   Args:
     jaxpr: of `jax.make_jaxpr(...)(...)`, closed or open.
+    dearest: which branch of a conditional counts; else the cheapest.
 
   Raises:
     ValueError: the program has a loop of unknown length.
   """
   jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
+  count = functools.partial(count_flops, dearest=dearest)
+  choose = max if dearest else min
   total = 0
   for equation in jaxpr.eqns:
     name, params = equation.primitive.name, equation.params
@@ -33,16 +37,16 @@ def count_flops(jaxpr: Any) -> int:
       estimate = params['cost_estimate']
       total += estimate.flops if estimate else 0
     elif name == 'cond':
-      total += max(count_flops(branch) for branch in params['branches'])
+      total += choose(map(count, params['branches']))
     elif name == 'scan':
-      total += params['length'] * count_flops(params['jaxpr'])
-    elif name == 'while' and count_flops(params['body_jaxpr']):
+      total += params['length'] * count(params['jaxpr'])
+    elif name == 'while' and count(params['body_jaxpr']):
       raise ValueError(
         'matrix products in a while loop, of which nobody knows how often it '
         'runs; use jax.lax.scan or fori_loop with fixed bounds'
       )
     elif name != 'while':
-      total += sum(map(count_flops, _inner(params)))
+      total += sum(map(count, _inner(params)))
   return total
 
 

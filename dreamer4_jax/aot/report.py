@@ -11,6 +11,7 @@ import pathlib
 import jax
 
 from dreamer4_jax.aot.analysis import Measured
+from dreamer4_jax.aot.chips import CHIPS
 from dreamer4_jax.aot.jobs import Job, compile_job, describe_job
 from dreamer4_jax.config import MeshConfig
 
@@ -41,6 +42,47 @@ STANDARD: tuple[Job, ...] = (
 )
 """What the report holds: the paper's model, on its hardware and on less."""
 
+GPU_STANDARD: tuple[Job, ...] = (
+  *(
+    Job(program='frame', topology='h100:1', mesh=_ONE, steps=steps)
+    for steps in (1, 2, 4, 8)
+  ),
+  *(
+    Job(program='frame', topology=topology, mesh=_ONE, rows=rows)
+    for topology, most in (('h100:1', 12), ('h200:1', 24))
+    for rows in (1, 4, most)
+    if (topology, rows) != ('h100:1', 1)
+  ),
+  *(
+    Job(preset=p, program=x, topology='h100:1', mesh=_ONE, rows=n, length=t)
+    for p, x, n, t in (
+      ('base', 'dynamics', 32, 64),
+      ('paper', 'dynamics', 4, 64),
+      ('base', 'tokenizer', 16, 32),
+      ('paper', 'tokenizer', 1, 8),
+      ('base', 'imagination', 64, 16),
+    )
+  ),
+  Job(topology='h100:8', mesh=_PLAIN, rows=4),
+)
+"""The same for GPUs: a frame of play, and train steps."""
+
+_GPU_HEAD = """# What the compiler and a roofline say of GPUs
+
+Made by `dreamer4 compile --report {path} --topology h100:1`, with jax {jax}.
+The programs are the real ones, compiled for GPUs on a machine without one; none
+of them has run. All is bfloat16, on pre-tokenised data. A **frame** is one of
+interactive play: K passes of the dynamics and the picture, for *rows* games side
+by side.
+
+**ms** is the sum over all kernels: the longer of moving a kernel's bytes and of
+computing its FLOPs, plus what a kernel costs by itself. The constants were
+fitted to an H100 (`dreamer4_jax/aot/kernels.py`); against the fourteen programs
+of commit dd85aeb that were measured on one, the estimates were off by -6 to
++14 % ([notes](notes.md)). Other GPUs are scaled by their data sheets. Memory is in
+GiB; *share of peak* counts the model's products once, against the data sheet.
+
+"""
 _HEAD = """# What the compiler says of TPUs that we do not have
 
 Made by `dreamer4 compile --report {path}`, with jax {jax} and
@@ -129,6 +171,12 @@ def _describe_kernels(measured: Measured) -> str:
   return '\n'.join(lines)
 
 
+def standard(topology: str) -> tuple[Job, ...]:
+  """Returns the list of the report for chips of this kind."""
+  chip = CHIPS.get(topology.partition(':')[0])
+  return GPU_STANDARD if chip and chip.gpu else STANDARD
+
+
 def write_report(
   path: str | pathlib.Path,
   jobs: Sequence[Job] = STANDARD,
@@ -178,6 +226,8 @@ def _key(job: Job) -> str:
 def _render(
   path: pathlib.Path, jobs: Sequence[Job], known: Mapping[str, dict]
 ) -> str:
+  if CHIPS[jobs[0].topology.partition(':')[0]].gpu:
+    return _render_gpus(path, jobs, known)
   text = _HEAD.format(path=path, **_versions())
   overview = [
     '| program | frames | topology | mesh | memory | spare | computing '
@@ -207,3 +257,41 @@ def _render(
       f'## {describe_job(job)}\n\n| | |\n|---|---|\n{describe(m)}\n'
     )
   return text + '\n'.join(overview) + '\n\n' + '\n'.join(details)
+
+
+def _render_gpus(
+  path: pathlib.Path, jobs: Sequence[Job], known: Mapping[str, dict]
+) -> str:
+  lines = [
+    '| program | rows | topology | memory | temporaries | kernels | ms '
+    '| frames/s | share of peak |',
+    '|---|---|---|---|---|---|---|---|---|',
+  ]
+  details = []
+  for job in jobs:
+    found = known.get(_key(job))
+    if found is None:
+      continue
+    of = (
+      f'K = {job.steps}' if job.program == 'frame' else f'{job.length} frames'
+    )
+    name = f'{job.preset} {job.program}, {of}'
+    lead = f'| {name} | {job.rows} | {job.topology} '
+    if 'error' in found:
+      lines.append(f'{lead}| does not fit: {found["error"]} | | | | | |')
+      continue
+    m = Measured(**found)
+    frames = job.rows * (1 if job.program == 'frame' else job.length)
+    seconds = m.computing + m.moving
+    lines.append(
+      f'{lead}| {m.used / 2**30:.1f} of {m.memory / 2**30:.0f} '
+      f'| {m.temporaries / 2**30:.2f} | {m.num_kernels:,} '
+      f'| {seconds * 1e3:.1f} | {m.devices * frames / seconds:,.0f} '
+      f'| {m.utilisation(overlapped=False):.0%} |'
+    )
+    details.append(
+      f'## {name}, {job.rows} rows, {job.topology}\n\n'
+      f'| | |\n|---|---|\n{describe(m)}\n'
+    )
+  head = _GPU_HEAD.format(path=path, **_versions())
+  return head + '\n'.join(lines) + '\n\n' + '\n'.join(details)

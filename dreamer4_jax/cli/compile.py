@@ -62,8 +62,8 @@ def add_command(commands) -> None:
   )  # fmt: skip
   parser.add_argument(
     '--report', type=pathlib.Path, metavar='FILE',
-    help='instead, write a report of the standard list to FILE.md; goes on '
-    'where it was interrupted',
+    help='instead, write a report of the standard list for chips of this kind, '
+    'TPU or GPU, to FILE.md; goes on where it was interrupted',
   )  # fmt: skip
   parser.set_defaults(run=_compile)
 
@@ -74,7 +74,7 @@ def _compile(args: argparse.Namespace) -> int:
 
   say = lambda text: print(text, file=sys.stderr, flush=True)
   if args.report:
-    aot.write_report(args.report, say=say)
+    aot.write_report(args.report, aot.standard(args.topology), say=say)
     print(args.report)
     return 0
   job = aot.Job(

@@ -33,6 +33,7 @@ PLATFORMS = {'splash': ('tpu',), 'triton': ('gpu', 'cuda')}
 INTERPRET = False
 """Whether kernels for GPU are interpreted, for tests on a CPU."""
 _LANES = 128  # Splash attention takes sequences in multiples of this.
+_SHORTEST = {'splash': _LANES, 'triton': 32}
 _BLOCK = 512
 _PADDING = -1
 
@@ -210,7 +211,7 @@ def attend_sequence(
   elif backend == 'triton' and mask.segment_ids is None:
     if has_gpu_kernel(queries.shape[-1], soft_cap):
       kernel = on_gpu
-  if kernel is not None and length < _LANES:
+  if kernel is not None and length < _SHORTEST[backend]:
     _log_once(f'attention over {length} tokens: xla, too short for {backend}')
     kernel = None
   if kernel is not None and mask.fixed is None:
@@ -323,7 +324,7 @@ def serves_joined(
   if streaming:
     return True
   known = mask.fixed is not None and mask.segment_ids is None
-  return known and mask.dense.shape[-1] >= _LANES
+  return known and mask.dense.shape[-1] >= _SHORTEST['triton']
 
 
 def attend_joined(

@@ -77,14 +77,16 @@ class LayersConfig:
       f.name: getattr(self, f.name) for f in dataclasses.fields(LayersConfig)
     }
     periods = self.depth // self.time_every
-    # Two periods compile in little more time than a loop of them. A longer loop
-    # takes one at a time: what is left over would be cut off the weights, which
+    # Two periods compile in little more time than a loop of them, and a loop on
+    # a GPU copies what it keeps for the backward pass. A longer one takes one
+    # period at a time: what is left over would be cut off the weights, which
     # copies them in every pass.
+    short = 3 if compute.attention == 'triton' else 2
     return TransformerConfig(
       **own,
       **dataclasses.asdict(compute),
       num_kv_heads=num_kv_heads,
-      unroll=periods if periods <= 2 else 1,
+      unroll=periods if periods <= short else 1,
     )
 
 

@@ -11,8 +11,11 @@ from dreamer4_jax.rollout.acting import (
 from dreamer4_jax.rollout.context import Context, prepare_context
 from dreamer4_jax.rollout.denoise import (
   FrameInput,
+  Pending,
+  append_and_denoise,
   append_frame,
   context_levels,
+  context_noise,
   denoise_frame,
 )
 from dreamer4_jax.rollout.imagine import (
@@ -33,15 +36,18 @@ __all__ = [
   'ActorState',
   'Context',
   'FrameInput',
+  'Pending',
   'Prompt',
   'Replay',
   'Rollout',
   'Stream',
   'act',
   'advance',
+  'append_and_denoise',
   'append_frame',
   'arrivals',
   'context_levels',
+  'context_noise',
   'denoise_frame',
   'empty_stream',
   'imagine',
