@@ -6,8 +6,13 @@ from flax import struct
 import jax
 
 from dreamer4_jax.models import Params, World, dynamics_cache
-from dreamer4_jax.nn import TimeCache, fill
-from dreamer4_jax.rollout.denoise import context_levels, context_noise
+from dreamer4_jax.nn import TimeCache, fill, forget_last
+from dreamer4_jax.rollout.denoise import (
+  FrameInput,
+  Pending,
+  context_levels,
+  context_noise,
+)
 from dreamer4_jax.types import Array, Batch
 
 
@@ -63,6 +68,27 @@ def prepare_context(
     z=z,
     noisy=noisy,
     agent=output.agent,
+  )
+
+
+def take_back_last(context: Context, batch: Batch) -> tuple[TimeCache, Pending]:
+  """Returns the cache without the last frame, and that frame.
+
+  For a rollout whose first pass appends it; see `append_and_denoise`.
+
+  Args:
+    context: of the batch, without an agent.
+    batch: what it was made of.
+  """
+  inputs = FrameInput(
+    prev_action=jax.tree.map(last_frame, batch.prev_action),
+    prev_action_mask=last_frame(batch.prev_action_mask),
+    agent=None,
+  )
+  return forget_last(context.cache), Pending(
+    noisy=last_frame(context.noisy),
+    inputs=inputs,
+    segment=batch.segment_ids[:, -1],
   )
 
 

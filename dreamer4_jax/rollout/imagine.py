@@ -13,9 +13,16 @@ import jax.numpy as jnp
 
 from dreamer4_jax.models import Params, World, distributions
 from dreamer4_jax.objectives import TwoHot
-from dreamer4_jax.rollout.context import last_frame, prepare_context
+from dreamer4_jax.rollout.context import (
+  Context,
+  last_frame,
+  prepare_context,
+  take_back_last,
+)
 from dreamer4_jax.rollout.denoise import (
   FrameInput,
+  Pending,
+  append_and_denoise,
   append_frame,
   context_noise,
   denoise_frame,
@@ -87,59 +94,84 @@ def imagine(
     sampling_steps: K.
   """
   params = world.for_inference(params)  # Once, not in every frame.
-  replay = policy if isinstance(policy, Replay) else None
-  with_agent = replay is None
   context_key, key = jax.random.split(key)
+  replay = policy if isinstance(policy, Replay) else None
   context = prepare_context(
-    world, params, batch, context_key, with_agent=with_agent
+    world, params, batch, context_key, with_agent=replay is None
   )
-  token = None
-  if with_agent:
-    token = world.agent_token(params, last_frame(batch.task))
-  shape = last_frame(context.z).shape
-  known = jnp.ones((shape[0], horizon), bool)
-  if replay and replay.known is not None:
-    known = replay.known
-  h = context.agent[:, -1] if with_agent else None
+  if replay:
+    start, frame = _replay(world, params, batch, context, replay)
+  else:
+    start, frame = _act(world, params, batch, context, policy)
 
   def body(carry: PyTree, i: Array):
-    cache, h = carry
-    act, start, noise = jax.random.split(jax.random.fold_in(key, i), 3)
-    action = (
-      jax.tree.map(lambda x: x[:, i], replay.actions)
-      if replay
-      else policy(act, h, i)
+    action_key, *keys = jax.random.split(jax.random.fold_in(key, i), 3)
+    first, noise = (
+      jax.random.normal(k, last_frame(context.z).shape) for k in keys
     )
-    inputs = FrameInput(
-      prev_action=jax.tree.map(lambda a: a[:, None], action),
-      prev_action_mask=jax.lax.dynamic_slice_in_dim(known, i, 1, axis=1),
-      agent=token,
+    z, noisy, action, carry, h = frame(
+      carry, i, action_key, first, noise, sampling_steps
     )
-    z = denoise_frame(
-      world,
-      params,
-      cache,
-      inputs,
-      jax.random.normal(start, shape),
-      steps=sampling_steps,
-    )
-    noise = jax.random.normal(noise, shape)
-    h, cache = append_frame(world, params, cache, inputs, z, noise)
-    noisy = context_noise(world, z, noise)  # Computed once, above.
-    return (cache, h), (z[:, 0], noisy[:, 0], action, h)
+    return carry, (z[:, 0], noisy[:, 0], action, h)
 
-  _, (z, noisy, actions, agent) = jax.lax.scan(
-    body, (context.cache, h), jnp.arange(horizon)
+  _, found = jax.lax.scan(body, start, jnp.arange(horizon))
+  z, noisy, actions, agent = jax.tree.map(
+    lambda x: jnp.swapaxes(x, 0, 1), found
   )
-  batch_major = lambda x: jnp.swapaxes(x, 0, 1)
-  if with_agent:
-    agent = jnp.concatenate([context.agent[:, -1:], batch_major(agent)], axis=1)
+  if replay is None:
+    agent = jnp.concatenate([context.agent[:, -1:], agent], axis=1)
   return Rollout(
-    z=batch_major(z),
-    noisy=jnp.concatenate([context.noisy, batch_major(noisy)], axis=1),
-    actions=jax.tree.map(batch_major, actions),
+    z=z,
+    noisy=jnp.concatenate([context.noisy, noisy], axis=1),
+    actions=actions,
     agent=agent,
   )
+
+
+def _act(
+  world: World, params: Params, batch: Batch, context: Context, policy: Policy
+):
+  """The start, and a function of a frame, whose action a policy draws."""
+  token = world.agent_token(params, last_frame(batch.task))
+
+  def frame(carry, i, action_key, start, noise, steps):
+    cache, h = carry
+    action = policy(action_key, h, i)
+    inputs = FrameInput(
+      prev_action=jax.tree.map(lambda a: a[:, None], action),
+      prev_action_mask=jnp.ones(start.shape[:2], bool),
+      agent=token,
+    )
+    z = denoise_frame(world, params, cache, inputs, start, steps=steps)
+    h, cache = append_frame(world, params, cache, inputs, z, noise)
+    # Computed once, above.
+    return z, context_noise(world, z, noise), action, (cache, h), h
+
+  return (context.cache, context.agent[:, -1]), frame
+
+
+def _replay(
+  world: World, params: Params, batch: Batch, context: Context, replay: Replay
+):
+  """The same for given actions: a frame is appended together with the next."""
+
+  def frame(carry, i, unused_key, start, noise, steps):
+    cache, pending = carry
+    at = lambda x: jax.lax.dynamic_slice_in_dim(x, i, 1, axis=1)
+    known = jnp.ones(start.shape[:2], bool)
+    if replay.known is not None:
+      known = at(replay.known)
+    action = jax.tree.map(at, replay.actions)
+    inputs = FrameInput(prev_action=action, prev_action_mask=known, agent=None)
+    z, cache = append_and_denoise(
+      world, params, cache, pending, inputs, start, steps=steps
+    )
+    noisy = context_noise(world, z, noise)
+    pending = Pending(noisy=noisy, inputs=inputs, segment=cache.segment)
+    action = jax.tree.map(lambda a: a[:, 0], action)
+    return z, noisy, action, (cache, pending), None
+
+  return take_back_last(context, batch), frame
 
 
 def arrivals(

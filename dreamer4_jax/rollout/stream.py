@@ -24,9 +24,8 @@ from dreamer4_jax.nn import (
   TimeCache,
   append,
   fill,
-  forget_last,
 )
-from dreamer4_jax.rollout.context import last_frame, prepare_context
+from dreamer4_jax.rollout.context import prepare_context, take_back_last
 from dreamer4_jax.rollout.denoise import (
   FrameInput,
   Pending,
@@ -68,18 +67,9 @@ def init_stream(
   _, decoder = tokenizer_caches(world.tokenizer, len(context.z))
   ids = clips.segment_ids
   _, new = world.decode(params, context.z, segment_ids=ids)
+  cache, pending = take_back_last(context, clips)
   return Stream(
-    dynamics=forget_last(context.cache),
-    pending=Pending(
-      noisy=last_frame(context.noisy),
-      inputs=FrameInput(
-        prev_action=jax.tree.map(last_frame, clips.prev_action),
-        prev_action_mask=last_frame(clips.prev_action_mask),
-        agent=None,
-      ),
-      segment=ids[:, -1],
-    ),
-    decoder=fill(decoder, new, ids),
+    dynamics=cache, pending=pending, decoder=fill(decoder, new, ids)
   )
 
 
