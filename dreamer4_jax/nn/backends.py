@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import functools
+import importlib.util
 import logging
 
 from flax import struct
@@ -158,8 +159,8 @@ def resolve_backend(
   """Returns the backend for a platform.
 
   Args:
-    backend: as configured; `auto` is `triton` on a GPU, and else `xla`: splash
-      has not been measured on a TPU yet.
+    backend: as configured; `auto` is `triton` on a GPU whose JAX has Pallas for
+      Triton, and else `xla`: splash has not been measured on a TPU yet.
     platform: `cpu`, `gpu` or `tpu`; None is that of the process.
     field: named in errors.
 
@@ -168,7 +169,9 @@ def resolve_backend(
   """
   platform = platform or jax.default_backend()
   if backend == 'auto':
-    return 'triton' if platform in PLATFORMS['triton'] else 'xla'
+    found = importlib.util.find_spec('jax.experimental.pallas.triton')
+    on_gpu = platform in PLATFORMS['triton']
+    return 'triton' if on_gpu and found else 'xla'
   if backend in PLATFORMS:
     require(
       platform in PLATFORMS[backend],

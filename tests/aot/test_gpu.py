@@ -119,10 +119,14 @@ def test_a_frame_of_the_paper_keeps_its_rings_in_place(tmp_path):
   assert m.temporaries < 0.5 * 2**30
   # Estimated; docs/gpu_report.md has what it is.
   assert m.computing < 0.018
-  moved = [k for k in _kernels(path) if k.kind not in ('product', 'attention')]
-  # Nothing but products and attention moves as much as a ring, or a matrix.
-  assert max(k.bytes for k in moved) < 32e6
-  rings = [k for k in _kernels(path) if 'attention_ring' in k.op]
+  kernels = _kernels(path)
+  copied = [k for k in kernels if k.kind in ('copy', 'transpose')]
+  assert max(k.bytes for k in copied) < 32e6
+  # The new keys and values of 1,472 tokens are written where the ring is, of
+  # 4.6 GB.
+  moved = [k for k in kernels if k.kind not in ('product', 'attention')]
+  assert max(k.bytes for k in moved) < 50e6
+  rings = [k for k in kernels if 'attention_ring' in k.op]
   # 9 time layers a pass, 4 of the decoder.
   assert sum(k.count for k in rings) == 9 * 4 + 4
 
