@@ -226,10 +226,18 @@ def commit() -> str | None:
     return None
 
 
-def case_of(fn: Callable[..., Any], *args: Any, **fields: Any) -> Case:
-  """A case of a pure function with fixed arguments, and its other fields."""
+def case_of(
+  fn: Callable[..., Any],
+  *args: Any,
+  options: Mapping[str, bool] | None = None,
+  **fields: Any,
+) -> Case:
+  """A case of a pure function with fixed arguments, and its other fields.
+
+  `options` are the compiler's.
+  """
   traced = jax.jit(fn).trace(*args)
-  compiled = traced.lower().compile()
+  compiled = traced.lower().compile(compiler_options=dict(options or {}))
   return Case(
     run=lambda: jax.block_until_ready(compiled(*args)),
     flops=count_flops(traced.jaxpr),
@@ -242,12 +250,16 @@ def stepping_case(
   fn: Callable[..., tuple[Any, PyTree]],
   state: PyTree,
   *args: Any,
+  options: Mapping[str, bool] | None = None,
   **fields: Any,
 ) -> Case:
-  """A case of `(state, number, *args) -> (output, state)`, state donated."""
+  """A case of `(state, number, *args) -> (output, state)`, state donated.
+
+  `options` are the compiler's.
+  """
   number = jnp.uint32(0)
   traced = jax.jit(fn, donate_argnums=0).trace(state, number, *args)
-  compiled = traced.lower().compile()
+  compiled = traced.lower().compile(compiler_options=dict(options or {}))
   # Copied to buffers of their own: equal constants may share one.
   kept = [jax.tree.map(jnp.copy, state), 0]
 

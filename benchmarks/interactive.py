@@ -31,6 +31,7 @@ from dreamer4_jax.rollout import (
   Pending,
   Stream,
   append_and_denoise,
+  compiler_options,
   context_noise,
   denoise_frame,
   empty_stream,
@@ -108,7 +109,11 @@ def make_cases(settings: Interactive) -> dict[str, harness.Case]:
     dynamics=_grow_old(stream.dynamics), decoder=_grow_old(stream.decoder)
   )
   start = jax.random.normal(key, shape)
-  fields = {'frames': s.batch, 'dtype': world.config.compute.dtype}
+  fields = {
+    'frames': s.batch,
+    'dtype': world.config.compute.dtype,
+    'options': compiler_options(),
+  }
   case = lambda fn, past: harness.stepping_case(fn, past, params, **fields)
   return {
     'frame': case(frame, stream),
@@ -147,7 +152,7 @@ def play(settings: Interactive) -> dict[str, float]:
     key = jax.random.fold_in(jax.random.key(0), number)
     return next_frame(world, params, stream, action, key, steps=s.steps)
 
-  jitted = jax.jit(frame, donate_argnums=1)
+  jitted = jax.jit(frame, donate_argnums=1, compiler_options=compiler_options())
   stream = jax.tree.map(jnp.copy, empty_stream(world, s.batch))
   seconds = []
   for number in range(s.play + 1):

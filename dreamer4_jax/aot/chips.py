@@ -43,17 +43,6 @@ class Chip:
     """The platform that JAX names it by."""
     return 'gpu' if self.gpu else 'tpu'
 
-  @property
-  def compiler_options(self) -> dict[str, Any]:
-    """Options for compiling without the chip: there is none to try kernels on.
-
-    A GPU's products are left to cuBLAS, which at the sizes of this project
-    measured faster than those that XLA compiles by Triton (`docs/notes.md`).
-    """
-    if not self.gpu:
-      return {}
-    return {'xla_gpu_autotune_level': 0, **GPU_OPTIONS}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu:
@@ -108,7 +97,6 @@ device_description_str: "{self.name}"
 """
 
 
-GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
 _HOPPER = {
   'capability': 9,
   'extension': True,

@@ -25,11 +25,12 @@ from dreamer4_jax.config import (
   Config,
   MeshConfig,
   Phases,
+  experiments,
   presets,
   require,
 )
 from dreamer4_jax.models import World, no_action
-from dreamer4_jax.rollout import empty_stream, next_frame
+from dreamer4_jax.rollout import compiler_options, empty_stream, next_frame
 from dreamer4_jax.training.loop import jit_step
 from dreamer4_jax.training.phases import init_and_step
 from dreamer4_jax.types import Array, Batch, PyTree
@@ -50,6 +51,9 @@ class Job:
 
   preset: str = 'paper'
   """Sizes; one of `presets.PRESETS`."""
+  experiment: str = ''
+  """File or name of an experiment, whose sizes, batches and clips are taken
+  instead."""
   program: str = 'dynamics'
   """One of `PROGRAMS`."""
   topology: str = 'v5p:8x8x4'
@@ -90,7 +94,15 @@ class Job:
       require(value >= 1, name, value, 'must be at least 1')
 
   def config(self, rows: int) -> Config:
-    """Returns the run's config, with a batch of `rows` rows."""
+    """Returns the run's config, with a batch of `rows` rows.
+
+    An experiment's own batch is of the size that it says.
+    """
+    if self.experiment:
+      changes = {'remat': self.remat, 'attention': self.attention}
+      return experiments.load(self.experiment).edit(
+        {f'compute.{name}': x for name, x in changes.items() if x}
+      )
     sizes, replace = presets.PRESETS[self.preset], dataclasses.replace
     own = {'remat': self.remat, 'attention': self.attention}
     own = {name: value for name, value in own.items() if value}
@@ -146,7 +158,7 @@ def compile_job(
     say(f'{describe_job(job)}: compiling')
     begin = time.perf_counter()
     try:
-      options = CHIPS[chip].compiler_options
+      options = _compiler_options(CHIPS[chip].platform)
       compiled = traced.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
       raise RuntimeError(f'{describe_job(job)}: {error}') from error
@@ -164,11 +176,20 @@ def compile_job(
   )
 
 
+def _compiler_options(platform: str) -> dict[str, Any]:
+  """Options for compiling without the chip: there is none to try kernels on."""
+  options = compiler_options(platform)
+  return {'xla_gpu_autotune_level': 0, **options} if options else {}
+
+
 def describe_job(job: Job) -> str:
   """Describes a job in one line."""
   sizes = ','.join(f'{a}={getattr(job.mesh, a)}' for a in sharding.AXES)
   own = {'remat': job.remat, 'attention': job.attention}
   changed = ''.join(f' {name}={value}' for name, value in own.items() if value)
+  if job.experiment:
+    name = pathlib.Path(job.experiment).stem
+    return f'{name} {job.program} {job.topology} {sizes}{changed}'
   return (
     f'{job.preset} {job.program} {job.length} frames {job.topology} {sizes}'
     f'{changed}'
@@ -216,7 +237,7 @@ def _trace_frame(
     ),
     jax.eval_shape(world.for_inference, placed),
   )
-  rows = world.config.phases.dynamics.batch_size
+  rows = job.rows * sharding.batch_shards(mesh)
   stream = place(jax.eval_shape(lambda: empty_stream(world, rows)))
   action = place(jax.eval_shape(lambda: no_action(world.space, (rows,))))
 
@@ -250,8 +271,9 @@ def _params(world: World, job: Job, phases: Sequence[str]) -> PyTree:
 def _batch(world: World, job: Job, mesh: jax.sharding.Mesh) -> Batch:
   """Returns the shapes of a batch."""
   config = world.config
-  rows = job.rows * sharding.batch_shards(mesh)
-  lead = (rows, job.length)
+  settings = getattr(config.phases, job.program)
+  rows = settings.batch_size
+  lead = (rows, settings.clip_length)
   where = sharding.batch_sharding(mesh)
   t = config.tokenizer
   array = lambda shape, dtype: jax.ShapeDtypeStruct(

@@ -21,6 +21,10 @@ def add_command(commands) -> None:
   )
   parser.add_argument('--preset', default='paper', help='model sizes')
   parser.add_argument(
+    '--experiment', default='',
+    help='instead, the models and batches of an experiment file',
+  )  # fmt: skip
+  parser.add_argument(
     '--phase', default='dynamics',
     help="whose train step, or 'frame' for a frame of interactive play",
   )  # fmt: skip
@@ -79,6 +83,7 @@ def _compile(args: argparse.Namespace) -> int:
     return 0
   job = aot.Job(
     preset=args.preset,
+    experiment=args.experiment,
     program=args.phase,
     topology=args.topology,
     mesh=MeshConfig(**parse_mesh(args.mesh)),

@@ -27,6 +27,7 @@ from dreamer4_jax.rollout.imagine import (
 )
 from dreamer4_jax.rollout.stream import (
   Stream,
+  compiler_options,
   empty_stream,
   init_stream,
   next_frame,
@@ -46,6 +47,7 @@ __all__ = [
   'append_and_denoise',
   'append_frame',
   'arrivals',
+  'compiler_options',
   'context_levels',
   'context_noise',
   'denoise_frame',

@@ -48,7 +48,7 @@ def test_every_gpu_is_described_to_the_compiler():
     assert f'name: "{chip.gpu.name}"' in text
     # What a block may ask for is a kibibyte less than there is.
     assert f'block_optin: {chip.gpu.shared - 1024}' in text
-  assert CHIPS['v5p'].platform == 'tpu' and not CHIPS['v5p'].compiler_options
+  assert CHIPS['v5p'].platform == 'tpu'
 
 
 def measured(**changes):
