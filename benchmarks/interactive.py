@@ -180,7 +180,8 @@ def summarise(
 ) -> dict[str, Any]:
   """Compares a frame with its parts, and a late one with an early one."""
   s = settings
-  fair = seconds['passes']
+  # Of as much arithmetic: the first pass of a frame takes two.
+  fair = seconds['passes'] * (s.steps + 1) / s.steps
   parts = fair + seconds['picture']
   found: dict[str, Any] = {
     'frame_over_its_passes': seconds['frame'] / fair,

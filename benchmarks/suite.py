@@ -82,13 +82,13 @@ MEASUREMENTS: Mapping[str, Mapping[str, Measurement]] = {
     'play-paper-4': _play('paper', 4, '63 frames/s or more'),
     'play-paper-4-games': _play('paper', 4, '75 frames/s or more', games=4),
     'train-base': _train('base', 32, '45 % or more'),
-    'train-tokenizer-base': _train('base', 16, '40 %', 'tokenizer', 32),
+    'train-tokenizer-base': _train('base', 16, '40 % or more', 'tokenizer', 32),
     'imagination-base': Measurement(
       'imagination, base',
       'imagination --preset base --batches 16 64 256 --repeats 3',
     ),
     'train-paper': _train('paper', 4, '45 % or more'),
-    'train-tokenizer-paper': _train('paper', 1, '40 %', 'tokenizer', 8),
+    'train-tokenizer-paper': _train('paper', 1, '40 % or more', 'tokenizer', 8),
     'play-paper-1': _play('paper', 1),
     'play-paper-2': _play('paper', 2),
     'play-paper-8': _play('paper', 8),
@@ -194,7 +194,7 @@ def write_table(results: pathlib.Path) -> None:
       f'## {device.upper()}',
       '',
       '| what | result | wanted | `python -m benchmarks.` | measured on '
-      '| estimated |',
+      '| estimated, H100 |',
       '|---|---|---|---|---|---|',
     ]
     for name, m in measurements.items():
@@ -216,13 +216,17 @@ def _estimate(measurement: Measurement) -> str:
   if not measurement.job or not REPORT.exists():
     return ''
   wanted = {'topology': 'h100:1', **measurement.job}
+  estimate = ''
+  # The last one counts: those before may be of other versions of JAX.
   for key, found in json.loads(REPORT.read_text()).items():
     job = json.loads(key)
     if all(job[name] == value for name, value in wanted.items()):
-      return (
-        f'{found["computing"] * 1e3:.1f} ms' if 'computing' in found else ''
-      )
-  return ''
+      seconds = found.get('computing')
+      if seconds and job['program'] == 'frame':
+        estimate = f'{job["rows"] / seconds:.1f} frames/s'
+      elif seconds:
+        estimate = f'{seconds:.3f} s'
+  return estimate
 
 
 def _result(found: Mapping[str, Any]) -> str:

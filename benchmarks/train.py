@@ -105,7 +105,7 @@ def _case(settings: Train, phase: str) -> harness.Case:
     dtype=world.config.compute.dtype,
   )
   # Of the median step: see above.
-  return dataclasses.replace(case, flops=count_flops(traced, dearest=False))
+  return dataclasses.replace(case, flops=count_flops(traced, costliest=False))
 
 
 if __name__ == '__main__':

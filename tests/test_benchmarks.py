@@ -128,7 +128,9 @@ def test_a_frame_is_its_passes_and_a_picture():
   cases = interactive.make_cases(settings)
   flops = {name: case.flops for name, case in cases.items()}
   assert flops['frame'] == flops['dynamics_frame'] + flops['picture']
-  assert flops['dynamics_frame'] == flops['passes'] / 2 * 3
+  # The two frames of the first pass are compared with each other as well.
+  ratio = flops['dynamics_frame'] / (flops['passes'] / 2 * 3)
+  assert 1 < ratio < 1.01
   for case in cases.values():
     case.run()
     case.run()

@@ -31,7 +31,9 @@ SIGNATURES = {
   'evaluate': '(run_dir, *, config, episodes, seed)',
   'imagine': '(world, params, batch, key, *, policy, horizon, '
   'sampling_steps)',
-  'objectives.sample': '(denoise, noise, *given, steps, max_steps, lead_axes)',
+  'objectives.sample': (
+    '(denoise, noise, *given, steps, max_steps, lead_axes, taken)'
+  ),
   'play': '(run_dir, out, *, env, agents, temperatures, episodes, seed, '
   'videos)',
   'train': '(config, run_dir, phases, *, progress)',

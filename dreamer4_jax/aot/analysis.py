@@ -34,7 +34,7 @@ class Measured:
     collectives: by kind, how often it runs and its bytes, as in `hlo.Cost`.
     seconds_to_compile: what compiling took.
     kernels: of a GPU, by kind, as `kernels.by_kind` returns it.
-    dearest: of a GPU, the fields of the kernels that take longest.
+    costliest: of a GPU, the fields of the kernels that take longest.
   """
 
   chip: str
@@ -50,7 +50,7 @@ class Measured:
   collectives: dict[str, tuple[int, float]]
   seconds_to_compile: float
   kernels: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
-  dearest: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  costliest: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
   @property
   def memory(self) -> int:
@@ -139,5 +139,5 @@ def measure(
     collectives={k: (n, cost.bytes[k]) for k, n in sorted(cost.counts.items())},
     seconds_to_compile=seconds_to_compile,
     kernels=by_kind(kernels),
-    dearest=[dataclasses.asdict(k) for k in kernels[:_DEAREST]],
+    costliest=[dataclasses.asdict(k) for k in kernels[:_DEAREST]],
   )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 
-def count_flops(jaxpr: Any, *, dearest: bool = True) -> int:
+def count_flops(jaxpr: Any, *, costliest: bool = True) -> int:
   """Counts the operations of all matrix products.
 
   A product of `[m, k]` and `[k, n]` is 2 m k n operations. A scan counts as
@@ -19,14 +19,14 @@ def count_flops(jaxpr: Any, *, dearest: bool = True) -> int:
 
   Args:
     jaxpr: of `jax.make_jaxpr(...)(...)`, closed or open.
-    dearest: which branch of a conditional counts; else the cheapest.
+    costliest: which branch of a conditional counts; else the cheapest.
 
   Raises:
     ValueError: the program has a loop of unknown length.
   """
   jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
-  count = functools.partial(count_flops, dearest=dearest)
-  choose = max if dearest else min
+  count = functools.partial(count_flops, costliest=costliest)
+  choose = max if costliest else min
   total = 0
   for equation in jaxpr.eqns:
     name, params = equation.primitive.name, equation.params
@@ -36,6 +36,9 @@ def count_flops(jaxpr: Any, *, dearest: bool = True) -> int:
       # A kernel says itself what it computes: its grid repeats its products.
       estimate = params['cost_estimate']
       total += estimate.flops if estimate else 0
+    elif name == 'shard_map':
+      # Its shapes are those of one device.
+      total += params['mesh'].size * count(params['jaxpr'])
     elif name == 'cond':
       total += choose(map(count, params['branches']))
     elif name == 'scan':

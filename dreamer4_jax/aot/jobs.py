@@ -52,8 +52,9 @@ class Job:
   preset: str = 'paper'
   """Sizes; one of `presets.PRESETS`."""
   experiment: str = ''
-  """File or name of an experiment, whose sizes, batches and clips are taken
-  instead."""
+  """File or name of an experiment, whose models, batches, short clips and
+  horizon are taken instead: of the fields below, only those of the topology,
+  `remat` and `attention` then count, and `rows` and `steps` of a frame."""
   program: str = 'dynamics'
   """One of `PROGRAMS`."""
   topology: str = 'v5p:8x8x4'
@@ -152,13 +153,14 @@ def compile_job(
   say(f'{describe_job(job)}: tracing')
   with sharding.use_mesh(mesh):
     traced, parameters = _trace(job, mesh)
-    model = dataclasses.replace(job, remat='none')
+    # What a kernel computes again, and its whole blocks, are not the model's.
+    model = dataclasses.replace(job, remat='none', attention='xla')
     flops = count_flops(_trace(model, mesh)[0].jaxpr)
     executed = count_flops(traced.jaxpr)
     say(f'{describe_job(job)}: compiling')
     begin = time.perf_counter()
     try:
-      options = _compiler_options(CHIPS[chip].platform)
+      options = _compiler_options(job, CHIPS[chip].platform)
       compiled = traced.lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
       raise RuntimeError(f'{describe_job(job)}: {error}') from error
@@ -176,10 +178,11 @@ def compile_job(
   )
 
 
-def _compiler_options(platform: str) -> dict[str, Any]:
-  """Options for compiling without the chip: there is none to try kernels on."""
-  options = compiler_options(platform)
-  return {'xla_gpu_autotune_level': 0, **options} if options else {}
+def _compiler_options(job: Job, platform: str) -> dict[str, Any]:
+  """What the program is compiled with; no GPU is there to try kernels on."""
+  options = compiler_options(platform) if job.program == 'frame' else {}
+  alone = {'xla_gpu_autotune_level': 0} if platform == 'gpu' else {}
+  return {**alone, **options}
 
 
 def describe_job(job: Job) -> str:
@@ -300,4 +303,7 @@ def _batch(world: World, job: Job, mesh: jax.sharding.Mesh) -> Batch:
     task=array(lead, jnp.int32),
     segment_ids=array(lead, jnp.int32),
     relevant=array((rows,), np.bool_),
+    vectors={
+      v.name: array((*lead, v.size), jnp.float32) for v in config.vectors
+    },
   )

@@ -85,17 +85,17 @@ class Kernel:
 
 
 def list_kernels(
-  program: Program, chip: Chip, *, dearest: bool = True
+  program: Program, chip: Chip, *, costliest: bool = True
 ) -> list[Kernel]:
   """Returns the kernels of a program, the one that takes longest first.
 
   Args:
     program: compiled for the chip.
     chip: a GPU.
-    dearest: which branch of a conditional counts, such as the one of a train
+    costliest: which branch of a conditional counts, such as the one of a train
       step that bootstraps; else the cheapest.
   """
-  found = _Walk(program, chip, dearest).computation(program.entry, 1)
+  found = _Walk(program, chip, costliest).computation(program.entry, 1)
   return sorted(found, key=lambda kernel: -kernel.total)
 
 
@@ -121,7 +121,7 @@ def by_kind(kernels: Sequence[Kernel]) -> dict[str, dict[str, float]]:
 class _Walk:
   program: Program
   chip: Chip
-  dearest: bool
+  costliest: bool
 
   def computation(self, name: str, times: int) -> Iterator[Kernel]:
     """Yields the kernels of a computation that runs `times` times."""
@@ -135,7 +135,7 @@ class _Walk:
       elif x.opcode == 'conditional':
         options = [list(self.computation(b, times)) for b in branches(x)]
         yield self._kernel(x, 'loop', times, 0, 0, _LOOP_COST)
-        choose = max if self.dearest else min
+        choose = max if self.costliest else min
         yield from choose(options, key=lambda ks: sum(k.total for k in ks))
       elif x.opcode in CALLS:
         for callee in x.calls('to_apply', 'calls'):
@@ -210,7 +210,7 @@ class _Walk:
       if y.opcode == 'dot':
         out = y.arrays[0][1]
         total += _product_flops(y, own[y.operand], out)
-        rows = max(rows, min(out[-2:]))
+        rows = max(rows, min(out[-2:], default=1))
       elif y.opcode == 'fusion':
         for callee in y.calls('calls'):
           found = self._fused_product(self.program.computations[callee])

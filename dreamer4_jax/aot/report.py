@@ -71,17 +71,16 @@ _GPU_HEAD = """# What the compiler and a roofline say of GPUs
 
 Made by `dreamer4 compile --report {path} --topology h100:1`, with jax {jax}.
 The programs are the real ones, compiled for GPUs on a machine without one; none
-of them has run. All is bfloat16, on pre-tokenised data. A **frame** is one of
-interactive play: K passes of the dynamics and the picture, for *rows* games
-side by side.
+of them has run. All is bfloat16; the dynamics and imagination read latents, the
+tokenizer pixels. A **frame** is one of interactive play: K passes of the
+dynamics and the picture, for *rows* games side by side.
 
 **ms** is the sum over all kernels: the longer of moving a kernel's bytes and of
 computing its FLOPs, plus what a kernel costs by itself. The constants were
-fitted to an H100 (`dreamer4_jax/aot/kernels.py`); against the fourteen
-programs of commit dd85aeb that were measured on one, the estimates were off by
--6 to +14 % ([notes](notes.md)). Other GPUs are scaled by their data sheets.
-Memory is in GiB; *share of peak* counts the model's products once, against the
-data sheet.
+fitted to an H100 (`dreamer4_jax/aot/kernels.py`) and are compared with
+measurements in [gpu](gpu.md). Other GPUs are scaled by their data sheets, and
+what several send each other is added, over NVLink at best. Memory is in GiB;
+*share of peak* counts the model's products once, against the data sheet.
 
 """
 _HEAD = """# What the compiler says of TPUs that we do not have
@@ -163,13 +162,18 @@ def _describe_kernels(measured: Measured) -> str:
     '| takes longest | times | us each | MB | from |',
     '|---|---|---|---|---|',
   ]
-  for k in measured.dearest:
-    where = k['source'] or k['op'].rpartition('/')[2]
+  for k in measured.costliest:
+    where = ' '.join(x for x in (_tail(k['op']), k['source']) if x)
     lines.append(
       f'| {k["kind"]} {k["name"]} | {k["count"]:,} '
       f'| {k["seconds"] * 1e6:.1f} | {k["bytes"] / 1e6:.1f} | {where} |'
     )
   return '\n'.join(lines)
+
+
+def _tail(op: str, parts: int = 3) -> str:
+  """The last parts of an operation's name, `space_0/mlp/gate`."""
+  return '/'.join(op.split('/')[-1 - parts : -1])
 
 
 def standard(topology: str) -> tuple[Job, ...]:

@@ -22,7 +22,8 @@ def add_command(commands) -> None:
   parser.add_argument('--preset', default='paper', help='model sizes')
   parser.add_argument(
     '--experiment', default='',
-    help='instead, the models and batches of an experiment file',
+    help='instead, the models, batches, short clips and horizon of an '
+    'experiment file',
   )  # fmt: skip
   parser.add_argument(
     '--phase', default='dynamics',

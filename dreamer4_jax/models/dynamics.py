@@ -67,7 +67,7 @@ class Dynamics(nn.Module):
     segment_ids: Array | None = None,
     cache: TimeCache | None = None,
   ) -> DynamicsOutput:
-    """Denoises the frames of a clip, or the next frame of a stream.
+    """Denoises the frames of a clip, or the next frames of a stream.
 
     Args:
       z: `[B, T, N_z, C]` noisy standardised tokens z_tau.
@@ -77,7 +77,7 @@ class Dynamics(nn.Module):
       agent: `[B, T, D]` input of the agent token; None leaves it out. No other
         token sees it, so it never changes the prediction.
       segment_ids: `[B, T]` int32.
-      cache: made by `dynamics_cache`; then T = 1.
+      cache: made by `dynamics_cache`; these are then its next frames.
 
     Returns:
       A `DynamicsOutput`.

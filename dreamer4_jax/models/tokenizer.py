@@ -107,7 +107,7 @@ class Tokenizer(nn.Module):
       mask: `[B, T, patches + vectors]` bool, tokens hidden by MAE, in this
         order; None outside of training.
       segment_ids: `[B, T]` int32.
-      cache: encoder cache of a stream; then T = 1.
+      cache: encoder cache of a stream, whose next frames these are.
 
     Returns:
       `[B, T, L, bottleneck_dim]` float32 in (-1, 1), and the new keys and
@@ -161,7 +161,7 @@ class Tokenizer(nn.Module):
     Args:
       z: `[B, T, L, bottleneck_dim]`.
       segment_ids: `[B, T]` int32.
-      cache: decoder cache of a stream; then T = 1.
+      cache: decoder cache of a stream, whose next frames these are.
 
     Returns:
       `[B, T, H, W, C]` float32, nominally in [0, 1] but not clipped, and the
@@ -184,7 +184,7 @@ class Tokenizer(nn.Module):
     Args:
       z: `[B, T, L, bottleneck_dim]`.
       segment_ids: `[B, T]` int32.
-      cache: decoder cache of a stream; then T = 1.
+      cache: decoder cache of a stream, whose next frames these are.
 
     Returns:
       Images and vectors, and the new keys and values of the decoder.

@@ -123,7 +123,8 @@ class World:
     A pass casts the weights of tokenizer and dynamics to its compute dtype.
     Cast beforehand, they take half the memory in bfloat16 and are not cast
     again for every frame; the results are the same, bit for bit. On a GPU,
-    products that share an input are joined as well (`nn.fuse`).
+    products that share an input are joined as well (`nn.fuse`), unless heads
+    are split over a mesh; then the results differ by rounding.
 
     Args:
       params: any entries.
@@ -132,7 +133,9 @@ class World:
       The same, with kernels and tables in the dtype of their config.
     """
     dtype = self.config.compute.dtype
-    joins = self.dynamics.compute.attention == 'triton'
+    mesh = jax.sharding.get_abstract_mesh()
+    whole = mesh.empty or mesh.shape.get('tensor', 1) == 1
+    joins = whole and self.dynamics.compute.attention == 'triton'
 
     def lay_out(own: Any) -> Any:
       return jax.tree_util.tree_map_with_path(

@@ -10,11 +10,12 @@ the logits to memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import importlib.util
 import logging
+from typing import Any
 
 from flax import struct
 import jax
@@ -23,6 +24,7 @@ from jax.typing import ArrayLike
 import numpy as np
 
 from dreamer4_jax.checks import require
+from dreamer4_jax.nn import masks
 from dreamer4_jax.nn.attention import KeyValues, attend
 from dreamer4_jax.nn.config import Backend, TransformerConfig
 from dreamer4_jax.nn.partition import per_device
@@ -31,9 +33,12 @@ from dreamer4_jax.types import Array
 
 PLATFORMS = {'splash': ('tpu',), 'triton': ('gpu', 'cuda')}
 """Where the fused kernels run."""
+DTYPES = ('bfloat16',)
+"""Compute dtypes that kernels for GPU are taken for."""
 INTERPRET = False
 """Whether kernels for GPU are interpreted, for tests on a CPU."""
 _LANES = 128  # Splash attention takes sequences in multiples of this.
+_MOST_FRAMES = 2  # That the kernel for rings takes at a time.
 _SHORTEST = {'splash': _LANES, 'triton': 32}
 _BLOCK = 512
 _PADDING = -1
@@ -128,6 +133,11 @@ class SequenceMask:
       raise ValueError(f'mask is for {found} tokens, expected {length}')
     return mask
 
+  def padded(self, padding: int) -> SequenceMask:
+    """Returns the mask of one segment with tokens added that nobody sees."""
+    whole = self.fixed.mask if self.fixed else self.dense
+    return self.make(masks.padded_mask(whole, padding))
+
 
 @struct.dataclass
 class Past:
@@ -136,7 +146,7 @@ class Past:
   Attributes:
     entries: keys and values of all periods, `[periods, B, N, G, S, h]`. They
       stay together so that a kernel reads its own in place.
-    period: `[]` int32, whose are seen.
+    period: `[]` int32, which period's entries to read.
     mask: slots that are seen, `[B, 1, 1, 1, T, S]` bool.
   """
 
@@ -159,19 +169,23 @@ def resolve_backend(
   """Returns the backend for a platform.
 
   Args:
-    backend: as configured; `auto` is `triton` on a GPU whose JAX has Pallas for
-      Triton, and else `xla`: splash has not been measured on a TPU yet.
-    platform: `cpu`, `gpu` or `tpu`; None is that of the process.
+    backend: as configured; `auto` is `triton` on NVIDIA GPUs from Ampere on if
+      JAX has Pallas for Triton, and else `xla`: splash has not been measured on
+      a TPU yet.
+    platform: `cpu`, `gpu` or `tpu`; None is that of the process, whose devices
+      this opens: join other processes before.
     field: named in errors.
 
   Raises:
     ValueError: the platform lacks the backend.
   """
+  own = platform is None
   platform = platform or jax.default_backend()
   if backend == 'auto':
+    if platform not in PLATFORMS['triton'] or (own and not _is_ampere()):
+      return 'xla'
     found = importlib.util.find_spec('jax.experimental.pallas.triton')
-    on_gpu = platform in PLATFORMS['triton']
-    return 'triton' if on_gpu and found else 'xla'
+    return 'triton' if found else 'xla'
   if backend in PLATFORMS:
     require(
       platform in PLATFORMS[backend],
@@ -196,12 +210,13 @@ def attend_sequence(
 
   Args:
     backend: as `resolve_backend` returns it. A kernel gives way to `xla` if the
-      sequence is too short, or the mask known too late, for it; this is logged
-      once.
+      sequence is too short, the mask known too late, or the heads are of a size
+      that it does not take; this is logged once. `triton` leaves several
+      segments, such as those along time, to XLA, which is faster there.
     queries: `[..., G, R, S, h]`.
     own: keys and values `[..., G, S, h]`.
     mask: of the sequence; every token must see one.
-    soft_cap: as in `attend`; the kernels also work without one.
+    soft_cap: as in `attend`; splash also works without one.
     fast_gradient: as in `attend`; kernels have their own.
 
   Returns:
@@ -212,8 +227,14 @@ def attend_sequence(
   if backend == 'splash':
     kernel = splash
   elif backend == 'triton' and mask.segment_ids is None:
-    if has_gpu_kernel(queries.shape[-1], soft_cap):
+    head, dtype = queries.shape[-1], queries.dtype
+    if has_gpu_kernel(head, soft_cap, dtype):
       kernel = on_gpu
+    else:
+      _log_once(
+        f'attention with {dtype} heads of {head} and a soft cap of {soft_cap}: '
+        'xla, there is no kernel for GPU'
+      )
   if kernel is not None and length < _SHORTEST[backend]:
     _log_once(f'attention over {length} tokens: xla, too short for {backend}')
     kernel = None
@@ -286,18 +307,26 @@ def splash(
   return per_device(run, args, axes)[..., :length, :]
 
 
-def has_gpu_kernel(head: int, soft_cap: float | None) -> bool:
-  """Whether the kernels of `gpu_attention` take heads of this dimension."""
-  return soft_cap is not None and head >= 32 and head & (head - 1) == 0
+def _is_ampere() -> bool:
+  """Whether the GPU of this process is NVIDIA's, of Ampere or later."""
+  capability = str(getattr(jax.devices()[0], 'compute_capability', ''))
+  major = capability.partition('.')[0]
+  return major.isdigit() and int(major) >= 8
+
+
+def has_gpu_kernel(head: int, soft_cap: float | None, dtype: Any) -> bool:
+  """Whether the kernels of `gpu_attention` take heads of this dimension.
+
+  Those of float32 work, but have not been timed beside XLA's TF32.
+  """
+  fits = 32 <= head <= 128 and head & (head - 1) == 0
+  return fits and soft_cap is not None and str(jnp.dtype(dtype)) in DTYPES
 
 
 def on_gpu(
   queries: Array, own: KeyValues, mask: SequenceMask, soft_cap: float
 ) -> Array:
-  """This project's kernel for GPU; arguments as in `attend_sequence`.
-
-  Of one segment: along time, where there are several, XLA measured faster.
-  """
+  """This project's kernel for GPU, for one segment; see `attend_sequence`."""
   from dreamer4_jax.nn import gpu_attention
 
   def run(q: Array, k: Array, v: Array) -> Array:
@@ -317,17 +346,21 @@ def on_gpu(
 
 
 def serves_joined(
-  config: TransformerConfig, mask: SequenceMask, streaming: bool
+  config: TransformerConfig,
+  mask: SequenceMask,
+  rotation: Rotation | None,
+  streaming: bool,
 ) -> bool:
   """Whether `attend_joined` takes a layer: its heads, its mask, its length."""
+  head, length = config.width // config.num_heads, mask.dense.shape[-1]
   if config.attention != 'triton' or not has_gpu_kernel(
-    config.width // config.num_heads, config.soft_cap
+    head, config.soft_cap, config.dtype
   ):
     return False
   if streaming:
-    return True
+    return rotation is not None and length <= _MOST_FRAMES
   known = mask.fixed is not None and mask.segment_ids is None
-  return known and mask.dense.shape[-1] >= _SHORTEST['triton']
+  return known and length >= _SHORTEST['triton']
 
 
 def attend_joined(
@@ -354,65 +387,73 @@ def attend_joined(
   Returns:
     `[B, T or N, S, H * h]`.
   """
-  from dreamer4_jax.nn import gpu_attention
-
-  half = joined.shape[-1] // 2
-  angles = None
+  half, angles = joined.shape[-1] // 2, ()
   if rotation is not None:
     # The sines are negated in the first half.
     angles = (rotation.cos[:, 0, :half], rotation.sin[:, 0, half:])
+  shared = [scales, *angles]
   if past is None:
+    return _frame_joined(joined, shared, mask, config)
+  return _ring_joined(joined, own, shared, mask, past, config)
 
-    def frame(x: Array) -> Array:
-      y = gpu_attention.attend_frame(
-        jnp.reshape(x, (-1, *x.shape[-3:])),
-        scales,
-        angles,
-        mask.fixed.mask,
-        config.soft_cap,
-        groups=config.kv_heads,
-        interpret=INTERPRET,
-      )
-      return jnp.reshape(y, (*x.shape[:-2], -1))
 
-    return per_device(frame, [joined], [('batch',)])
+def _frame_joined(
+  joined: Array,
+  shared: Sequence[Array],
+  mask: SequenceMask,
+  config: TransformerConfig,
+) -> Array:
+  from dreamer4_jax.nn import gpu_attention
 
-  def ring(
-    x: Array,
-    keys: Array,
-    values: Array,
-    own_keys: Array,
-    own_values: Array,
-    ring_mask: Array,
-    own_mask: Array,
-  ) -> Array:
+  def run(x: Array, scales: Array, *angles: Array) -> Array:
+    y = gpu_attention.attend_frame(
+      jnp.reshape(x, (-1, *x.shape[-3:])),
+      scales,
+      angles or None,
+      mask.fixed.mask,
+      config.soft_cap,
+      groups=config.kv_heads,
+      interpret=INTERPRET,
+    )
+    return jnp.reshape(y, (*x.shape[:-2], -1))
+
+  axes = [('batch',), *[()] * len(shared)]
+  return per_device(run, [joined, *shared], axes, rank=joined.ndim - 1)
+
+
+def _ring_joined(
+  joined: Array,
+  own: KeyValues,
+  shared: Sequence[Array],
+  mask: SequenceMask,
+  past: Past,
+  config: TransformerConfig,
+) -> Array:
+  from dreamer4_jax.nn import gpu_attention
+
+  def run(x, keys, values, own_keys, own_values, slots, frames, period, *given):
+    scales, *angles = given
     return gpu_attention.attend_ring(
       x,
-      own_keys,
-      own_values,
+      KeyValues(keys=own_keys, values=own_values),
       scales,
       angles,
-      (keys, values),
-      past.period,
-      ring_mask,
-      own_mask,
+      (KeyValues(keys=keys, values=values), period),
+      (slots, frames),
       config.soft_cap,
       interpret=INTERPRET,
     )
 
   batch, frames = joined.shape[0], joined.shape[2]
-  own_mask = jnp.broadcast_to(mask.dense, (batch, 1, 1, 1, frames, frames))[
-    :, 0, 0, 0
-  ]
-  entries = (None, 'batch')
-  return per_device(
-    ring,
-    [
-      joined, past.entries.keys, past.entries.values, own.keys, own.values,
-      past.mask[:, 0, 0, 0], own_mask,
-    ],
-    [('batch',), entries, entries, *[('batch',)] * 4],
-  )  # fmt: skip
+  shape = (batch, 1, 1, 1, frames, frames)
+  args = [
+    joined, past.entries.keys, past.entries.values, own.keys, own.values,
+    past.mask[:, 0, 0, 0], jnp.broadcast_to(mask.dense, shape)[:, 0, 0, 0],
+    jnp.reshape(past.period, (1,)).astype(jnp.int32), *shared,
+  ]  # fmt: skip
+  rows, entries = ('batch',), (None, 'batch')
+  axes = [rows, entries, entries, *[rows] * 4, *[()] * (1 + len(shared))]
+  return per_device(run, args, axes, rank=joined.ndim - 1)
 
 
 def _by_head(queries: Array) -> tuple[str | None, ...]:

@@ -61,7 +61,8 @@ class TimeCache:
       segments = self.segment[:, None]
     age = (jnp.arange(self.length) - self.slot) % self.length  # 0: the oldest
     fresh = age[None] > jnp.arange(segments.shape[1])[:, None]
-    same = self.slot_segments[:, None] == segments[..., None]
+    slots = self.slot_segments[:, None]
+    same = (slots == segments[..., None]) & (slots != NO_SEGMENT)
     return same & fresh[None]
 
 
@@ -120,7 +121,10 @@ def append(
 
 
 def forget_last(cache: TimeCache) -> TimeCache:
-  """Takes back the frame that was appended last."""
+  """Takes back the frame that was appended last.
+
+  The entry that it overwrote is not restored: no frame to come would see it.
+  """
   slot = (cache.slot - 1) % cache.length
   return cache.replace(
     slot_segments=cache.slot_segments.at[:, slot].set(NO_SEGMENT),

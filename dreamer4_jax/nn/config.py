@@ -9,8 +9,8 @@ from dreamer4_jax.checks import at_least, require
 
 Dtype = Literal['float32', 'bfloat16']
 Remat = Literal['none', 'dots', 'full']
-_GPU_ROWS = 8
 Backend = Literal['auto', 'xla', 'splash', 'triton']
+_GPU_ROWS, _LEAST_PADDED = 8, 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,8 @@ class ComputeConfig:
   """How layers are computed; it does not change what parameters mean."""
 
   dtype: Dtype = 'float32'
-  """Compute dtype; parameters, softmax, norms and losses stay float32."""
+  """Compute dtype; parameters, softmax, norms and losses stay float32. Kernels
+  for GPU take a tanh of bfloat16's precision for a bfloat16 soft cap."""
   remat: Remat = 'none'
   """What the backward pass recomputes to save memory: nothing, all but the
   results of matrix products, or each period in full. With nothing, the weights
@@ -153,12 +154,14 @@ class TransformerConfig(LayersConfig, ComputeConfig):
     return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
 
   def padding(self, tokens: int) -> int:
-    """Tokens that are added to a frame of so many, for the kernels' sake.
+    """Tokens added to a frame of `tokens` to make a multiple of 8.
 
     A GPU's products of a number of rows that 8 does not divide take two more
-    kernels each, to pad and to crop (`docs/notes.md`).
+    kernels each, to pad and to crop (`docs/notes.md`). To frames of few tokens
+    nothing is added: it would be much of them.
     """
-    return -tokens % _GPU_ROWS if self.attention == 'triton' else 0
+    pads = self.attention == 'triton' and tokens >= _LEAST_PADDED
+    return -tokens % _GPU_ROWS if pads else 0
 
   @property
   def hidden(self) -> int:

@@ -1,10 +1,10 @@
 """Attention kernels for GPUs, in Pallas.
 
-Three kernels, all with a soft cap, which bounds the logits: the softmax needs
-no maximum, and one pass over the keys suffices. `attend_tokens` is for training
-and has a backward pass. The others are for play: they take queries, keys and
-values as one product leaves them, so that norms, rotations and transpositions
-cost no kernels of their own.
+Three operations, all with a soft cap, which bounds the logits: the softmax
+needs no maximum, and one pass over the keys suffices. `attend_tokens` is for
+training and has a backward pass. The others are for play: they take queries,
+keys and values as one product leaves them, so that norms, rotations and
+transpositions cost no kernels of their own.
 
 On an H100 a forward kernel of this kind took half of the time of XLA's einsum
 for the 264 tokens of a frame of the dynamics, and a sixth for the tokenizer's
@@ -14,6 +14,7 @@ for the 264 tokens of a frame of the dynamics, and a sixth for the tokenizer's
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -24,11 +25,13 @@ from jax.experimental.pallas import triton
 import jax.numpy as jnp
 import numpy as np
 
+from dreamer4_jax.nn.attention import KeyValues
+from dreamer4_jax.nn.backends import Fixed
 from dreamer4_jax.types import Array
 
 _LONG = 512  # From here on, blocks of more queries pay.
-_KEYS = 64  # of a block
-_LEAST_ROWS = 16  # of a product
+_KEYS = 64  # Keys per block.
+_LEAST_ROWS = 16  # Fewest rows that Triton multiplies.
 
 
 def attend_tokens(
@@ -46,15 +49,16 @@ def attend_tokens(
     queries: `[X, G, R, S, h]`, R query heads share a key/value head.
     keys: `[X, G, S, h]`.
     values: `[X, G, S, h]`.
-    mask: `[S, S]` bool, true where row may attend to column. Parts of it that
-      are empty cost nothing.
+    mask: `[S, S]` bool, true where row may attend to column. What lies before
+      the first key and after the last that a block of queries sees costs
+      nothing.
     soft_cap: logits become `cap * tanh(logits / cap)`; at most 80.
     interpret: run on any platform, slowly.
 
   Returns:
     `[X, G, R, S, h]`.
   """
-  seen = _Mask(np.asarray(mask, bool))
+  seen = Fixed(np.asarray(mask, bool))
   return _attend_tokens(queries, keys, values, seen, soft_cap, interpret)
 
 
@@ -86,8 +90,7 @@ def attend_frame(
   count, length, heads, head = joined.shape
   heads -= 2 * groups
   rows = heads // groups
-  seen = _Mask(np.asarray(mask, bool))
-  plan = _Plan(length, seen)
+  plan = _Plan(length, Fixed(np.asarray(mask, bool)))
   block = lambda index: pl.BlockSpec((None, length, None, head), index)
   whole = lambda *shape: pl.BlockSpec(shape, lambda x, n, i: (0,) * len(shape))
   inputs = [joined] * 3 + [scales]
@@ -109,32 +112,26 @@ def attend_frame(
     turned=rotation is not None,
     exact=_is_exact(joined.dtype, interpret),
   )
-  y = _call(
-    kernel,
+  launch = _Launch(
     'frame',
-    inputs,
-    specs,
     grid=(count, heads, plan.blocks),
     out=jax.ShapeDtypeStruct((count, length, heads, head), joined.dtype),
     out_specs=block(lambda x, n, i: (x, 0, n, 0)),
     flops=4 * count * heads * head * plan.pairs,
     size=2 * _size(joined),
     warps=plan.warps,
-    interpret=interpret,
   )
+  y = launch(kernel, inputs, specs, interpret)
   return jnp.reshape(y, (count, length, heads * head))
 
 
 def attend_ring(
   joined: Array,
-  own_keys: Array,
-  own_values: Array,
+  own: KeyValues,
   scales: Array,
   rotation: tuple[Array, Array],
-  rings: tuple[Array, Array],
-  period: Array,
-  ring_mask: Array,
-  own_mask: Array,
+  past: tuple[KeyValues, Array],
+  seen: tuple[Array, Array],
   soft_cap: float,
   *,
   interpret: bool = False,
@@ -144,14 +141,14 @@ def attend_ring(
   Args:
     joined: `[B, N, T, H + 2 G, h]`, of which the queries are read, neither
       normalised nor rotated. T is 1 or 2.
-    own_keys: `[B, N, G, T, h]` of these frames, normalised and rotated.
-    own_values: `[B, N, G, T, h]`.
+    own: keys, normalised and rotated, and values of these frames,
+      `[B, N, G, T, h]`.
     scales: `[2, h]` as in `attend_frame`, of which the first is read.
     rotation: cosines and sines `[T, h / 2]` of each frame.
-    rings: keys and values `[periods, B, N, G, L, h]`, read in place.
-    period: `[]` int32, which of them.
-    ring_mask: `[B, T, L]` bool, slots that are seen.
-    own_mask: `[B, T, T]` bool, frames that are seen.
+    past: the rings of all periods, `[periods, B, N, G, L, h]`, read in place;
+      and `[1]` int32, which period.
+    seen: `[B, T, L]` bool, the slots, and `[B, T, T]` bool, the frames that a
+      frame sees.
     soft_cap: as in `attend_tokens`.
     interpret: run on any platform, slowly.
 
@@ -159,7 +156,8 @@ def attend_ring(
     `[B, N, T, H * h]`, what the product `out` takes.
   """
   batch, tokens, frames, _, head = joined.shape
-  groups, slots = rings[0].shape[3:5]
+  rings, period = past
+  groups, slots = rings.keys.shape[3:5]
   heads = joined.shape[3] - 2 * groups
   at = lambda *shape: pl.BlockSpec(
     (None, None, *shape), lambda b, n, g: (b, n, *[0] * len(shape))
@@ -168,7 +166,10 @@ def attend_ring(
   of_batch = lambda *shape: pl.BlockSpec(
     (None, *shape), lambda b, n, g: (b, *[0] * len(shape))
   )
-  inputs = [joined, own_keys, own_values, scales, *rotation]
+  inputs = [
+    joined, own.keys, own.values, scales, *rotation, rings.keys, rings.values,
+    period, *(mask.astype(jnp.int8) for mask in seen),
+  ]  # fmt: skip
   specs = [
     at(frames, heads + 2 * groups, head),
     at(groups, frames, head),
@@ -176,11 +177,12 @@ def attend_ring(
     whole(2, head),
     whole(frames, head // 2),
     whole(frames, head // 2),
+    whole(*rings.keys.shape),
+    whole(*rings.keys.shape),
+    whole(1),
+    of_batch(frames, slots),
+    of_batch(frames, frames),
   ]
-  inputs += [*rings, jnp.reshape(period, (1,)).astype(jnp.int32)]
-  specs += [whole(*rings[0].shape)] * 2 + [whole(1)]
-  inputs += [ring_mask.astype(jnp.int32), own_mask.astype(jnp.int32)]
-  specs += [of_batch(frames, slots), of_batch(frames, frames)]
   kernel = functools.partial(
     _ring_kernel,
     rows=heads // groups,
@@ -189,39 +191,74 @@ def attend_ring(
     cap=soft_cap,
     exact=_is_exact(joined.dtype, interpret),
   )
-  y = _call(
-    kernel,
+  of_period = 2 * _size(rings.keys) / rings.keys.shape[0]
+  launch = _Launch(
     'ring',
-    inputs,
-    specs,
     grid=(batch, tokens, groups),
     out=jax.ShapeDtypeStruct(
       (batch, tokens, frames, heads, head), joined.dtype
     ),
     out_specs=at(frames, heads, head),
     flops=4 * batch * tokens * frames * heads * (slots + frames) * head,
-    size=2 * _size(rings[0]) / rings[0].shape[0] + 2 * _size(joined),
-    warps=4,
-    interpret=interpret,
+    size=of_period + 2 * _size(joined),
   )
+  y = launch(kernel, inputs, specs, interpret)
   return jnp.reshape(y, (batch, tokens, frames, heads * head))
 
 
-class _Mask:
-  """A mask that is known while tracing, compared by its values."""
+@dataclasses.dataclass(frozen=True)
+class _Launch:
+  """How a kernel is started.
 
-  def __init__(self, mask: np.ndarray):
-    self.mask = mask
+  Attributes:
+    name: says what it does, and its cost, which the compiled program does not.
+    grid: programs along each axis.
+    out: shapes of the results.
+    out_specs: blocks of the results.
+    flops: of its products.
+    size: bytes that it has to move.
+    warps: of a program.
+  """
 
-  def __eq__(self, other: object) -> bool:
-    return isinstance(other, _Mask) and np.array_equal(self.mask, other.mask)
+  name: str
+  grid: tuple[int, ...]
+  out: Any
+  out_specs: Any
+  flops: float
+  size: float
+  warps: int = 4
 
-  def __hash__(self) -> int:
-    return hash((self.mask.shape, self.mask.tobytes()))
+  def __call__(
+    self,
+    kernel: Callable[..., None],
+    inputs: Sequence[Array],
+    in_specs: Sequence[pl.BlockSpec],
+    interpret: bool,
+  ) -> Any:
+    """Runs the kernel; returns its results."""
+    flops, size = int(self.flops), int(self.size)
+    more = {}
+    if not interpret:
+      more['compiler_params'] = triton.CompilerParams(
+        num_warps=self.warps, num_stages=2
+      )
+    return pl.pallas_call(
+      kernel,
+      out_shape=self.out,
+      grid=self.grid,
+      in_specs=in_specs,
+      out_specs=self.out_specs,
+      cost_estimate=pl.CostEstimate(
+        flops=flops, bytes_accessed=size, transcendentals=0
+      ),
+      name=f'attention_{self.name}_{flops}_flop_{size}_byte',
+      interpret=interpret,
+      **more,
+    )(*inputs)
 
 
 class _Plan:
-  """Blocks of queries, and which keys each of them sees.
+  """Blocks of queries, and which keys each block sees.
 
   Attributes:
     length: S.
@@ -233,7 +270,7 @@ class _Plan:
     pairs: queries times the keys of their ranges.
   """
 
-  def __init__(self, length: int, seen: _Mask, flip: bool = False):
+  def __init__(self, length: int, seen: Fixed, flip: bool = False):
     mask = seen.mask.T if flip else seen.mask
     self.length = length
     self.block, self.warps = (128, 8) if length >= _LONG else (64, 4)
@@ -249,11 +286,11 @@ class _Plan:
       ranges.append((low, high))
     self.inputs = [jnp.asarray(ranges, jnp.int32)]
     if not even:
-      self.inputs.append(jnp.asarray(mask, jnp.int32))
+      self.inputs.append(jnp.asarray(mask, jnp.int8))
     self.pairs = self.block * sum(high - low for low, high in ranges)
 
   def rows(self, i: Array) -> tuple[Array, Array]:
-    """Numbers of the queries of block i, and which of them there are."""
+    """Indices of block i's queries, and which lie within the sequence."""
     rows = i * self.block + jnp.arange(self.block)
     return rows, rows < self.length
 
@@ -286,13 +323,13 @@ class _Plan:
     )
 
   def take(self, ref: Any, start: Array, size: int, *lead: Array) -> Array:
-    """Loads rows of `[*lead, S, n]`, zeros where there are none."""
+    """Loads rows of `[*lead, S, n]`, zeros past the end."""
     inside = (start + jnp.arange(size) < self.length)[:, None]
     at = ref.at[(*lead, pl.ds(start, size), slice(None))]
     return triton.load(at, mask=inside, other=0)
 
   def put(self, ref: Any, start: Array, size: int, value: Array) -> None:
-    """Stores rows of `[S, n]`, those that there are."""
+    """Stores rows of `[S, n]`, none past the end."""
     inside = (start + jnp.arange(size) < self.length)[:, None]
     at = ref.at[pl.ds(start, size), :]
     triton.store(at, value.astype(ref.dtype), mask=inside)
@@ -336,11 +373,9 @@ def _frame_kernel(q_ref, k_ref, v_ref, *refs, plan, cap, turned, exact):
   plan.put(y_ref, i * plan.block, plan.block, mixed / total[:, None])
 
 
-def _ring_kernel(
-  q_ref, own_k_ref, own_v_ref, scale_ref, cos_ref, sin_ref, keys_ref,
-  values_ref, period_ref, ring_ref, own_ref, y_ref,
-  *, rows, frames, slots, cap, exact,
-):  # fmt: skip
+def _ring_kernel(*refs, rows, frames, slots, cap, exact):
+  q_ref, own_k_ref, own_v_ref, scale_ref, cos_ref, sin_ref, *refs = refs
+  keys_ref, values_ref, period_ref, ring_ref, own_ref, y_ref = refs
   b, n, g = (pl.program_id(i) for i in range(3))
   half, dtype = q_ref.shape[-1] // 2, q_ref.dtype
   size = max(_LEAST_ROWS, pl.next_power_of_2(rows * frames))
@@ -414,11 +449,8 @@ def _forward(q, k, v, seen, cap, interpret):
   kernel = functools.partial(
     _forward_kernel, plan=plan, cap=cap, exact=_is_exact(q.dtype, interpret)
   )
-  y, inverse = _call(
-    kernel,
+  launch = _Launch(
     'forward',
-    [q, k, v, *plan.inputs],
-    [per_head(head), per_group, per_group, *map(whole, plan.inputs)],
     grid=(count, groups * rows, plan.blocks),
     out=[
       jax.ShapeDtypeStruct(q.shape, q.dtype),
@@ -428,8 +460,9 @@ def _forward(q, k, v, seen, cap, interpret):
     flops=4 * count * groups * rows * head * plan.pairs,
     size=2 * (_size(q) + _size(k)),
     warps=plan.warps,
-    interpret=interpret,
   )
+  specs = [per_head(head), per_group, per_group, *map(whole, plan.inputs)]
+  y, inverse = launch(kernel, [q, k, v, *plan.inputs], specs, interpret)
   return y, (q, k, v, y, inverse)
 
 
@@ -444,42 +477,46 @@ def _backward(seen, cap, interpret, residuals, gradient):
   pairs = count * groups * rows * head
   inputs = [q, k, v, gradient, inverse, slope]
   plan = _Plan(length, seen)
-  to_q = _call(
-    functools.partial(_query_kernel, plan=plan, cap=cap, exact=exact),
+  launch = _Launch(
     'queries',
-    [*inputs, *plan.inputs],
-    [
-      per_head(head), per_group, per_group, per_head(head), per_head(1),
-      per_head(1), *map(whole, plan.inputs),
-    ],
     grid=(count, groups * rows, plan.blocks),
     out=jax.ShapeDtypeStruct(q.shape, q.dtype),
     out_specs=per_head(head),
     flops=6 * pairs * plan.pairs,
     size=3 * _size(q) + 2 * _size(k),
     warps=plan.warps,
-    interpret=interpret,
+  )
+  to_q = launch(
+    functools.partial(_query_kernel, plan=plan, cap=cap, exact=exact),
+    [*inputs, *plan.inputs],
+    [
+      per_head(head), per_group, per_group, per_head(head), per_head(1),
+      per_head(1), *map(whole, plan.inputs),
+    ],
+    interpret,
   )  # fmt: skip
   plan = _Plan(length, seen, flip=True)
   heads = lambda n: pl.BlockSpec(
     (None, None, rows, length, n), lambda x, g, i: (x, g, 0, 0, 0)
   )
   group = pl.BlockSpec((None, None, length, head), lambda x, g, i: (x, g, 0, 0))
-  to_k, to_v = _call(
-    functools.partial(_key_kernel, plan=plan, cap=cap, exact=exact),
+  launch = _Launch(
     'keys',
-    [*inputs, *plan.inputs],
-    [
-      heads(head), group, group, heads(head), heads(1), heads(1),
-      *map(whole, plan.inputs),
-    ],
     grid=(count, groups, plan.blocks),
     out=[jax.ShapeDtypeStruct(k.shape, k.dtype)] * 2,
     out_specs=[group, group],
     flops=8 * pairs * plan.pairs,
     size=2 * _size(q) + 4 * _size(k),
     warps=8 if head > 64 else 4,
-    interpret=interpret,
+  )
+  to_k, to_v = launch(
+    functools.partial(_key_kernel, plan=plan, cap=cap, exact=exact),
+    [*inputs, *plan.inputs],
+    [
+      heads(head), group, group, heads(head), heads(1), heads(1),
+      *map(whole, plan.inputs),
+    ],
+    interpret,
   )  # fmt: skip
   return to_q, to_k, to_v
 
@@ -507,10 +544,8 @@ def _forward_kernel(q_ref, k_ref, v_ref, *refs, plan, cap, exact):
   plan.put(inverse_ref, i * plan.block, plan.block, inverse)
 
 
-def _query_kernel(
-  q_ref, k_ref, v_ref, g_ref, inverse_ref, slope_ref, *refs, plan, cap, exact
-):
-  *ranges, out_ref = refs
+def _query_kernel(q_ref, k_ref, v_ref, *refs, plan, cap, exact):
+  g_ref, inverse_ref, slope_ref, *ranges, out_ref = refs
   i, head = pl.program_id(2), q_ref.shape[-1]
   rows = [
     plan.take(ref, i * plan.block, plan.block)
@@ -518,32 +553,29 @@ def _query_kernel(
   ]
 
   def body(start, seen, total):
-    k, v = (plan.take(ref, start, _KEYS) for ref in (k_ref, v_ref))
-    _, moved = _gradients(*rows, k, v, seen, cap, exact)
-    return total + _dot(moved, k)
+    keys = [plan.take(ref, start, _KEYS) for ref in (k_ref, v_ref)]
+    _, moved = _gradients(rows, keys, seen, cap, exact)
+    return total + _dot(moved, keys[0])
 
   total = plan.over_keys(i, ranges, body, jnp.zeros((plan.block, head)))
   plan.put(out_ref, i * plan.block, plan.block, total)
 
 
-def _key_kernel(
-  q_ref, k_ref, v_ref, g_ref, inverse_ref, slope_ref, *refs, plan, cap, exact
-):
-  *ranges, to_k_ref, to_v_ref = refs
-  i, (rows, _, head) = pl.program_id(2), q_ref.shape
-  k, v = (plan.take(ref, i * plan.block, plan.block) for ref in (k_ref, v_ref))
+def _key_kernel(q_ref, k_ref, v_ref, *refs, plan, cap, exact):
+  g_ref, inverse_ref, slope_ref, *ranges, to_k_ref, to_v_ref = refs
+  i, (heads, _, head) = pl.program_id(2), q_ref.shape
+  keys = [plan.take(ref, i * plan.block, plan.block) for ref in (k_ref, v_ref)]
   totals = jnp.zeros((plan.block, head)), jnp.zeros((plan.block, head))
-  for r in range(rows):
+  for number in range(heads):
 
-    def body(start, seen, totals, r=r):
-      q, g, inverse, slope = (
-        plan.take(ref, start, _KEYS, jnp.int32(r))
+    def body(start, seen, totals, number=number):
+      rows = [
+        plan.take(ref, start, _KEYS, jnp.int32(number))
         for ref in (q_ref, g_ref, inverse_ref, slope_ref)
-      )
+      ]
+      q, g = rows[:2]
       # The plan's rows are keys here, and its columns queries.
-      weights, moved = _gradients(
-        q, g, inverse, slope, k, v, seen.T, cap, exact
-      )
+      weights, moved = _gradients(rows, keys, seen.T, cap, exact)
       to_k, to_v = totals
       to_k += _dot(moved.T, q)
       return to_k, to_v + _dot(weights.astype(g.dtype).T, g)
@@ -553,8 +585,17 @@ def _key_kernel(
     plan.put(ref, i * plan.block, plan.block, total)
 
 
-def _gradients(q, g, inverse, slope, k, v, seen, cap, exact):
-  """Softmax weights, and the gradient with respect to the product q k."""
+def _gradients(rows, keys, seen, cap, exact):
+  """Softmax weights, and the gradient with respect to the product q k.
+
+  Args:
+    rows: queries, gradient, inverse of the weights' sum, and slope.
+    keys: keys and values.
+    seen: pairs that count.
+    cap: the soft cap.
+    exact: see `_is_exact`.
+  """
+  (q, g, inverse, slope), (k, v) = rows, keys
   head = q.shape[-1]
   weights, bent = _weights(_dot(q, k.T), seen, head, cap, exact)
   weights *= inverse
@@ -585,13 +626,13 @@ def _turned(a, b, cos, sin):
 
 
 def _dot(a, b):
-  # Of float32, not of the shorter TF32; bfloat16 is as it is.
+  # Full float32, not TF32; no effect on bfloat16.
   precise = 'highest' if a.dtype == jnp.float32 else None
   return jnp.dot(a, b, precision=precise, preferred_element_type=jnp.float32)
 
 
 def _is_exact(dtype, interpret: bool) -> bool:
-  """Whether the tanh must be; the GPU's own has the precision of bfloat16."""
+  """Whether to use the exact tanh; the hardware's is as precise as bfloat16."""
   return interpret or dtype == jnp.float32
 
 
@@ -611,28 +652,3 @@ def _specs(q: Array):
 
 def _size(x: Array) -> int:
   return math.prod(x.shape) * x.dtype.itemsize
-
-
-def _call(
-  kernel, name, inputs, in_specs, *, grid, out, out_specs, flops, size, warps,
-  interpret,
-):  # fmt: skip
-  """Calls a kernel whose name says its cost: the compiled program does not."""
-  more = {}
-  if not interpret:
-    more['compiler_params'] = triton.CompilerParams(
-      num_warps=warps, num_stages=2
-    )
-  return pl.pallas_call(
-    kernel,
-    out_shape=out,
-    grid=grid,
-    in_specs=in_specs,
-    out_specs=out_specs,
-    cost_estimate=pl.CostEstimate(
-      flops=int(flops), bytes_accessed=int(size), transcendentals=0
-    ),
-    name=f'attention_{name}_{int(flops)}_flop_{int(size)}_byte',
-    interpret=interpret,
-    **more,
-  )(*inputs)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
+from jax.typing import ArrayLike
 import numpy as np
 
 LATENT = 0
@@ -33,23 +35,17 @@ def hidden_token_mask(tokens: int, hidden: int | None) -> np.ndarray:
   return mask
 
 
-def padded_mask(
-  mask: np.ndarray | None, tokens: int, padding: int
-) -> np.ndarray:
+def padded_mask(mask: ArrayLike, padding: int) -> ArrayLike:
   """Adds tokens that no token sees.
 
   They see what the last token sees, so that kernels find whole blocks alike.
 
   Args:
-    mask: `[N, N]`; None lets all attend to all.
-    tokens: N.
+    mask: `[N, N]` bool, of NumPy or JAX.
     padding: how many are added.
 
   Returns:
-    `[N + padding, N + padding]`.
+    `[N + padding, N + padding]`, likewise.
   """
-  if mask is None:
-    mask = np.ones((tokens, tokens), bool)
-  return np.pad(
-    np.pad(mask, ((0, padding), (0, 0)), 'edge'), ((0, 0), (0, padding))
-  )
+  pad = (np if isinstance(mask, np.ndarray) else jnp).pad
+  return pad(pad(mask, ((0, padding), (0, 0)), 'edge'), ((0, 0), (0, padding)))

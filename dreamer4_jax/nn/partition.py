@@ -68,6 +68,7 @@ def per_device(
   fn: Callable[..., Array],
   args: Sequence[Array],
   axes: Sequence[Sequence[str | None]],
+  rank: int | None = None,
 ) -> Array:
   """Calls a function that the partitioner cannot shard, such as a kernel.
 
@@ -76,13 +77,13 @@ def per_device(
     args: arrays; the result is laid out like the first of them.
     axes: for each array the logical names of its first dimensions, as in
       `constrain`.
+    rank: dimensions of the result; None is those of the first array.
   """
   if _alone():
     return fn(*args)
   specs = tuple(_spec(x, a) for x, a in zip(args, axes, strict=True))
-  mapped = jax.shard_map(
-    fn, in_specs=specs, out_specs=specs[0], check_vma=False
-  )
+  out = PartitionSpec(*specs[0][:rank])
+  mapped = jax.shard_map(fn, in_specs=specs, out_specs=out, check_vma=False)
   return mapped(*args)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 import numpy as np
 
-from dreamer4_jax.nn import fused, masks, rope
+from dreamer4_jax.nn import fused, rope
 from dreamer4_jax.nn.attention import KeyValues, attend
 from dreamer4_jax.nn.backends import (
   Past,
@@ -103,7 +103,9 @@ class Attention(nn.Module):
     q = rearrange(q, '... s (g r) h -> ... g r s h', g=groups)
     by_head = lambda a: rearrange(a, '... s g h -> ... g s h')
     own = KeyValues(keys=by_head(k), values=by_head(v))
-    if joined is not None and serves_joined(c, mask, past is not None):
+    if joined is not None and serves_joined(
+      c, mask, rotation, past is not None
+    ):
       # Reads what the product leaves; what was computed of q is not needed.
       scales = self.get_variable('params', fused.QKV)['scales']
       y = attend_joined(joined, own, scales, rotation, mask, past, c)
@@ -247,7 +249,7 @@ class SpaceTimeTransformer(nn.Module):
     tokens = x.shape[2]
     if more := c.padding(tokens):
       x = jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0)))
-      space_mask = masks.padded_mask(space_mask, tokens, more)
+      space_mask = SequenceMask.of(space_mask, tokens).padded(more)
       if space_angles is not None:
         space_angles = jnp.pad(space_angles, ((0, more), (0, 0)))
     context = make_context(

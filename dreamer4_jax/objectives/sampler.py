@@ -28,6 +28,7 @@ def sample(
   steps: int,
   max_steps: int,
   lead_axes: int = 1,
+  taken: int = 0,
 ) -> Array:
   """Turns noise into data.
 
@@ -38,6 +39,8 @@ def sample(
     steps: K, a power of two in 1..`max_steps`.
     max_steps: K_max with which the network was trained, a power of two.
     lead_axes: how many axes `lead` has, as when training.
+    taken: how many of the K steps have been taken before, of which `noise` is
+      what they left.
 
   Returns:
     `[*lead, ...]` float32.
@@ -52,7 +55,8 @@ def sample(
     now = levels.replace(signal_index=signal_index)
     return euler_step(z, denoise(z, now.broadcast(lead), *given), now), None
 
-  return lax.scan(step, f32(noise), jnp.asarray(levels.signal_index))[0]
+  rest = jnp.asarray(levels.signal_index[taken:])
+  return lax.scan(step, f32(noise), rest)[0]
 
 
 def sampling_levels(steps: int, max_steps: int) -> Levels:

@@ -10,7 +10,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from dreamer4_jax.models import Params, World
+from dreamer4_jax.models import DynamicsOutput, Params, World
 from dreamer4_jax.nn import TimeCache, append
 from dreamer4_jax.objectives import (
   corrupt,
@@ -77,18 +77,9 @@ def denoise_frame(
   Raises:
     ValueError: `steps` is not a power of two in 1..max_steps.
   """
-
-  def predict(z: Array, levels: Levels) -> Array:
-    return world.denoise(
-      params,
-      z,
-      levels,
-      inputs.prev_action,
-      inputs.prev_action_mask,
-      agent=inputs.agent,
-      cache=cache,
-    ).prediction
-
+  predict = lambda z, levels: (
+    _predict(world, params, cache, inputs, z, levels).prediction
+  )
   max_steps = world.config.dynamics.max_steps
   return sample(predict, noise, steps=steps, max_steps=max_steps, lead_axes=2)
 
@@ -124,15 +115,23 @@ def append_and_denoise(
   Raises:
     ValueError: `steps` is not a power of two in 1..max_steps.
   """
-  levels = sampling_levels(steps, world.config.dynamics.max_steps)
-  lead = noise.shape[:2]
+  max_steps = world.config.dynamics.max_steps
+  levels, lead = sampling_levels(steps, max_steps), noise.shape[:2]
+  now = context_levels(world, lead)
+  if cache.length == 1:
+    # No frame sees another: there is nothing to share a pass for.
+    output = _predict(world, params, cache, pending.inputs, pending.noisy, now)
+    cache = append(cache, output.new, pending.segment)
+    return denoise_frame(
+      world, params, cache, inputs, noise, steps=steps
+    ), cache
   both = lambda a, b: jnp.concatenate([a, b], axis=1)
   first = levels.replace(signal_index=levels.signal_index[0])
   given = jax.tree.map(both, pending.inputs, inputs)
   output = world.denoise(
     params,
     both(pending.noisy, noise),
-    jax.tree.map(both, context_levels(world, lead), first.broadcast(lead)),
+    jax.tree.map(both, now, first.broadcast(lead)),
     given.prev_action,
     given.prev_action_mask,
     segment_ids=jnp.stack([pending.segment, cache.segment], axis=1),
@@ -140,21 +139,30 @@ def append_and_denoise(
   )
   z = euler_step(noise, output.prediction[:, 1:], first)
   cache = append(cache, output.new, pending.segment)
+  predict = lambda z, levels: (
+    _predict(world, params, cache, inputs, z, levels).prediction
+  )
+  z = sample(predict, z, steps=steps, max_steps=max_steps, lead_axes=2, taken=1)
+  return z, cache
 
-  def step(z: Array, signal_index: Array) -> tuple[Array, None]:
-    now = levels.replace(signal_index=signal_index)
-    clean = world.denoise(
-      params,
-      z,
-      now.broadcast(lead),
-      inputs.prev_action,
-      inputs.prev_action_mask,
-      cache=cache,
-    ).prediction
-    return euler_step(z, clean, now), None
 
-  rest = jnp.asarray(levels.signal_index[1:])
-  return jax.lax.scan(step, z, rest)[0], cache
+def _predict(
+  world: World,
+  params: Params,
+  cache: TimeCache,
+  inputs: FrameInput,
+  z: Array,
+  levels: Levels,
+) -> DynamicsOutput:
+  return world.denoise(
+    params,
+    z,
+    levels,
+    inputs.prev_action,
+    inputs.prev_action_mask,
+    agent=inputs.agent,
+    cache=cache,
+  )
 
 
 def context_noise(world: World, z: Array, noise: Array) -> Array:
@@ -190,14 +198,8 @@ def append_frame(
   Returns:
     The agent state h `[B, D]` (None without an agent token), and the cache.
   """
-  output = world.denoise(
-    params,
-    context_noise(world, z, noise),
-    context_levels(world, z.shape[:2]),
-    inputs.prev_action,
-    inputs.prev_action_mask,
-    agent=inputs.agent,
-    cache=cache,
-  )
+  noisy = context_noise(world, z, noise)
+  levels = context_levels(world, z.shape[:2])
+  output = _predict(world, params, cache, inputs, noisy, levels)
   h = None if output.agent is None else output.agent[:, 0]
   return h, append(cache, output.new)

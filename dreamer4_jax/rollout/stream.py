@@ -1,6 +1,6 @@
 """Interactive play: one action in, one picture out.
 
-A frame is one program: K passes over the dynamics and the tokenizer's decoder.
+A frame is one program: K passes of the dynamics and one of the decoder.
 The pass that appends a frame to the past waits for the next action, and is then
 one with the first pass of the next frame, in a block of two frames: the weights
 are read K times a frame, not K + 1 times.
@@ -98,13 +98,16 @@ def compiler_options(platform: str | None = None) -> dict[str, bool]:
   """Returns what to compile a frame with, `jax.jit(..., compiler_options=...)`.
 
   On a GPU, few rows at a time are faster by cuBLAS than by the products that
-  XLA compiles through Triton; a frame takes three quarters of the time.
+  XLA compiles through Triton: a frame of the `paper` preset took three quarters
+  of the time on an H100 (`docs/notes.md`).
 
   Args:
     platform: `cpu`, `gpu` or `tpu`, by default that of the process.
   """
   platform = platform or jax.default_backend()
-  return {'xla_gpu_enable_triton_gemm': False} if platform == 'gpu' else {}
+  return (
+    {'xla_gpu_enable_triton_gemm': False} if platform in ('gpu', 'cuda') else {}
+  )
 
 
 def next_frame(

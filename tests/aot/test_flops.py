@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dreamer4_jax.aot.flops import count_flops
@@ -16,7 +17,7 @@ def test_a_product_with_batch_and_several_contracted_axes():
   assert count(einsum, (3, 4, 5, 6), (3, 6, 5, 7)) == 2 * 3 * 4 * 5 * 6 * 7
 
 
-def test_loops_count_as_often_as_they_run_and_branches_at_their_dearest():
+def test_loops_count_as_often_as_they_run_and_branches_at_their_costliest():
   def fn(x, w):
     y, _ = jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, length=5)
     cheap = lambda a: a @ w
@@ -55,3 +56,24 @@ def test_products_in_an_endless_loop_cannot_be_counted():
 
   with pytest.raises(ValueError, match='in a while loop'):
     count(fn, (4, 4))
+
+
+def test_what_each_device_does_counts_for_all():
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ('data',))
+  spec = jax.P('data')
+
+  def fn(x, w):
+    own = jax.shard_map(
+      jnp.matmul, mesh=mesh, in_specs=(spec, jax.P()), out_specs=spec
+    )
+    return own(x, w)
+
+  assert count(fn, (8, 16), (16, 32)) == 2 * 8 * 16 * 32
+
+
+def test_the_cheapest_branch_may_count_instead():
+  def fn(x, w):
+    return jax.lax.cond(x.sum() > 0, lambda a: a @ w @ w, lambda a: a @ w, x)
+
+  jaxpr = jax.make_jaxpr(fn)(jnp.ones((4, 8)), jnp.ones((8, 8)))
+  assert count_flops(jaxpr) == 2 * count_flops(jaxpr, costliest=False)

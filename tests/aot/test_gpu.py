@@ -53,7 +53,8 @@ def test_every_gpu_is_described_to_the_compiler():
 
 def measured(**changes):
   kernel = {
-    'kind': 'product', 'name': 'custom-call.1', 'op': 'mlp/gate/dot_general',
+    'kind': 'product', 'name': 'custom-call.1',
+    'op': 'jit(f)/while/periods/space_0/mlp/gate/dot_general',
     'source': 'dreamer4_jax/nn/layers.py:114', 'count': 36, 'bytes': 52e6,
     'flops': 12e9, 'seconds': 24e-6,
   }  # fmt: skip
@@ -63,7 +64,7 @@ def measured(**changes):
     code=0, computing=0.02, collectives={}, seconds_to_compile=3.0,
     kernels={'product': {'count': 36, 'bytes': 1e9, 'flops': 4e11,
                          'seconds': 0.02}},
-    dearest=[kernel],
+    costliest=[kernel],
   )  # fmt: skip
   return Measured(**fields | changes)
 
@@ -71,8 +72,11 @@ def measured(**changes):
 def test_kernels_are_described():
   text = describe(measured())
   assert '| product | 36 | 20.00 | 1.00 | 0.400 |' in text
-  line = 'product custom-call.1 | 36 | 24.0 | 52.0 | dreamer4_jax/nn/layers.py'
-  assert line in text
+  # What it is for, and where it is in the code.
+  assert (
+    '| product custom-call.1 | 36 | 24.0 | 52.0 | space_0/mlp/gate '
+    'dreamer4_jax/nn/layers.py:114 |'
+  ) in text
   # Not of a TPU, of which the compiler tells nothing.
   assert 'takes longest' not in describe(measured(chip='v5p', kernels={}))
 

@@ -153,3 +153,15 @@ def _sample():
     collectives={'all-gather': (3, 270e9), 'all-reduce': (1, 135e9)},
     seconds_to_compile=3.0,
   )
+
+
+def test_an_experiment_is_compiled_with_its_own_batches(not_compiled):
+  job = dataclasses.replace(
+    JOB, experiment='quickstart', mesh=MeshConfig(data=1, fsdp=1)
+  )
+  found = compile_job(job)
+  # Twice the preset's batch is nothing to it.
+  assert found == compile_job(dataclasses.replace(job, rows=8)) | {
+    'seconds_to_compile': found['seconds_to_compile']
+  }
+  assert 1e5 < found['parameters'] < 2e6

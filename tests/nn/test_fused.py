@@ -78,3 +78,5 @@ def test_frames_are_padded_for_the_kernels_of_gpus_only(make_stack):
   assert config.padding(262) == 0
   gpu = dataclasses.replace(config, attention='triton')
   assert [gpu.padding(n) for n in (262, 263, 264, 1472)] == [2, 1, 0, 0]
+  # Nine tokens would become sixteen.
+  assert [gpu.padding(n) for n in (9, 63, 65)] == [0, 0, 7]

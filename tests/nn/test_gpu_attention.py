@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dreamer4_jax import sharding
+from dreamer4_jax.config import MeshConfig
 from dreamer4_jax.nn import (
   KeyValues,
   SpaceTimeTransformer,
@@ -173,17 +175,24 @@ def test_the_ring_of_a_period_is_read_in_place(frames, dtype):
 
   run = jax.jit(
     lambda period: gpu_attention.attend_ring(
-      joined, *own, scales, (jnp.cos(angle), jnp.sin(angle)), rings, period,
-      ring_mask, own_mask, CAP, interpret=True,
+      joined,
+      KeyValues(keys=own[0], values=own[1]),
+      scales,
+      (jnp.cos(angle), jnp.sin(angle)),
+      (KeyValues(keys=rings[0], values=rings[1]), period),
+      (ring_mask, own_mask),
+      CAP,
+      interpret=True,
     )
-  )  # fmt: skip
+  )
   for period in (0, 2):
-    close(run(jnp.int32(period)), reference(period), dtype)
+    close(run(jnp.full(1, period)), reference(period), dtype)
 
 
 @pytest.fixture
 def interpreted(monkeypatch):
   monkeypatch.setattr(backends, 'INTERPRET', True)
+  monkeypatch.setattr(backends, 'DTYPES', ('float32',))
 
 
 def test_a_stream_of_two_frames_at_a_time_is_the_clip(make_stack, interpreted):
@@ -235,9 +244,51 @@ def test_a_clip_is_trained_by_the_kernel_within_frames(make_stack, interpreted):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
 
 
+def test_a_mask_that_is_known_too_late_is_padded_all_the_same(make_stack):
+  config, module, params = make_stack()
+  x, mask = draw(0, 1, 2, 65, 16), masks.hidden_token_mask(65, 7)
+  gpu = SpaceTimeTransformer(dataclasses.replace(config, attention='triton'))
+  run = lambda module: jax.jit(
+    lambda mask: module.apply({'params': params}, x, space_mask=mask)[0]
+  )(jnp.asarray(mask))
+  np.testing.assert_allclose(run(gpu), run(module), atol=1e-5)
+  with pytest.raises(ValueError, match='mask is for 64 tokens, expected 65'):
+    gpu.apply({'params': params}, x, space_mask=np.ones((64, 64), bool))
+
+
 @pytest.mark.parametrize(
-  ('head', 'cap', 'served'),
-  [(64, 50.0, True), (64, None, False), (16, 50.0, False), (48, 50.0, False)],
+  ('head', 'cap', 'dtype', 'served'),
+  [
+    (64, 50.0, 'bfloat16', True),
+    (64, None, 'bfloat16', False),
+    (16, 50.0, 'bfloat16', False),
+    (48, 50.0, 'bfloat16', False),
+    (256, 50.0, 'bfloat16', False),
+    (64, 50.0, 'float32', False),
+  ],
 )
-def test_other_heads_and_no_cap_are_left_to_xla(head, cap, served):
-  assert backends.has_gpu_kernel(head, cap) == served
+def test_what_no_kernel_takes_is_left_to_xla(head, cap, dtype, served):
+  assert backends.has_gpu_kernel(head, cap, dtype) == served
+
+
+def test_a_ring_is_read_on_every_device(make_stack, interpreted):
+  tokens = 72
+  config, module, params = make_stack(
+    width=64, num_heads=2, depth=2, time_every=2, context_length=4
+  )
+  gpu = SpaceTimeTransformer(dataclasses.replace(config, attention='triton'))
+  x, joined = draw(0, 4, 2, tokens, 64), fuse(params)
+  cache = init_cache(config, 4, tokens)
+
+  def run(module, params, x):
+    y, new = module.apply({'params': params}, x[:, :1], cache=cache)
+    again = append(cache, new)
+    return y, module.apply({'params': params}, x[:, 1:], cache=again)[0]
+
+  expected = jax.jit(lambda x: run(module, params, x))(x)
+  mesh = sharding.make_mesh(MeshConfig(data=2), jax.devices()[:2])
+  with sharding.use_mesh(mesh):
+    split = jax.device_put(x, sharding.batch_sharding(mesh))
+    got = jax.jit(lambda x: run(gpu, joined, x))(split)
+  for a, b in zip(got, expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5)
