@@ -53,6 +53,7 @@ _INTERFACES = (
   'nn/test_alone.py',
   'nn/test_attention.py',
   'nn/test_backends.py',
+  'nn/test_gpu_attention.py',
   'test_devices.py',
   'test_exported.py',
   'test_sharding.py',
