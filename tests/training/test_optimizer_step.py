@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dreamer4_jax.config import Config, DynamicsPhase, OptimizerConfig, Phases
@@ -20,6 +21,11 @@ NAMES = {'adamw': {}, 'muon': MUON}
 
 def optimizer_of(fields, rates=None):
   return make_optimizer(PLAIN.edit(fields), 'dynamics', rates)
+
+
+def draw(seed, shape):
+  x = np.random.default_rng(seed).normal(size=shape)
+  return jnp.asarray(x, jnp.float32)
 
 
 def test_schedule_by_hand():
@@ -94,6 +100,59 @@ def test_one_muon_matrix_against_its_singular_vectors():
     inner = u.T @ -got.reshape(6, 6) @ v.T / (0.1 * 0.2 * np.sqrt(6))
     np.testing.assert_allclose(inner, np.diag(np.diag(inner)), atol=2e-3)
     assert np.all((0.5 < np.diag(inner)) & (np.diag(inner) < 1.4))
+
+
+def test_matrices_of_one_shape_are_optaxs_muon_each():
+  # Of two shapes, and one kernel that is too large to be joined with another.
+  shapes = {
+    'query': (2, 6, 2, 3), 'key': (2, 6, 2, 3), 'gate': (2, 6, 8),
+    'wide': (1, 1, 2**20 + 1),
+  }  # fmt: skip
+  params = {
+    'periods': {
+      n: {'kernel': draw(i, s)} for i, (n, s) in enumerate(shapes.items())
+    },
+    'slots': {'table': draw(9, (5, 6))},
+  }
+  dimensions = jax.tree.map(
+    lambda x: (
+      optax.contrib.MuonDimensionNumbers(1, tuple(range(2, x.ndim)))
+      if x.ndim > 2
+      else None
+    ),
+    params,
+  )
+  config = PLAIN.edit({**MUON, 'optimizer.weight_decay': 0.1})
+  settings = config.optimizer
+  ours = make_optimizer(config, 'dynamics')
+  theirs = optax.chain(
+    optax.clip_by_global_norm(settings.clip_norm),
+    optax.contrib.muon(
+      make_schedule(
+        settings,
+        config.phases.dynamics.learning_rate,
+        config.phases.dynamics.steps,
+      ),
+      weight_decay=0.1,
+      adam_b1=settings.betas[0],
+      adam_b2=settings.betas[1],
+      muon_weight_dimension_numbers=dimensions,
+      consistent_rms=0.2,
+    ),
+  )
+  states = [x.init(params) for x in (ours, theirs)]
+  for step in range(3):
+    grads = jax.tree.map(lambda x, s=step: draw(20 + s, x.shape), params)
+    got, states[0] = jax.jit(ours.update)(grads, states[0], params)
+    expected, states[1] = jax.jit(theirs.update)(grads, states[1], params)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+      got,
+      expected,
+    )
+  # Checkpoints of either are read by the other.
+  a, b = map(jax.tree.structure, states)
+  assert a == b
 
 
 def quadratic(fields, steps):
