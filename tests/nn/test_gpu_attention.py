@@ -58,7 +58,8 @@ def calls(jaxpr):
 def names(jaxpr):
   """Which kernels a program has, by the names that they are given."""
   # Older versions of JAX do not print them with the program.
-  texts = [str(jaxpr), *(str(x.params) for x in calls(jaxpr.jaxpr))]
+  about = [x.params['jaxpr'].debug_info for x in calls(jaxpr.jaxpr)]
+  texts = [str(jaxpr), *map(str, about)]
   return set(re.findall(r'attention_([a-z]+)_\d+_flop', ' '.join(texts)))
 
 
