@@ -18,8 +18,7 @@ class ComputeConfig:
   """How layers are computed; it does not change what parameters mean."""
 
   dtype: Dtype = 'float32'
-  """Compute dtype; parameters, softmax, norms and losses stay float32. Kernels
-  for GPU take a tanh of bfloat16's precision for a bfloat16 soft cap."""
+  """Compute dtype; parameters, softmax, norms and losses stay float32."""
   remat: Remat = 'none'
   """What the backward pass recomputes to save memory: nothing, all but the
   results of matrix products, or each period in full. With nothing, the weights

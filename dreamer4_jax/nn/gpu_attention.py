@@ -4,7 +4,8 @@ Three operations, all with a soft cap, which bounds the logits: the softmax
 needs no maximum, and one pass over the keys suffices. `attend_tokens` is for
 training and has a backward pass. The others are for play: they take queries,
 keys and values as one product leaves them, so that norms, rotations and
-transpositions cost no kernels of their own.
+transpositions cost no kernels of their own. For bfloat16 the tanh of the cap is
+the hardware's, whose relative error of 2**-11 is below that of bfloat16.
 
 On an H100 a forward kernel of this kind took half of the time of XLA's einsum
 for the 264 tokens of a frame of the dynamics, and a sixth for the tokenizer's
