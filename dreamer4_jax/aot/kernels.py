@@ -31,7 +31,7 @@ _PRODUCT_SLACK = 1.15
 # Products that XLA may compile by Triton; on a GPU it tries both and takes the
 # faster. Half of the rate is reached at 330 rows.
 _TRITON, _TRITON_ROWS = 760 / 989, 330
-# The kernels of `nn.gpu_attention`.
+# The kernels of `nn.gpu_attention` and `nn.gpu_play`.
 _ATTENTION, _ATTENTION_SLACK = 200 / 989, 1.05
 # A loop on the device copies its condition to the host in every iteration.
 _LOOP_COST = 1.9 * MICRO
@@ -46,7 +46,7 @@ _NO_KERNEL = ('AllocateBuffer', 'Sharding', 'annotate_device_placement')
 _PARAMETER = re.compile(r'parameter\((\d+)\)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
-# By which `nn.gpu_attention` names its kernels.
+# As `nn.gpu_blocks` names kernels.
 _ATTENTION_COST = re.compile(r'attention_\w*?_(\d+)_flop_(\d+)_byte')
 _CONTRACTED = re.compile(
   r'lhs_contracting_dim(?:ension)?s"?[=:][{\[]([\d,"\s]*)[}\]]'

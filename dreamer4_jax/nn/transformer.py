@@ -18,15 +18,10 @@ import numpy as np
 
 from dreamer4_jax.nn import fused, rope
 from dreamer4_jax.nn.attention import KeyValues, attend
-from dreamer4_jax.nn.backends import (
-  Past,
-  SequenceMask,
-  attend_joined,
-  attend_sequence,
-  serves_joined,
-)
+from dreamer4_jax.nn.backends import SequenceMask, attend_sequence
 from dreamer4_jax.nn.cache import TimeCache
 from dreamer4_jax.nn.config import TransformerConfig
+from dreamer4_jax.nn.joined import Past, attend_joined, serves_joined
 from dreamer4_jax.nn.layers import Linear, Mlp, RmsNorm
 from dreamer4_jax.nn.partition import constrain
 from dreamer4_jax.nn.rope import Rotation, rotate

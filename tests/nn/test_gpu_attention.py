@@ -19,6 +19,7 @@ from dreamer4_jax.nn import (
   backends,
   fuse,
   gpu_attention,
+  gpu_play,
   init_cache,
   masks,
   rope,
@@ -135,7 +136,7 @@ def test_a_frame_is_read_as_the_product_leaves_it(turned, dtype):
     y = attend(q, [(KeyValues(keys=k, values=v), jnp.asarray(mask))], CAP)
     return rearrange(y, 'x g r s h -> x s (g r h)')
 
-  got = gpu_attention.attend_frame(
+  got = gpu_play.attend_frame(
     joined,
     scales,
     (jnp.cos(angle), jnp.sin(angle)) if turned else None,
@@ -177,7 +178,7 @@ def test_the_ring_of_a_period_is_read_in_place(frames, dtype):
     return rearrange(y, 'b n g r t h -> b n t (g r h)')
 
   run = jax.jit(
-    lambda period: gpu_attention.attend_ring(
+    lambda period: gpu_play.attend_ring(
       joined,
       KeyValues(keys=own[0], values=own[1]),
       scales,
