@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dreamer4_jax.nn import (
+  NO_SEGMENT,
   append,
   fill,
   forget_last,
@@ -164,6 +165,8 @@ def test_the_slot_about_to_be_overwritten_is_not_visible(stack):
   length = config.context_length
   cache = init_cache(config, 1, TOKENS)
   assert not cache.visible().any()
+  # Nor does a frame that is none see the slots that hold none.
+  assert not cache.visible(jnp.full((1, 1), NO_SEGMENT)).any()
   new = jax.tree.map(lambda x: x[..., :1, :], cache.entries)
   for frame in range(3 * length):
     expected = min(frame, length - 1)

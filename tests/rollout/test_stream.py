@@ -176,3 +176,46 @@ def test_weights_may_be_laid_out_beforehand():
     )
   )
   jax.tree.map(np.testing.assert_array_equal, play(PARAMS), play(cast))
+
+
+def frames_of(world, params, count=3):
+  """Plays; returns the pictures, and the stream after."""
+  rng = np.random.default_rng(0)
+  play = jax.jit(
+    lambda stream, action, key: next_frame(
+      world, params, stream, action, key, steps=STEPS
+    )
+  )
+  stream, shown = empty_stream(world, 2), []
+  for key in jax.random.split(jax.random.key(1), count):
+    image, stream = play(stream, random_actions(rng, (2,)), key)
+    shown.append(np.asarray(image, np.int32))
+  return np.stack(shown), stream
+
+
+def test_weights_that_a_gpu_joins_draw_the_same_frames():
+  # Of float32, whose attention is left to XLA.
+  world = World.from_config(CONFIG, platform='gpu')
+  joined = world.for_inference(PARAMS)
+  names = str(jax.tree.structure(joined['dynamics']))
+  assert 'query_key_value' in names and 'gate_up' in names
+  got, expected = frames_of(world, joined)[0], frames_of(WORLD, PARAMS)[0]
+  assert np.abs(got - expected).max() <= 1 and np.ptp(expected) > 50
+
+
+def test_a_model_without_a_past_plays():
+  changes = {'dynamics.context_length': 1, 'tokenizer.context_length': 1}
+  world = World.from_config(CONFIG.edit(changes))
+  shown, stream = frames_of(world, PARAMS)
+  # The frame before is appended, though no other sees it.
+  assert stream.dynamics.frame == 3 and not stream.dynamics.visible().any()
+  again = stream.replace(
+    pending=stream.pending.replace(noisy=stream.pending.noisy + 1)
+  )
+  action = random_actions(np.random.default_rng(3), (2,))
+  a, b = (
+    next_frame(world, PARAMS, s, action, jax.random.key(2), steps=STEPS)[0]
+    for s in (stream, again)
+  )
+  np.testing.assert_array_equal(a, b)
+  assert np.ptp(shown) > 50
