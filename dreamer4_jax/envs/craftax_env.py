@@ -1,7 +1,8 @@
 """Craftax and Craftax-Classic, vectorised on the accelerator.
 
 Source: Matthews et al., "Craftax" (arXiv 2402.16801); the package craftax.
-Every achievement is a task; its event is the step on which it is first reached.
+Every achievement is a task. Its event is every step on which it happens, such as
+one more piece of wood; the reward counts the first, as in the package.
 
 The package reports `discount` 0 at the time limit too; here a time-out is not
 terminal.
@@ -37,6 +38,24 @@ LEVELS = {
   'Craftax-Pixels-v1': (Action, Achievement),
 }
 _NEVER = 1 << 30
+# Achievements that Craftax reads off the inventory, which holds what was had
+# before as well: the field that has to rise, and to what level.
+_HAD = {
+  **{
+    f'COLLECT_{name}': (name.lower(), 0)
+    for name in (
+      'WOOD', 'STONE', 'COAL', 'IRON', 'DIAMOND', 'RUBY', 'SAPPHIRE', 'SAPLING',
+    )
+  },
+  'FIND_BOW': ('bow', 0),
+  'MAKE_ARROW': ('arrows', 0),
+  'MAKE_TORCH': ('torches', 0),
+  **{
+    f'MAKE_{material}_{tool}': (tool.lower(), level)
+    for tool in ('PICKAXE', 'SWORD')
+    for level, material in enumerate(('WOOD', 'STONE', 'IRON', 'DIAMOND'), 1)
+  },
+}  # fmt: skip
 _DRAW_AGAIN = 'CRAFTAX_RELOAD_TEXTURES'
 
 
@@ -86,6 +105,7 @@ class Craftax:
     self._env = make_engine(level)
     classic = level.startswith('Craftax-Classic')
     self._draw = craftax_view.draw if classic else self._package_draw
+    self._play = self._play_classic if classic else self._play_full
     if classic:
       craftax_view.tables()  # Must not first run while tracing.
     params = self._env.default_params
@@ -143,15 +163,13 @@ class Craftax:
     split = jax.vmap(jax.random.split)(state.key)
     over = state.terminal | state.timeout
     with jax.numpy_rank_promotion('allow'):
-      # The picture that `step` returns is not used, and so never drawn.
-      _, game, reward, died, _ = jax.vmap(
-        self._env.step, in_axes=(0, 0, 0, None)
-      )(split[:, 0], state.game, actions[ACTION], self.params)
-      game = jax.tree.map(
-        lambda new, old: _where(over, old, new), game, state.game
+      game, reward, died, events = self._play(
+        split[:, 0], state.game, actions[ACTION]
       )
+    game = jax.tree.map(
+      lambda new, old: _where(over, old, new), game, state.game
+    )
     image = self._draw(game)
-    fresh = game.achievements & ~state.game.achievements
     late = ~died & (game.timestep >= self._spec.max_steps)
     new = CraftaxState(
       game=game,
@@ -162,15 +180,77 @@ class Craftax:
     return new, EnvStep(
       frame=_to_uint8(image),
       reward=jnp.where(over, 0.0, reward).astype(jnp.float32),
-      events=fresh.astype(jnp.float32),
+      events=(events & ~over[:, None]).astype(jnp.float32),
       terminal=new.terminal,
       timeout=new.timeout,
     )
+
+  def _engine_step(
+    self, keys: Array, game: PyTree, action: Array
+  ) -> tuple[PyTree, Array, Array]:
+    """Returns game, reward and death; the package's picture is never drawn."""
+    step = jax.vmap(self._env.step, in_axes=(0, 0, 0, None))
+    _, game, reward, died, _ = step(keys, game, action, self.params)
+    return game, reward, died
+
+  def _play_classic(
+    self, keys: Array, game: PyTree, action: Array
+  ) -> tuple[PyTree, Array, Array, Array]:
+    """Returns game, reward, death and events `[B, tasks]` bool of one step.
+
+    The engine never reads what was achieved: with nothing achieved before, it
+    marks what is achieved now.
+    """
+    before = game.achievements
+    blank = game.replace(achievements=jnp.zeros_like(before))
+    game, reward, died = self._engine_step(keys, blank, action)
+    events = game.achievements
+    reward -= (events & before).sum(axis=-1)
+    return game.replace(achievements=events | before), reward, died, events
+
+  def _play_full(
+    self, keys: Array, game: PyTree, action: Array
+  ) -> tuple[PyTree, Array, Array, Array]:
+    """As `_play_classic`; here a new floor pays only if it was not achieved."""
+    blank = game.replace(achievements=jnp.zeros_like(game.achievements))
+    again, _, _ = self._engine_step(keys, blank, action)
+    new, reward, died = self._engine_step(keys, game, action)
+    events = _happened(game, new, again.achievements)
+    return new, reward, died, events
 
   def _package_draw(self, game: PyTree) -> Array:
     """`[B, H, W, 3]` float32 in 0..255."""
     with jax.numpy_rank_promotion('allow'):
       return jax.vmap(self._env.get_obs)(game) * 255
+
+
+def _happened(before: PyTree, after: PyTree, marked: Array) -> Array:
+  """Which of Craftax's achievements happened in one step.
+
+  Args:
+    before: the game, batched over `B`.
+    after: the game one step later.
+    marked: `[B, 67]` bool, what the engine marks where nothing was achieved
+      before. Some of it only tells how things stand, and has to change.
+
+  Returns:
+    `[B, 67]` bool.
+  """
+  moved = after.player_level != before.player_level
+  for achievement in Achievement:
+    name, i = achievement.name, achievement.value
+    if name in _HAD:
+      field, level = _HAD[name]
+      now, then = (getattr(game.inventory, field) for game in (after, before))
+      happened = (now > then) & ((now == level) | (level == 0))
+    elif name.startswith('ENTER_'):
+      happened = marked[:, i] & moved
+    elif name == 'DEFEAT_NECROMANCER':
+      happened = marked[:, i] & ~before.achievements[:, i]
+    else:
+      continue
+    marked = marked.at[:, i].set(happened)
+  return marked
 
 
 def _to_uint8(image: Array) -> Array:

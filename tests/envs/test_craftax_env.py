@@ -74,7 +74,7 @@ def test_frames_and_rewards_are_the_packages():
   np.testing.assert_array_equal(new.game.map[0], game.map)
 
 
-def test_an_achievement_is_an_event_once():
+def test_an_achievement_is_an_event_whenever_it_happens_and_pays_once():
   _, reset, step = build()
   state, _ = reset(keys(2))
   game = state.game
@@ -85,14 +85,69 @@ def test_an_achievement_is_an_event_once():
     inventory=game.inventory.replace(wood=jnp.array([3, 0])),
   )
   state = state.replace(game=game)
-  made = []
-  for _ in range(2):
+  made, paid = [], []
+  for _ in range(4):
     action = jnp.full(2, MAKE_WOOD_PICKAXE)
     state, shown = step(state, {'action': action})
     assert not shown.events[1].any()
     made.append(np.flatnonzero(shown.events[0]).tolist())
-  assert made == [[5], []]
-  assert int(state.game.inventory.wood_pickaxe[0]) == 2
+    paid.append(float(shown.reward[0]))
+  # There was wood for three.
+  assert made == [[5], [5], [5], []]
+  assert paid == [1.0, 0.0, 0.0, 0.0]
+  assert state.game.achievements[0, 5]
+  assert int(state.game.inventory.wood_pickaxe[0]) == 3
+
+
+def test_rewards_are_the_packages_whatever_was_achieved_before():
+  _, reset, step = build()
+  state, _ = reset(keys(2, seed=3))
+  engine = lib.make_engine(NAME)
+  act = jax.jit(jax.vmap(engine.step, in_axes=(0, 0, 0, None)))
+  rng = np.random.default_rng(0)
+  happened = 0
+  for _ in range(60):
+    action = jnp.asarray(rng.choice([1, 2, 3, 4, 5, 5, 5], 2), jnp.int32)
+    split = jax.vmap(jax.random.split)(state.key)[:, 0]
+    _, game, reward, _, _ = act(
+      split, state.game, action, engine.default_params
+    )
+    old = state.game
+    state, shown = step(state, {'action': action})
+    np.testing.assert_array_equal(shown.reward, reward)
+    np.testing.assert_array_equal(state.game.achievements, game.achievements)
+    new = np.asarray(game.achievements & ~old.achievements)
+    assert (np.asarray(shown.events)[new] == 1).all()
+    happened += int(shown.events.sum())
+  assert happened
+
+
+def test_what_the_bag_of_craftax_holds_is_no_event():
+  env = make_env(EnvConfig(name='craftax:Craftax-Pixels-v1', max_steps=100))
+  shapes = jax.eval_shape(env.reset, keys(2))[0].game
+  old = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  index = env.spec.tasks.index
+  had = dict(wood=2, pickaxe=1)
+  had = {k: jnp.full((2,), v, jnp.int32) for k, v in had.items()}
+  old = old.replace(inventory=old.inventory.replace(**had))
+  bag = old.inventory.replace(
+    wood=jnp.array([3, 1]), pickaxe=jnp.array([2, 1])
+  )
+  new = old.replace(inventory=bag, player_level=jnp.array([1, 0]))
+  marked = jnp.zeros((2, len(env.spec.tasks)), bool)
+  for name in (
+    'collect_wood', 'make_wood_pickaxe', 'make_stone_pickaxe', 'enter_dungeon',
+    'eat_cow',
+  ):  # fmt: skip
+    marked = marked.at[:, index(name)].set(True)
+  events = lib._happened(old, new, marked)
+  named = [
+    {env.spec.tasks[i] for i in np.flatnonzero(row)} for row in events
+  ]
+  assert named == [
+    {'collect_wood', 'make_stone_pickaxe', 'enter_dungeon', 'eat_cow'},
+    {'eat_cow'},
+  ]
 
 
 def test_the_time_limit_is_no_death():
