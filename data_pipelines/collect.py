@@ -135,9 +135,10 @@ def record_env(config: Config, **settings: Any) -> dict[str, Any]:
     As `collect`.
   """
   env, path = config.env, config.data.path
-  known = {'max_steps': env.max_steps, 'tile': env.tile}
-  settings = {**known, 'image_size': env.image_size, **settings}
-  report = collect(CollectConfig(out=path, env=env.name, **settings))
+  known = {'max_steps': env.max_steps, 'image_size': env.image_size}
+  report = collect(
+    CollectConfig(out=path, env=env.name, **{**known, **settings})
+  )
   if config.data.novel_share:
     novelty.measure_dataset(path, config.data.train_split)
   return report
@@ -147,7 +148,6 @@ def _environment(config: CollectConfig) -> Environment:
   return make_env(
     EnvConfig(
       name=config.env,
-      tile=config.tile,
       image_size=config.image_size,
       max_steps=config.max_steps,
     )

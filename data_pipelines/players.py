@@ -17,7 +17,13 @@ from dreamer4_jax.checkpoint import load_params
 from dreamer4_jax.config import Config, require
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.models import World
-from dreamer4_jax.rollout import act, advance, init_actor, init_prompt
+from dreamer4_jax.rollout import (
+  act,
+  advance,
+  init_actor,
+  init_prompt,
+  own_events,
+)
 from dreamer4_jax.types import Actions, Array, Observation, PyTree
 
 _DOORKEY, _CRAFTAX = 'navix:Navix-DoorKey', 'craftax:Craftax-Classic'
@@ -183,7 +189,7 @@ def _trained(env: Environment, run: str, batch: int) -> Player:
   params.pop('prior')
   _check_space(env, config, run)
   world = World.from_config(config)
-  stages = [(task, 1) for task in range(config.num_tasks)]
+  stages = config.stages()
 
   def start(state, dials):
     del state, dials
@@ -196,7 +202,8 @@ def _trained(env: Environment, run: str, batch: int) -> Player:
       stage=jnp.where(is_first, 0, prompt.stage),
       done=jnp.where(is_first, 0, prompt.done),
     )
-    prompt = advance(prompt, step.events * ~is_first[:, None])
+    events = own_events(world, step.events, env.spec.tasks)
+    prompt = advance(prompt, events * ~is_first[:, None])
     actions, _, actor = act(
       world,
       params,
@@ -220,7 +227,6 @@ def _check_space(env: Environment, config: Config, run: str) -> None:
   t = config.tokenizer
   for field, found, expected in (
     ('actions', config.actions, env.spec.actions),
-    ('tasks', config.tasks, env.spec.tasks),
     (
       'frame_shape',
       t.frame_shape,
@@ -231,6 +237,12 @@ def _check_space(env: Environment, config: Config, run: str) -> None:
       raise ValueError(
         f'{run}: {field}: trained for {found}, the environment has {expected}'
       )
+  unknown = [task for task in config.tasks if task not in env.spec.tasks]
+  if unknown:
+    raise ValueError(
+      f'{run}: tasks: trained for {unknown}, the environment has '
+      f'{env.spec.tasks}'
+    )
   wanted = {v.name: v.size for v in config.vectors}
   shown = {v.name: v.size for v in env.spec.vectors}
   if not wanted.items() <= shown.items():

@@ -54,10 +54,8 @@ class CollectConfig:
   """Chance per step that a player of Craftax starts to idle; others do not."""
   max_steps: int = 60
   """Time limit of an episode, in steps."""
-  tile: int = 8
-  """Pixels per tile side, in grid worlds."""
   image_size: tuple[int, int] | None = None
-  """Height and width of simulators' frames."""
+  """Height and width of frames, for simulators and grid worlds."""
   seed: int = 0
   """Seed of levels, noise and actions."""
   parallel: int = 128

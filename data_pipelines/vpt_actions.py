@@ -7,7 +7,7 @@ truncates camera angles to whole degrees; here they stay float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 import dataclasses
 import json
 import math
@@ -267,6 +267,6 @@ def _grown(before: Mapping[str, float], now: Mapping[str, float]) -> np.ndarray:
   return np.array([any(p.fullmatch(k) for k in grown) for p in _PATTERNS])
 
 
-def prompt(tasks: Sequence[str] = TASKS) -> list[tuple[int, int]]:
-  """Returns `PROMPT` as pairs (task id, count), for `rollout.init_prompt`."""
-  return [(tasks.index(task), count) for task, count in PROMPT]
+def prompt() -> tuple[str, ...]:
+  """Returns `PROMPT` as TASK:COUNT, for the field `prompt` of a config."""
+  return tuple(f'{task}:{count}' for task, count in PROMPT)

@@ -98,9 +98,9 @@ BAD = [
   (cfg.DataConfig, 'novel_share', -0.2),
   (cfg.DataConfig, 'switch_tasks', -0.2),
   (cfg.DataConfig, 'threads', 0),
+  (cfg.DataConfig, 'lead', -1),
   (cfg.SavingConfig, 'log_every', 0),
   (cfg.SavingConfig, 'checkpoint_every', 0),
-  (cfg.SavingConfig, 'keep_last', 0),
   (cfg.SavingConfig, 'best_metric', 'psnr'),
   (cfg.SavingConfig, 'best_metric', 'sleep/psnr'),
   (cfg.SavingConfig, 'best_metric', 'tokenizer/'),
@@ -210,6 +210,10 @@ def test_a_bad_action_component_is_named(overrides, named):
       "vectors = ['arm', 'arm']",
     ),
     ({'tasks': ()}, 'tasks = ()'),
+    ({'tasks': ('a', 'a')}, "tasks = ('a', 'a')"),
+    ({'prompt': ('sleep',)}, "prompt = 'sleep'"),
+    ({'prompt': ('reward:0',)}, "prompt = 'reward:0'"),
+    ({'prompt': ('reward:many',)}, "prompt = 'reward:many'"),
     ({'dynamics.num_spatial_tokens': 7}, 'dynamics.num_spatial_tokens = 7'),
     ({'accumulate': 0}, 'Config.accumulate = 0'),
     ({'accumulate': 3}, 'accumulate = 3'),
@@ -283,6 +287,27 @@ def test_latents_that_are_aligned_are_as_many_as_patches():
   sentence = 'aligned_latents = True: needs num_latents = 8 .* patches, 16'
   with pytest.raises(ValueError, match=sentence):
     cfg.TokenizerConfig(num_latents=8, aligned_latents=True)
+
+
+def test_a_prompt_is_a_list_of_tasks_and_counts():
+  config = cfg.Config(tasks=('wood', 'table', 'a:b'))
+  assert config.stages() == ((0, 1), (1, 1), (2, 1)) and config.milestones
+  asked = config.edit({'prompt': ('wood:4', 'table', 'wood', 'a:b', 'a:b:2')})
+  assert asked.stages() == ((0, 4), (1, 1), (0, 1), (2, 1), (2, 2))
+  assert not asked.milestones
+  assert asked.stages(('table',)) == ((1, 1),)
+  assert config.edit({'prompt': ('table', 'wood')}).milestones
+  assert not config.edit({'prompt': ('table', 'wood', 'table')}).milestones
+
+
+def test_fields_that_runs_no_longer_have_are_passed_over():
+  plain = json.loads(cfg.Config().to_json())
+  plain['saving']['keep_last'] = 5
+  plain['env']['tile'] = 8
+  assert cfg.Config.from_json(json.dumps(plain)) == cfg.Config()
+  plain['saving']['keep_first'] = 5
+  with pytest.raises(ValueError, match=r'saving\.keep_first: no config has'):
+    cfg.Config.from_json(json.dumps(plain))
 
 
 def test_what_follows_from_fields_is_not_said_again():

@@ -34,7 +34,7 @@ SIGNATURES = {
   'objectives.sample': (
     '(denoise, noise, *given, steps, max_steps, lead_axes, taken)'
   ),
-  'play': '(run_dir, out, *, env, agents, temperatures, episodes, seed, '
+  'play': '(run_dir, out, *, config, agents, temperatures, episodes, seed, '
   'videos)',
   'train': '(config, run_dir, phases, *, progress)',
   'training.dynamics_loss': '(world, params, batch, key, step)',

@@ -22,9 +22,9 @@ def _add_evaluate(commands) -> None:
     description='Evaluates a run whose four phases are trained: held-out '
     'video, and episodes in the real environment. Writes results.json, '
     'report.md, plots and videos to the run directory. With any of --env, '
-    '--agents, --temperatures, --videos and --out it only plays: it writes '
-    'episodes.json, with paired comparisons, and a video of each policy to '
-    '--out.',
+    '--prompt, --agents, --temperatures, --videos and --out it only plays: it '
+    'writes episodes.json, with paired comparisons, and a video of each policy '
+    'to --out.',
   )
   parser.add_argument(
     'run_dir', type=pathlib.Path, metavar='RUN', help='directory of the run'
@@ -46,6 +46,13 @@ def _add_evaluate(commands) -> None:
     metavar='NAME',
     help='environment to play in, with frames, actions and tasks as in the run '
     '(default: that of the run)',
+  )
+  parser.add_argument(
+    '--prompt',
+    nargs='+',
+    metavar='TASK[:COUNT]',
+    help='what agents pursue, one after another, and how many events of each; '
+    'the last decides success (default: as the config of the run says)',
   )
   parser.add_argument(
     '--agents',
@@ -79,21 +86,31 @@ def _add_evaluate(commands) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
   startup.prepare()
-  from dreamer4_jax.evals import (  # Slow, and not for --help.
-    evaluation,
-    excerpts,
-    report,
-  )
+  from dreamer4_jax.config import saved  # Slow, and not for --help.
+  from dreamer4_jax.evals import evaluation, excerpts, report
 
-  own = ('env', 'agents', 'temperatures', 'videos', 'out')
-  given = {name: getattr(args, name) for name in own}
-  given = {name: value for name, value in given.items() if value is not None}
-  if not given:
+  chosen = lambda *names: {
+    name: getattr(args, name)
+    for name in names
+    if getattr(args, name) is not None
+  }
+  fields = chosen('env', 'prompt')
+  given = chosen('agents', 'temperatures', 'videos', 'out')
+  if not (given or fields):
     evaluation.evaluate(args.run_dir, episodes=args.episodes, seed=args.seed)
     print((args.run_dir / 'report.md').read_text())
     return 0
+  config = saved.load_run(args.run_dir)
+  if 'env' in fields:
+    config = config.edit({'env.name': fields['env']})
+  if 'prompt' in fields:
+    config = config.edit({'prompt': tuple(fields['prompt'])})
   results = excerpts.play(
-    args.run_dir, episodes=args.episodes, seed=args.seed, **given
+    args.run_dir,
+    config=config,
+    episodes=args.episodes,
+    seed=args.seed,
+    **given,
   )
   print(report.played(results))
   return 0

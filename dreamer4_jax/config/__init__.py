@@ -32,7 +32,7 @@ from dreamer4_jax.config.phases import (
   Phases,
   TokenizerPhase,
 )
-from dreamer4_jax.config.run import BASELINES, Config
+from dreamer4_jax.config.run import BASELINES, Config, Stages
 from dreamer4_jax.nn.config import (
   Backend,
   ComputeConfig,
@@ -68,6 +68,7 @@ __all__ = [
   'Remat',
   'SavingConfig',
   'SourceConfig',
+  'Stages',
   'TokenizerConfig',
   'TokenizerPhase',
   'TransformerConfig',

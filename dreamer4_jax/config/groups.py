@@ -65,6 +65,9 @@ class DataConfig:
   switch_tasks: float = 0.5
   """Share of clips whose task label advances at each event, as prompts do;
   the others keep one task throughout."""
+  lead: int = 0
+  """Half of the clips and contexts that are about a task end up to this many
+  frames before its event, and do not show it. At 0, all show the event."""
   task_vectors: str = ''
   """NumPy file (.npy) with a vector for each task, in id order; for
   agent.task_vector_size."""
@@ -73,6 +76,7 @@ class DataConfig:
 
   def __post_init__(self):
     at_least(1, self, 'long_every', 'threads')
+    at_least(0, self, 'lead')
     shares(self, 'long_only_share', 'separate_images', 'novel_share')
     shares(self, 'switch_tasks')
     require(
@@ -146,8 +150,6 @@ class SavingConfig:
   """Steps between metric lines."""
   checkpoint_every: int = 200
   """Steps between checkpoints."""
-  keep_last: int = 2
-  """Latest checkpoints kept; if the last is damaged, the one before is used."""
   best_metric: str = ''
   """What makes a checkpoint good: a metric to be low, such as dynamics/flow, or
   high, such as max:tokenizer/psnr. The best checkpoint of the phase that has it
@@ -155,7 +157,7 @@ class SavingConfig:
   means over about checkpoint_every steps are compared. Empty takes the last."""
 
   def __post_init__(self):
-    at_least(1, self, 'log_every', 'checkpoint_every', 'keep_last')
+    at_least(1, self, 'log_every', 'checkpoint_every')
     mode, _, metric = self.best_metric.rpartition(':')
     phase, _, name = metric.rpartition('/')
     of_phase = phase in PHASES and name != ''
@@ -196,10 +198,8 @@ class EnvConfig:
 
   name: str = ''
   """Adapter and level, for example 'navix:Navix-DoorKey-Random-6x6-v0'."""
-  tile: int = 8
-  """Pixels per tile side for grid worlds."""
   image_size: tuple[int, int] | None = None
-  """Height and width to which simulators' frames are brought; none keeps
-  them. The other environments have sizes of their own."""
+  """Height and width of frames, for simulators and grid worlds; none takes
+  what they show, of a grid 8 pixels a tile. Craftax has a size of its own."""
   max_steps: int = 60
   """Time limit of an episode, in steps."""

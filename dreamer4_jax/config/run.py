@@ -38,6 +38,11 @@ FORMAT = 2
 BASELINES = ('all', 'best')
 """Clones of all recordings, and of the better half of them."""
 
+_RETIRED = ('env.tile', 'saving.keep_last')
+"""Fields of older configs that change nothing about a trained run."""
+Stages = tuple[tuple[int, int], ...]
+"""A prompt: ids of tasks, and how many events each needs."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -52,7 +57,10 @@ class Config:
   vectors: tuple[VectorComponent, ...] = ()
   """What is observed along with the image, each a token of the tokenizer."""
   tasks: tuple[str, ...] = ('reward',)
-  """Task names, in id order; also the order of the evaluation prompt."""
+  """Task names, in id order: the dataset's, some or all, in any order."""
+  prompt: tuple[str, ...] = ()
+  """What an agent pursues in an episode, one after another: TASK, or TASK:COUNT
+  for several events. The last lasts to the end. Empty is each task once."""
   tokenizer: TokenizerConfig = dataclasses.field(
     default_factory=TokenizerConfig
   )
@@ -102,6 +110,13 @@ class Config:
       'must have distinct names',
     )
     require(len(self.tasks) > 0, 'tasks', self.tasks, 'needs at least one')
+    require(
+      len(set(self.tasks)) == len(self.tasks),
+      'tasks',
+      self.tasks,
+      'must have distinct names',
+    )
+    self.stages()
     values = math.prod(self.tokenizer.latent_shape)
     require(
       values % self.dynamics.num_spatial_tokens == 0,
@@ -145,6 +160,41 @@ class Config:
   def num_tasks(self) -> int:
     """Number of task ids."""
     return len(self.tasks)
+
+  def stages(self, prompt: Sequence[str] | None = None) -> Stages:
+    """Returns the prompt as pairs of task id and count.
+
+    Args:
+      prompt: as the field; by default that of the config.
+
+    Raises:
+      ValueError: a task is unknown, or a count is no positive number.
+    """
+    stages = []
+    for stage in (self.prompt if prompt is None else prompt) or self.tasks:
+      name, separator, count = stage.rpartition(':')
+      if not separator or stage in self.tasks:
+        name, count = stage, ''
+      require(
+        name in self.tasks,
+        'prompt',
+        stage,
+        f'must begin with one of the tasks {", ".join(self.tasks)}',
+      )
+      require(
+        count == '' or (count.isdecimal() and int(count) > 0),
+        'prompt',
+        stage,
+        'must be TASK or TASK:COUNT, with a positive count',
+      )
+      stages.append((self.tasks.index(name), int(count or 1)))
+    return tuple(stages)
+
+  @property
+  def milestones(self) -> bool:
+    """Whether the prompt asks for no task twice, nor for several events."""
+    tasks, counts = zip(*self.stages(), strict=True)
+    return len(set(tasks)) == len(tasks) and set(counts) == {1}
 
   @property
   def baselines(self) -> tuple[str, ...]:
@@ -266,10 +316,12 @@ def _edited(
 
 
 def _refuse_unknown(given: Any, known: Any, name: str = '') -> None:
-  """Raises `ValueError` at a field that no config has."""
+  """Raises `ValueError` at a field that no config has, nor had."""
   if isinstance(given, dict) and isinstance(known, dict):
     for key, value in given.items():
       where = f'{name}.{key}' if name else key
+      if where in _RETIRED:
+        continue
       if key not in known:
         raise ValueError(f'{where}: no config has such a field; remove it')
       _refuse_unknown(value, known[key], where)

@@ -24,7 +24,7 @@ frames, and the fingerprint of that tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -79,6 +79,18 @@ class SplitIndex:
     begin, end = np.searchsorted(self.event_episode, [episode, episode + 1])
     return self.event_frame[begin:end], self.event_task[begin:end]
 
+  def of_tasks(self, kept: Sequence[int]) -> SplitIndex:
+    """Returns the index with the events of these tasks, in their order."""
+    number = {task: i for i, task in enumerate(kept)}
+    mine = np.isin(self.event_task, list(kept))
+    task = [number[k] for k in self.event_task[mine].tolist()]
+    events = self.event_episode[mine], self.event_frame[mine], task
+    order = np.lexsort(events[::-1])
+    episode, frame, task = (np.asarray(x, np.int64)[order] for x in events)
+    return dataclasses.replace(
+      self, event_episode=episode, event_frame=frame, event_task=task
+    )
+
   @functools.cached_property
   def ends(self) -> np.ndarray:
     """`[episodes]` int64 frames up to the end of each episode."""
@@ -89,6 +101,14 @@ class SplitIndex:
     """Indices of the events of each task that has any."""
     tasks = self.event_task
     return {int(k): np.flatnonzero(tasks == k) for k in np.unique(tasks)}
+
+  @functools.cached_property
+  def milestones(self) -> np.ndarray:
+    """Indices of the first event of each task in each episode."""
+    if not len(self.event_task):
+      return np.zeros(0, np.int64)
+    kind = self.event_episode * (self.event_task.max() + 1) + self.event_task
+    return np.sort(np.unique(kind, return_index=True)[1])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -111,7 +111,7 @@ def make_loader(
     labeled=labeled,
     actions=tuple(expected.actions),
     tasks=tuple(expected.tasks),
-    once=draws.dreams,
+    milestones=draws.milestones,
     vectors=tuple(expected.vectors),
   )
   size = draws.batch_size // count

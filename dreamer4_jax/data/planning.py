@@ -51,8 +51,7 @@ class Window:
     source: number of the dataset.
     segments: stretches that fill the window, in order.
     anchor_task: the task whose event a relevant window was placed on, else
-      -1. The event lies in the first segment; but the context of a dream whose
-      event is on a terminal frame ends up to `length` - 1 frames before it.
+      -1. The event lies in the first segment, or in the same episode after it.
     cloned: number of frames, from the first on, whose actions are cloned: up to
       the action that achieves the anchor's event; the whole window if it is a
       baseline's, or relevant in a split without events; none if it is uniform.
@@ -96,6 +95,10 @@ class Draws:
       each frame a segment of its own, without actions; rows of baselines never
       are.
     switch_tasks: probability that a row's labels advance at each event.
+    milestones: only the first event of a task in an episode counts, for labels
+      and relevant rows; as for an agent that is prompted with each task once.
+    lead: half of the relevant rows end up to this many frames before their
+      event, and do not show it; at 0, all show it. Rows of video always do.
     purpose: `video` takes everything; `cloning` leaves out datasets that have
       neither events nor rewards, and needs actions on the relevant rows;
       `dreams` leaves them out as well, and draws contexts of dreams: none holds
@@ -111,6 +114,8 @@ class Draws:
   novel_share: float = 0.0
   separate_images: float = 0.0
   switch_tasks: float = 0.5
+  milestones: bool = False
+  lead: int = 0
   purpose: Literal['video', 'cloning', 'dreams'] = 'video'
 
   @property
@@ -362,22 +367,42 @@ class Planner(Draws):
     """Draws task, then event, then its position in the window, each uniformly.
 
     Returns:
-      Segments, the task, and the position, which is the number of frames up to
-      the action that achieves the event.
+      Segments, the task, and how many frames of the window come before the
+      event, up to the action that achieves it.
     """
     index, lengths = self.indices[source], self._lengths[source]
-    task = int(rng.choice(list(index.events_of_task)))
-    event = rng.choice(index.events_of_task[task])
+    anchors = self._anchors[source]
+    task = int(rng.choice(list(anchors)))
+    event = rng.choice(anchors[task])
     arrival = int(index.event_frame[event])
-    position = int(rng.integers(1, min(self.length - 1, arrival) + 1))
+    lead = 0 if self.purpose == 'video' else self.lead
+    if lead and arrival >= self.length and rng.random() < 0.5:
+      position = self.length + int(rng.integers(lead))
+      position = min(position, arrival)
+    else:
+      position = int(rng.integers(1, min(self.length - 1, arrival) + 1))
     episode, start = int(index.event_episode[event]), arrival - position
-    if self.dreams:
+    if self.dreams and position < self.length:
       if arrival == lengths[episode]:
         # The event is on the terminal frame: the context ends before it.
         start = arrival - self.length - position + 1
       # The dream continues this episode.
       start = max(0, min(start, int(lengths[episode]) - self.length))
-    return self._from(source, episode, start, rng), task, position
+    segments = self._from(source, episode, start, rng)
+    return segments, task, min(position, self.length)
+
+  @functools.cached_property
+  def _anchors(self) -> list[dict[int, np.ndarray]]:
+    """Events that relevant windows are placed on, by task, for each dataset."""
+    if not self.milestones:
+      return [x.events_of_task for x in self.indices]
+    return [
+      {
+        task: np.intersect1d(events, x.milestones, assume_unique=True)
+        for task, events in x.events_of_task.items()
+      }
+      for x in self.indices
+    ]
 
   def _on_novelty(
     self, source: int, rng: np.random.Generator

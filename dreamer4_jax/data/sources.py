@@ -88,8 +88,9 @@ class EpisodeSource:
       split: name of the split.
       actions: expected action space, or None to accept any. Video without
         actions fits every action space.
-      tasks: expected task names in id order, or None to accept any. A dataset
-        without tasks fits every list.
+      tasks: expected task names in id order, some or all of the dataset's in
+        any order; None takes the dataset's. A dataset without tasks fits every
+        list. Ids and events of `index` are those of these tasks.
       frame_shape: expected height, width, channels, or None to accept any.
       vectors: those that it must have, by name and size; it may have others.
         Datasets of latents need none, since latents hold them already.
@@ -108,13 +109,19 @@ class EpisodeSource:
     self.description = read_description(path, metadata)
     for field, found, expected in (
       ('actions', self.description.actions, actions),
-      ('tasks', self.description.tasks, tasks),
       ('frame_shape', self.description.frame_shape, frame_shape),
     ):
       if found and expected is not None and found != tuple(expected):
         raise ValueError(
           f'{self.path}: {field}: found {found}, expected {tuple(expected)}'
         )
+    known = self.description.tasks
+    unknown = [name for name in tasks or () if name not in known]
+    if known and unknown:
+      raise ValueError(
+        f'{self.path}: tasks: found {known}, expected {tuple(tasks or ())}; it '
+        f'knows nothing of {", ".join(unknown)}'
+      )
     if not self.description.tokenizer:
       _check_vectors(self.path, self.description.vectors, vectors)
     self._features = fmt.features(self.description)
@@ -125,6 +132,8 @@ class EpisodeSource:
         f'{self.path}: split: found chunks {splits}, expected some in {split!r}'
       )
     self.index = fmt.index_from_metadata(metadata, split)
+    if known and tasks is not None and tuple(tasks) != known:
+      self.index = self.index.of_tasks([known.index(name) for name in tasks])
     chunks = -(-self.index.lengths // self.description.chunk_length)
     needed = int((self.index.first_chunks + chunks).max())
     if needed > splits[split]:

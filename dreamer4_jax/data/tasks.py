@@ -53,25 +53,24 @@ def lay_out(windows: Sequence[Window]) -> Layout:
 class Tasks:
   """Task labels and event rewards of one split."""
 
-  def __init__(self, index: SplitIndex, num_tasks: int, *, once: bool = False):
+  def __init__(
+    self, index: SplitIndex, num_tasks: int, *, milestones: bool = False
+  ):
     """Prepares the labels.
 
     Args:
       index: of the split.
       num_tasks: number of task ids.
-      once: a task is done for good when its event has happened, as it is for an
-        acting agent: labels then ignore the task's later events in that
-        episode. Rewards do not.
+      milestones: a task is done for good when its event has happened, as it is
+        for an agent that is prompted with each task once: labels then ignore
+        the task's later events in that episode. Rewards do not.
     """
     self._num_tasks = num_tasks
     # (episode, frame) as one sorted number.
     self._span = int(index.lengths.max()) + 1
     self._arrivals = self._key(index.event_episode, index.event_frame)
     self._paid = index.event_task
-    named = np.arange(len(index.event_task))
-    if once:
-      done = index.event_episode * num_tasks + index.event_task
-      named = np.sort(np.unique(done, return_index=True)[1])
+    named = index.milestones if milestones else slice(None)
     self._named = self._arrivals[named]
     # An entry after the last event, which belongs to no episode.
     self._episode = np.append(index.event_episode[named], -1)

@@ -30,7 +30,7 @@ class Clips:
     labeled: `[episodes]` bool for each dataset, whose actions are used.
     actions: the run's action space.
     tasks: the run's task names in id order.
-    once: labels never name a task that the episode has already achieved.
+    milestones: labels never name a task that the episode has already achieved.
     vectors: what the run observes along with frames.
   """
 
@@ -38,7 +38,7 @@ class Clips:
   labeled: Sequence[np.ndarray]
   actions: tuple[ActionComponent, ...]
   tasks: tuple[str, ...]
-  once: bool = False
+  milestones: bool = False
   vectors: tuple[VectorComponent, ...] = ()
 
   def read(self, windows: Sequence[Window]) -> Batch:
@@ -96,7 +96,7 @@ class Clips:
   @functools.cached_property
   def _tasks(self) -> list[Tasks]:
     return [
-      Tasks(source.index, len(self.tasks), once=self.once)
+      Tasks(source.index, len(self.tasks), milestones=self.milestones)
       for source in self.sources
     ]
 

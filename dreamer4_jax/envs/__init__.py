@@ -27,24 +27,19 @@ def _extra(extra: str, config: EnvConfig, *packages: str) -> Iterator[None]:
     ) from error
 
 
-def _draws_itself(adapter: str, config: EnvConfig) -> None:
-  require(
-    config.image_size is None,
-    'EnvConfig.image_size',
-    config.image_size,
-    f'{adapter} draws frames of a size of its own; leave it out',
-  )
-
-
 def _navix(level: str, config: EnvConfig) -> Environment:
-  _draws_itself('navix', config)
   with _extra('navix', config, 'navix'):
     from dreamer4_jax.envs import navix_env
   return navix_env.NavixDoorKey(level, config)
 
 
 def _craftax(level: str, config: EnvConfig) -> Environment:
-  _draws_itself('craftax', config)
+  require(
+    config.image_size is None,
+    'EnvConfig.image_size',
+    config.image_size,
+    'craftax draws frames of a size of its own; leave it out',
+  )
   # It prints about its textures, in the middle of a program's own output.
   with contextlib.redirect_stdout(io.StringIO()):
     with _extra('craftax', config, 'craftax'):

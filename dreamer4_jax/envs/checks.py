@@ -9,6 +9,8 @@ from dreamer4_jax.envs import Environment, make_env
 def check_environment(config: Config) -> Environment:
   """Returns the environment, which must be that of the config.
 
+  It may have more tasks than the run.
+
   Raises:
     ValueError: it is unknown, has other frames, actions or tasks, or does not
       show the vectors.
@@ -23,7 +25,6 @@ def check_environment(config: Config) -> Environment:
       spec.frame_shape,
     ),
     ('actions', config.actions, spec.actions),
-    ('tasks', config.tasks, spec.tasks),
   ):
     require(
       tuple(value) == tuple(found),
@@ -31,6 +32,13 @@ def check_environment(config: Config) -> Environment:
       value,
       f'env.name = {name!r} has {found}; change one of the two',
     )
+  unknown = [task for task in config.tasks if task not in spec.tasks]
+  require(
+    not unknown,
+    'tasks',
+    unknown,
+    f'env.name = {name!r} has {spec.tasks}; change one of the two',
+  )
   shown = {v.name: v.size for v in spec.vectors}
   require(
     all(shown.get(v.name) == v.size for v in config.vectors),

@@ -1,8 +1,8 @@
 """Craftax and Craftax-Classic, vectorised on the accelerator.
 
 Source: Matthews et al., "Craftax" (arXiv 2402.16801); the package craftax.
-Every achievement is a task. Its event is every step on which it happens, such as
-one more piece of wood; the reward counts the first, as in the package.
+Every achievement is a task. Its event is every step on which it happens, such
+as one more piece of wood; the reward counts the first, as in the package.
 
 The package reports `discount` 0 at the time limit too; here a time-out is not
 terminal.

@@ -136,10 +136,12 @@ class NavixDoorKey:
       max_steps=config.max_steps,
       observation_fn=navix.observations.none,
     )
-    self._sprites = _sprite_table(config.tile)
+    grid = self._env.height, self._env.width
+    side = _tile_side(config.image_size, grid)
+    self._sprites = _sprite_table(side)
     self._spec = EnvSpec(
-      height=self._env.height * config.tile,
-      width=self._env.width * config.tile,
+      height=grid[0] * side,
+      width=grid[1] * side,
       channels=3,
       actions=(
         ActionComponent(name=ACTION, kind='categorical', size=len(ACTIONS)),
@@ -148,7 +150,7 @@ class NavixDoorKey:
       max_steps=config.max_steps,
       labels={ACTION: ACTIONS},
       tiles=Tiles(
-        side=config.tile,
+        side=side,
         pictures=np.asarray(self._sprites),
         names=SPRITES,
         places=places,
@@ -238,15 +240,28 @@ class NavixDoorKey:
     return einops.rearrange(tiles, 'b h w y x c -> b (h y) (w x) c')
 
 
+def _tile_side(
+  image_size: tuple[int, int] | None, grid: tuple[int, int]
+) -> int:
+  """Returns the side in pixels of the tiles of a frame."""
+  whole = rendering_registry.TILE_SIZE
+  if image_size is None:
+    return min(whole, 8)
+  side = image_size[0] // grid[0]
+  fits = tuple(image_size) == (side * grid[0], side * grid[1])
+  require(
+    fits and side >= 1 and whole % side == 0,
+    'EnvConfig.image_size',
+    image_size,
+    f'must be {grid[0]} x {grid[1]} tiles, each of a side that divides {whole} '
+    'pixels',
+  )
+  return side
+
+
 def _sprite_table(tile: int) -> Array:
   """Returns navix's sprites `[10, tile, tile, 3]` uint8, mean-pooled."""
   side = rendering_registry.TILE_SIZE
-  require(
-    tile >= 1 and side % tile == 0,
-    'EnvConfig.tile',
-    tile,
-    f'must divide {side}, the side of a tile of navix',
-  )
   sprites = rendering_registry.SPRITES_REGISTRY
   yellow = int(rendering_registry.PALETTE.YELLOW)
   # A door's second index is open + 2 * locked.

@@ -11,11 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from dreamer4_jax.config import require
+from dreamer4_jax.config import Stages, require
 from dreamer4_jax.data.format import REWARD_ONLY
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.models import Params, World, distributions
-from dreamer4_jax.rollout import act, advance, init_actor, init_prompt
+from dreamer4_jax.rollout import (
+  act,
+  advance,
+  init_actor,
+  init_prompt,
+  own_events,
+)
 from dreamer4_jax.types import Actions, Array, EnvStep, Observation, PyTree
 
 # (params, memory, step, is_first [B], key) -> actions, memory
@@ -29,11 +35,12 @@ class Episodes:
   """Outcomes, one entry per episode.
 
   Attributes:
-    success: `[B]` bool, the last task of the prompt was achieved; None where
-      it is not defined, since the environment has rewards but no events.
+    success: `[B]` bool, the goal was achieved; None where it is not defined,
+      since the environment has rewards but no events.
     returns: `[B]` float32, sum of the environment's rewards.
     length: `[B]` int32 steps until the end.
-    achieved: `[B, num_tasks]` bool.
+    achieved: `[B, tasks]` bool, of the environment's tasks.
+    first: `[B, tasks]` int32 step on which each was first achieved, else -1.
     frames: `[n, S + 1, H, W, C]` uint8 of the first n episodes; a finished
       episode keeps its last frame.
   """
@@ -42,6 +49,7 @@ class Episodes:
   returns: np.ndarray
   length: np.ndarray
   achieved: np.ndarray
+  first: np.ndarray
   frames: np.ndarray
 
   def summary(self) -> dict[str, float | int | None]:
@@ -63,8 +71,16 @@ class Evaluator:
   structure, shapes and types.
   """
 
-  def __init__(self, env: Environment, agent: Agent):
-    """Takes an environment, and an agent that acts on a batch in it."""
+  def __init__(self, env: Environment, agent: Agent, goal: str = ''):
+    """Takes an environment, and an agent that acts on a batch in it.
+
+    Args:
+      env: the environment.
+      agent: acts on a batch.
+      goal: task that makes an episode a success; by default the last.
+    """
+    tasks = list(env.spec.tasks)
+    self._goal = tasks.index(goal) if goal else len(tasks) - 1
 
     def decide(params, step, memory, key, t):
       first = jnp.full(step.reward.shape, t == 0)
@@ -116,12 +132,15 @@ class Evaluator:
         break
     whole = jax.tree.map(lambda *x: np.stack(x, axis=1), *history)
     ended = whole.terminal | whole.timeout
+    achieved = whole.events.any(axis=1)
+    first = np.where(achieved, whole.events.argmax(axis=1), -1)
     # A finished episode stays as it is, with no further reward or event.
     return Episodes(
-      success=whole.events[..., -1].any(axis=1) if has_events(env) else None,
+      success=achieved[:, self._goal] if has_events(env) else None,
       returns=whole.reward.sum(axis=1),
       length=np.where(ended.any(1), ended.argmax(axis=1), limit),
-      achieved=whole.events.any(axis=1),
+      achieved=achieved,
+      first=first.astype(np.int32),
       frames=whole.frame,
     )
 
@@ -180,19 +199,23 @@ def random_agent(world: World) -> Agent:
 def streaming_agent(
   world: World,
   episodes: int,
-  prompt: int | None = None,
+  prompt: int | Stages | None = None,
   temperature: float = 1.0,
+  *,
+  tasks: Sequence[str] = (),
 ) -> tuple[Agent, Any]:
   """Returns the trained agent and memory; arguments as in `streaming_memory`.
 
   The agent is the same whatever is in the memory: one compiled `Evaluator`
   serves all prompts and temperatures. The prompt moves on to the next task on
-  the very frame on which an event is seen.
+  the very frame on which an event is seen. `tasks` are the environment's, by
+  default those of the run.
   """
+  tasks = tasks or world.config.tasks
 
   def agent(params, memory, step, is_first, key):
     actor, prompt, temperature = memory
-    prompt = advance(prompt, step.events)
+    prompt = advance(prompt, own_events(world, step.events, tasks))
     actions, _, actor = act(
       world,
       params,
@@ -210,7 +233,7 @@ def streaming_agent(
 def streaming_memory(
   world: World,
   episodes: int,
-  prompt: int | None = None,
+  prompt: int | Stages | None = None,
   temperature: float = 1.0,
 ) -> Any:
   """What the agent of `streaming_agent` knows before the first frame.
@@ -218,8 +241,8 @@ def streaming_memory(
   Args:
     world: modules.
     episodes: streams.
-    prompt: id of the task, or of the baseline's prompt, that is pursued from
-      the first frame to the last; by default every task once, in order.
+    prompt: stages; or the id of the task, or of the baseline's prompt, that is
+      pursued from the first frame to the last; by default the config's prompt.
     temperature: of the policy; 0 is greedy.
 
   Returns:
@@ -228,17 +251,20 @@ def streaming_memory(
   Raises:
     ValueError: there is no such prompt.
   """
-  tasks = range(world.config.num_tasks)
-  known = len(tasks) + len(world.config.baselines)
+  stages = world.config.stages()
+  known = world.config.num_tasks + len(world.config.baselines)
   require(
-    prompt is None or 0 <= prompt < known,
+    not isinstance(prompt, int) or 0 <= prompt < known,
     'prompt',
     prompt,
     f'must lie in [0, {known}): tasks, then baselines, of which there are some '
     'with phases.finetune.baseline_share above 0',
   )
-  # As many stages as there are tasks, so that the shape is always the same.
-  stages = [(task if prompt is None else prompt, 1) for task in tasks]
+  if isinstance(prompt, int):
+    # As many stages, so that the shape is always the same.
+    stages = tuple((prompt, 1) for _ in stages)
+  elif prompt is not None:
+    stages = prompt
   return (
     init_actor(world, episodes),
     init_prompt(stages, episodes),

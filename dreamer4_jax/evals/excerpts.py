@@ -25,7 +25,7 @@ def play(
   run_dir: str | pathlib.Path,
   out: str | pathlib.Path | None = None,
   *,
-  env: str = '',
+  config: Config | None = None,
   agents: Sequence[str] = (),
   temperatures: Sequence[float] = (1.0,),
   episodes: int | None = None,
@@ -38,8 +38,8 @@ def play(
     run_dir: run directory; finetuning must be done, for `rl` imagination too.
     out: directory for `episodes.json` and a video of each policy; by default
       `episodes` in the run directory.
-    env: name of the environment, by default that of the run. Frames, actions
-      and tasks must be those of the run.
+    config: by default the one saved there; it may name another environment,
+      with the same frames, actions and tasks, or another prompt.
     agents: names, as `policies.load_policies` gives them, the first of which
       is compared with all others; by default all, `rl` first. Random actions
       are always played.
@@ -58,7 +58,7 @@ def play(
   """
   run_dir = pathlib.Path(run_dir)
   out = pathlib.Path(out or run_dir / 'episodes')
-  config = with_episodes(saved.load_run(run_dir), episodes, seed)
+  config = with_episodes(config or saved.load_run(run_dir), episodes, seed)
   require(
     len(temperatures) > 0 and min(temperatures) >= 0,
     'temperatures',
@@ -66,10 +66,6 @@ def play(
     'needs at least one, none below 0; 0 is greedy',
   )
   require(videos >= 0, 'videos', videos, 'must be at least 0')
-  if env:
-    config = dataclasses.replace(
-      config, env=dataclasses.replace(config.env, name=env)
-    )
   game = needed_environment(config)
   known = policies.load_policies(run_dir, config)
   names = agents or [*sorted(known, key=lambda name: name != 'rl')]
@@ -84,6 +80,7 @@ def play(
   results = {
     'run': str(run_dir),
     'env': config.env.name,
+    'prompt': prompt_text(config),
     'first_seed': config.eval.seed,
     'agents': policies.summaries(game, played),
     'comparisons': policies.against_first(played),
@@ -167,6 +164,14 @@ def dream(
   with files.optional(out / 'dream.mp4') as path:
     files.write_video(path, report.dream_video(dreams, clips))
   return results
+
+
+def prompt_text(config: Config) -> list[str]:
+  """Returns the prompt as on the command line, TASK or TASK:COUNT."""
+  return [
+    config.tasks[task] + (f':{count}' if count > 1 else '')
+    for task, count in config.stages()
+  ]
 
 
 def with_episodes(

@@ -11,7 +11,13 @@ import numpy as np
 
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.models import Params, World, no_action
-from dreamer4_jax.rollout import act, advance, init_actor, init_prompt
+from dreamer4_jax.rollout import (
+  act,
+  advance,
+  init_actor,
+  init_prompt,
+  own_events,
+)
 from dreamer4_jax.types import (
   Actions,
   Array,
@@ -96,11 +102,12 @@ def moments(
   world: World, env: Environment
 ) -> Callable[[Params, Array, Sequence[int], Sequence[int]], Iterator[Moment]]:
   """Returns `play(params, key, seeds, starts)`, which yields moments."""
-  stages = [(task, 1) for task in range(world.config.num_tasks)]
+  stages = world.config.stages()
 
   @jax.jit
   def turn(params, env_state, step, actor, prompt, key, t):
-    prompt = advance(prompt, step.events)
+    events = own_events(world, step.events, env.spec.tasks)
+    prompt = advance(prompt, events)
     action, _, actor = act(
       world,
       params,

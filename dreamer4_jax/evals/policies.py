@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from dreamer4_jax import checkpoint
-from dreamer4_jax.config import Config, require
+from dreamer4_jax.config import Config, Stages, require
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.evals.closed_loop import (
   Episodes,
@@ -87,6 +87,7 @@ def play_policies(
   key: jax.Array,
   temperatures: Sequence[float] = (1.0,),
   keep_frames: int = 0,
+  prompt: Stages | None = None,
 ) -> dict[str, Episodes]:
   """Plays policies at all temperatures, each on the same episodes.
 
@@ -98,6 +99,8 @@ def play_policies(
     key: of the agents' randomness.
     temperatures: of trained policies; 0 is greedy.
     keep_frames: episodes whose frames are kept.
+    prompt: what policies that follow tasks pursue; by default as the config
+      says. Its last task, achieved, makes an episode a success.
 
   Returns:
     Episodes by policy, those of random actions first: `rl` at temperature 1,
@@ -106,14 +109,20 @@ def play_policies(
   settings: dict[str, Any] = {
     'seeds': seeds, 'key': key, 'keep_frames': keep_frames
   }  # fmt: skip
-  random = Evaluator(env, random_agent(world))
+  stages = prompt or world.config.stages()
+  goal = world.config.tasks[stages[-1][0]]
+  random = Evaluator(env, random_agent(world), goal)
   episodes = {RANDOM: random.play({}, (), label=RANDOM, **settings)}
-  agent, _ = streaming_agent(world, len(seeds))
-  trained = Evaluator(env, agent)  # Compiled once for all of them.
+  agent, _ = streaming_agent(world, len(seeds), tasks=env.spec.tasks)
+  trained = Evaluator(env, agent, goal)  # Compiled once for all of them.
   for kind, policy in policies.items():
     for temperature in temperatures:
       name = tempered(kind, temperature)
-      memory = streaming_memory(world, len(seeds), policy.prompt, temperature)
+      pursued = stages
+      if policy.prompt is not None:
+        # As many stages, so that one program serves all policies.
+        pursued = tuple((policy.prompt, 1) for _ in stages)
+      memory = streaming_memory(world, len(seeds), pursued, temperature)
       episodes[name] = trained.play(
         policy.params, memory, label=name, **settings
       )

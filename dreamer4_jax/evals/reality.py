@@ -21,7 +21,13 @@ from dreamer4_jax.envs import Environment
 from dreamer4_jax.evals.closed_loop import has_events
 from dreamer4_jax.evals.moments import Moment, moments, play_on
 from dreamer4_jax.models import Params, World
-from dreamer4_jax.rollout import Rollout, arrivals, imagine, sample_policy
+from dreamer4_jax.rollout import (
+  Rollout,
+  arrivals,
+  imagine,
+  own_events,
+  sample_policy,
+)
 from dreamer4_jax.types import Array, Batch, EnvStep
 
 PHANTOMS = 6
@@ -164,7 +170,7 @@ def dream_and_play(
 ) -> dict[str, Reality] | None:
   """Lets agents dream in states of their own episodes, and plays their dreams.
 
-  Each agent plays at temperature 1, prompted with every task once, in order. At
+  Each agent plays at temperature 1, prompted as the config says. At
   the frames `starts` of every episode that is still going on it dreams, holding
   its task; the actions of the dream are then taken in the game. What the dream
   has beyond the game's time limit is left out.
@@ -208,6 +214,8 @@ def dream_and_play(
       own = jax.random.fold_in(dreaming, moment.start)
       dreamt = dream(params, batch, own)
       game = go_on(moment.env_state, dreamt[0].actions)
+      own = own_events(world, game.events, env.spec.tasks)
+      game = game.replace(events=own)
       parts.append(_states(env, moment, batch, dreamt, game))
     results[name] = _compare(
       jax.tree.map(lambda *x: np.concatenate(x), *parts),

@@ -7,6 +7,7 @@ from dreamer4_jax.rollout.acting import (
   advance,
   init_actor,
   init_prompt,
+  own_events,
 )
 from dreamer4_jax.rollout.context import Context, prepare_context
 from dreamer4_jax.rollout.denoise import (
@@ -57,6 +58,7 @@ __all__ = [
   'init_prompt',
   'init_stream',
   'next_frame',
+  'own_events',
   'prepare_context',
   'sample_policy',
 ]

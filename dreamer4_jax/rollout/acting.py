@@ -7,10 +7,14 @@ action, and the policy reads the agent state of that pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from dreamer4_jax.config import Stages
 from dreamer4_jax.models import (
   Params,
   World,
@@ -122,7 +126,7 @@ class Prompt:
     return self.tasks[self.stage]
 
 
-def init_prompt(stages: list[tuple[int, int]], batch: int) -> Prompt:
+def init_prompt(stages: Stages, batch: int) -> Prompt:
   """Starts `batch` agents at the first of `stages`, pairs (task, count)."""
   tasks, counts = zip(*stages, strict=True)
   return Prompt(
@@ -131,6 +135,23 @@ def init_prompt(stages: list[tuple[int, int]], batch: int) -> Prompt:
     stage=jnp.zeros((batch,), jnp.int32),
     done=jnp.zeros((batch,), jnp.int32),
   )
+
+
+def own_events(world: World, events: Array, tasks: Sequence[str]) -> Array:
+  """Picks the events that a run has tasks for.
+
+  Args:
+    world: modules.
+    events: `[..., n]` of an environment.
+    tasks: its n tasks, among them those of the run.
+
+  Returns:
+    `[..., num_tasks]`, in the order of the run's tasks.
+  """
+  if tuple(tasks) == world.config.tasks:
+    return events
+  index = [tuple(tasks).index(name) for name in world.config.tasks]
+  return events[..., np.array(index)]
 
 
 def advance(prompt: Prompt, events: Array) -> Prompt:

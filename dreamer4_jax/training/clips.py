@@ -87,6 +87,9 @@ def _loader(
     novel_share=data.novel_share,
     separate_images=0.0 if dreams else data.separate_images,
     switch_tasks=data.switch_tasks,
+    # A world model may see every event, an agent only those it is asked for.
+    milestones=config.milestones and kind in ('finetune', 'imagination'),
+    lead=data.lead,
     purpose={'finetune': 'cloning', 'imagination': 'dreams'}.get(kind, 'video'),
   )
   return make_loader(

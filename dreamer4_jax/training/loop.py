@@ -127,11 +127,7 @@ def run_phase(
   with contextlib.ExitStack() as stack:
     stack.enter_context(sharding.use_mesh(mesh))
     checkpoints = stack.enter_context(
-      Checkpoints(
-        phase_dir,
-        keep_last=config.saving.keep_last,
-        best=Best.of(config.saving, phase),
-      )
+      Checkpoints(phase_dir, best=Best.of(config.saving, phase))
     )
     begun = _begin(phase, config, work, mesh, checkpoints)
     _announce(phase, begun, total, phase_dir, mesh)

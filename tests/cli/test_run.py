@@ -305,6 +305,15 @@ def test_any_agents_of_a_run_play(home, trained, monkeypatch, capsys):
     assert (home / f'new/{name}.mp4').stat().st_size > 0
     assert f'| {name} |' in said
   assert sorted((home / RUN).iterdir()) == before
+  prompt = found['prompt']
+  only = ['--agents', 'rl', '--videos', '0', '--episodes', '2', '--out', 'one']
+  assert main(['evaluate', RUN, *only, '--prompt', f'{prompt[0]}:3']) == 0
+  found = json.loads((home / 'one/episodes.json').read_text())
+  assert found['prompt'] == [f'{prompt[0]}:3']
+  assert main(['evaluate', RUN, '--prompt', 'sleep']) == 2
+  assert "prompt = 'sleep': must begin with one of the tasks" in (
+    capsys.readouterr().err
+  )
   assert main(['evaluate', RUN, '--agents', 'bc_best']) == 2
   assert "agents = 'bc_best': this run has random, bc, rl" in (
     capsys.readouterr().err

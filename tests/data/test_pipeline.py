@@ -108,9 +108,12 @@ def test_terminal_frames_are_kept_and_end_their_segment(make):
   assert ends > 10
 
 
-@pytest.mark.parametrize('purpose', ['video', 'cloning', 'dreams'])
+@pytest.mark.parametrize(
+  ('purpose', 'milestones'),
+  [('video', False), ('cloning', True), ('dreams', True), ('dreams', False)],
+)
 def test_dreams_are_planned_and_labeled_as_an_agent_acts(
-  make, monkeypatch, purpose
+  make, monkeypatch, purpose, milestones
 ):
   # Where no task is achieved twice, labels alone would show no difference.
   asked = {}
@@ -126,9 +129,10 @@ def test_dreams_are_planned_and_labeled_as_an_agent_acts(
 
   watch(pipeline, 'Planner')
   watch(transforms, 'Clips')
-  make(purpose=purpose, switch_tasks=0.3)
+  make(purpose=purpose, switch_tasks=0.3, milestones=milestones)
   dreams = purpose == 'dreams'
-  assert asked['Clips']['once'] == dreams
+  assert asked['Clips']['milestones'] == milestones
+  assert asked['Planner']['milestones'] == milestones
   assert asked['Planner']['purpose'] == purpose
   assert asked['Planner']['switch_tasks'] == (1.0 if dreams else 0.3)
 
@@ -242,8 +246,8 @@ def expecting(**fields):
   [
     ({'split': 'valid'}, "split: found .*expected some in 'valid'"),
     (
-      expecting(tasks=('key',)),
-      "tasks: found .*'door'.*expected .*'key'",
+      expecting(tasks=('key', 'bell')),
+      "tasks: found .*'door'.*expected .*'bell'.* knows nothing of bell",
     ),
     (
       expecting(actions=(ActionComponent(name='x', kind='binary', size=2),)),
@@ -261,6 +265,23 @@ def expecting(**fields):
 def test_mistakes_are_named(make, kwargs, message):
   with pytest.raises(ValueError, match=message):
     make(**kwargs)
+
+
+def test_tasks_may_be_some_of_the_datasets_in_any_order(make):
+  draws = {'relevant_share': 1.0, 'batch_size': 32}
+  whole = next(make(**draws))
+  names = EXPECTED.tasks
+  mine = (names[2], names[0])
+  some = next(make(**expecting(tasks=mine), **draws))
+  assert some.reward.shape[-1] == 2 and some.reward.any((0, 1)).all()
+  # Frames tell the two apart: the same events pay, in their own columns.
+  pays = lambda batch, k: {
+    batch.frames[row, t].tobytes()
+    for row, t in np.argwhere(batch.reward[..., k])
+  }
+  for own, theirs in ((0, 2), (1, 0)):
+    others = set.union(*(pays(whole, k) for k in range(3) if k != theirs))
+    assert not pays(some, own) & (others - pays(whole, theirs))
 
 
 def test_a_missing_dataset_is_named(make, tmp_path):

@@ -249,6 +249,35 @@ def test_what_is_cloned_ends_with_the_action_that_achieves_the_event():
   assert any(w.relevant and len(w.segments) > 1 for w in windows)
 
 
+def test_with_a_lead_half_of_the_clips_end_before_their_event():
+  events = ((0, 30, 0), (0, 38, 0), (1, 2, 1))
+  index = make_index(events=events, lengths=(40, 7))
+  settings = {'indices': [index], 'length': 4, 'relevant_share': 1.0}
+  for purpose in ('cloning', 'dreams'):
+    planner = make_planner(
+      lead=10, milestones=True, purpose=purpose, **settings
+    )
+    windows = [w for b in range(300) for w in planner.plan(b, range(4))]
+    ahead = collections.Counter()
+    for w in windows:
+      first = w.segments[0]
+      arrival = {0: 30, 1: 2}[w.anchor_task]  # Never the second of task 0.
+      distance = arrival - first.start
+      assert w.cloned == min(distance, 4) or purpose == 'dreams'
+      if w.anchor_task == 0:
+        ahead[distance] += 1
+      else:  # It happens too early for a window before it.
+        assert distance in (1, 2)
+    assert set(ahead) == set(range(1, 14))
+    far = sum(ahead[k] for k in range(4, 14)) / ahead.total()
+    assert 0.45 < far < 0.55
+  # Without it, and for video, every clip shows its event.
+  for more in ({'purpose': 'cloning'}, {'lead': 10, 'purpose': 'video'}):
+    planner = make_planner(**settings, **more)
+    for w in [w for b in range(50) for w in planner.plan(b, range(4))]:
+      assert w.cloned < 4
+
+
 def test_without_events_all_of_a_labeled_clip_is_cloned():
   planner = make_planner(
     indices=[make_index(events=())], length=3, relevant_share=0.5

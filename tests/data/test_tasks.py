@@ -82,11 +82,11 @@ def test_what_an_agent_has_done_it_is_not_asked_for_again():
   index = make_index(events=[(0, 1, 0), (0, 2, 0), (0, 4, 1), (0, 5, 0)])
   w = window((0, 0, 6), switch=True)
   assert labels(w, 3, index).tolist() == [0, 0, 1, 1, 0, 2]
-  assert labels(w, 3, index, once=True).tolist() == [0, 1, 1, 1, 2, 2]
+  assert labels(w, 3, index, milestones=True).tolist() == [0, 1, 1, 1, 2, 2]
   # All are done: it stays with the last task to be done for the first time.
-  assert labels(w, 2, index, once=True).tolist() == [0, 1, 1, 1, 1, 1]
+  assert labels(w, 2, index, milestones=True).tolist() == [0, 1, 1, 1, 1, 1]
   # All events are rewarded.
-  reward = Tasks(index, 3, once=True).rewards(lay_out([w]))[0]
+  reward = Tasks(index, 3, milestones=True).rewards(lay_out([w]))[0]
   assert reward[:, 0].tolist() == [0, 1, 1, 0, 0, 1]
 
 
@@ -107,7 +107,7 @@ def test_a_dream_never_pursues_what_its_context_shows():
   )  # fmt: skip
   windows = planner.plan(0, range(400))
   layout = lay_out(windows)
-  last = Tasks(index, 5, once=True).labels(windows, layout)[:, -1]
+  last = Tasks(index, 5, milestones=True).labels(windows, layout)[:, -1]
   shown, held = 0, 0
   for w, task in zip(windows, last, strict=True):
     now = w.segments[-1]

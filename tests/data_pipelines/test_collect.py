@@ -177,13 +177,13 @@ def test_an_experiment_records_its_environment(monkeypatch, share):
   monkeypatch.setattr(
     collect.novelty, 'measure_dataset', lambda *of: asked.append(of)
   )
-  env = EnvConfig(name='navix:x', tile=4, image_size=(8, 6), max_steps=7)
+  env = EnvConfig(name='navix:x', image_size=(8, 6), max_steps=7)
   sources = (SourceConfig(path='d'),)
   config = Config(env=env, data=DataConfig(sources=sources, novel_share=share))
   settings = {'policy': 'random', 'episodes': 3}
   assert collect.record_env(config, **settings) == 'report'
   expected = collect.CollectConfig(
-    out='d', env='navix:x', tile=4, image_size=(8, 6), max_steps=7, **settings
+    out='d', env='navix:x', image_size=(8, 6), max_steps=7, **settings
   )
   assert asked == [expected] + [('d', 'train')] * (share > 0)
   # A recording may have a longer time limit than an evaluation.

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import vpt_actions as lib
+from dreamer4_jax.config import Config
 
 
 def line(**changes):
@@ -261,5 +262,6 @@ def test_a_line_that_cannot_be_read_is_an_unknown_action(bad):
 def test_the_prompt_ends_with_diamonds():
   prompt = lib.prompt()
   assert len(prompt) == 25
-  assert prompt[0] == (lib.TASKS.index('mine_log'), 10)
-  assert prompt[-1][0] == lib.TASKS.index('mine_diamond')
+  stages = Config(tasks=lib.TASKS, prompt=prompt).stages()
+  assert stages[0] == (lib.TASKS.index('mine_log'), 10)
+  assert stages[-1][0] == lib.TASKS.index('mine_diamond')

@@ -130,9 +130,7 @@ def test_what_the_bag_of_craftax_holds_is_no_event():
   had = dict(wood=2, pickaxe=1)
   had = {k: jnp.full((2,), v, jnp.int32) for k, v in had.items()}
   old = old.replace(inventory=old.inventory.replace(**had))
-  bag = old.inventory.replace(
-    wood=jnp.array([3, 1]), pickaxe=jnp.array([2, 1])
-  )
+  bag = old.inventory.replace(wood=jnp.array([3, 1]), pickaxe=jnp.array([2, 1]))
   new = old.replace(inventory=bag, player_level=jnp.array([1, 0]))
   marked = jnp.zeros((2, len(env.spec.tasks)), bool)
   for name in (
@@ -141,9 +139,7 @@ def test_what_the_bag_of_craftax_holds_is_no_event():
   ):  # fmt: skip
     marked = marked.at[:, index(name)].set(True)
   events = lib._happened(old, new, marked)
-  named = [
-    {env.spec.tasks[i] for i in np.flatnonzero(row)} for row in events
-  ]
+  named = [{env.spec.tasks[i] for i in np.flatnonzero(row)} for row in events]
   assert named == [
     {'collect_wood', 'make_stone_pickaxe', 'enter_dungeon', 'eat_cow'},
     {'eat_cow'},

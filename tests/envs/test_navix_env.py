@@ -115,7 +115,9 @@ def test_frames_are_those_of_navix(tile, monkeypatch):
   monkeypatch.setattr(
     navix.rendering.cache, 'draw_grid_lines', lambda x, **_: x, raising=False
   )
-  env = make_env(EnvConfig(name=LEVEL, max_steps=40, tile=tile))
+  env = make_env(
+    EnvConfig(name=LEVEL, max_steps=40, image_size=(5 * tile,) * 2)
+  )
   state, shown = jax.jit(env.reset)(jax.random.split(jax.random.key(0), 64))
   step = jax.jit(env.step)
 
@@ -269,7 +271,11 @@ def test_same_key_same_episode(fns):
     (EnvConfig(name='atari:Pong'), r"'atari:Pong'.*'gymnasium', 'navix'\]"),
     (EnvConfig(name='Navix-DoorKey-5x5-v0'), 'must be adapter:level'),
     (EnvConfig(name='navix:Navix-Maze'), 'Navix-DoorKey-Random-6x6-v0'),
-    (EnvConfig(name=LEVEL, tile=3), 'EnvConfig.tile = 3: must divide 8'),
+    (
+      EnvConfig(name=LEVEL, image_size=(15, 15)),
+      r'image_size = \(15, 15\): must be 5 x 5 tiles, .* divides 8 pixels',
+    ),
+    (EnvConfig(name=LEVEL, image_size=(40, 20)), 'must be 5 x 5 tiles'),
     (EnvConfig(name=LEVEL, max_steps=0), 'EnvConfig.max_steps = 0'),
   ],
 )

@@ -209,6 +209,33 @@ def test_the_trained_agent_plays_and_follows_its_prompt():
   assert [e.tolist() for e, _ in stages][1] == [1] * 4
 
 
+def test_an_environment_may_have_more_tasks_than_the_run():
+  config = CONFIG.edit({'tasks': ('door',), 'prompt': ('door:2',)})
+  world, params = world_and_params(config)
+  agent, memory = streaming_agent(world, 4, tasks=Line.spec.tasks)
+  counts = []
+
+  def watched(params, memory, step, is_first, key):
+    actions, memory = agent(params, memory, step, is_first, key)
+    jax.debug.callback(lambda n: counts.append(n.tolist()), memory[1].done)
+    actions['move'] = jnp.full(4, 2)
+    return actions, memory
+
+  settings = {'seeds': GOALS.tolist(), 'key': jax.random.key(0)}
+  doors = Evaluator(Line(), watched).play(params, memory, **settings)
+  jax.effects_barrier()
+  # The key, seen on frame 1, is no task of the run; some doors are seen later.
+  assert counts[1] == [0, 0, 0, 0] and max(counts[-1]) == 1
+  assert doors.achieved.shape == (4, 2)
+  keys = Evaluator(Line(), watched, 'key').play(params, memory, **settings)
+  assert keys.success.tolist() == keys.achieved[:, 0].tolist()
+  assert doors.success.tolist() == doors.achieved[:, 1].tolist()
+  assert keys.success.sum() > doors.success.sum()
+  for e in (keys, doors):
+    assert (e.first[:, 0] == 1).all()
+    assert e.first[:, 1].tolist() == [2, 3, 6, -1]
+
+
 def test_one_program_serves_all_policies():
   # Two tasks and two baselines: prompts 2 and 3 are no tasks.
   config = CONFIG.edit({'phases.finetune.baseline_share': 0.1})
@@ -265,6 +292,7 @@ def outcomes(success, returns):
     returns=np.array(returns, np.float32),
     length=np.ones(n, int),
     achieved=np.zeros((n, 1), bool),
+    first=np.full((n, 1), -1, np.int32),
     frames=np.zeros((0, 1, 1, 1, 1), np.uint8),
   )
 

@@ -22,7 +22,6 @@ LOOP = [
   ('data.long_only_share', 0.5, {'batches': {2: 5, 4: 9}}),
   ('saving.log_every', 5, {'lines': [5, 10, 14]}),
   ('saving.checkpoint_every', 6, {'kept': [12, 14]}),
-  ('saving.keep_last', 1, {'kept': [14]}),
   # The best step, here the first one saved, is kept as well.
   ('saving.best_metric', 'loss', THREE),
   ('saving.best_metric', 'max:loss', {}),
