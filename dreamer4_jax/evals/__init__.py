@@ -13,11 +13,20 @@ from dreamer4_jax.evals.closed_loop import (
   streaming_memory,
 )
 from dreamer4_jax.evals.reality import Phantoms, Reality, dream_and_play
+from dreamer4_jax.evals.similarity import (
+  frechet_distance,
+  fvd,
+  latent_features,
+  ssim,
+)
 from dreamer4_jax.evals.statistics import (
   compare_policies,
   compare_steps,
+  milestones,
+  over_agents,
   paired_comparison,
   paired_difference,
+  wilson,
 )
 from dreamer4_jax.evals.tiles import (
   Palette,
@@ -57,10 +66,15 @@ __all__ = [
   'dream_tiles',
   'evaluate',
   'find_palette',
+  'frechet_distance',
+  'fvd',
   'has_events',
+  'latent_features',
+  'milestones',
   'one_episode_clips',
   'open_loop',
   'open_loop_psnr',
+  'over_agents',
   'paired_comparison',
   'paired_difference',
   'play',
@@ -69,8 +83,10 @@ __all__ = [
   'reconstruction_tiles',
   'reconstructions',
   'run_episodes',
+  'ssim',
   'streaming_agent',
   'streaming_memory',
   'summary',
   'vector_errors',
+  'wilson',
 ]

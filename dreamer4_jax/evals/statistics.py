@@ -1,7 +1,8 @@
-"""Paired comparisons of two policies on the same episodes."""
+"""Paired comparisons of two policies on the same episodes, and intervals."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,75 @@ def paired_difference(
     spread = float(stats.t.ppf(0.975, d.size - 1) * error)
     interval = [mean - spread, mean + spread]
   return {'difference': mean, 'ci95': interval, 'p_value': _sign_flips(d, seed)}
+
+
+def wilson(successes: int, trials: int) -> list[float]:
+  """Wilson's 95 % interval of a share.
+
+  Source: Wilson (1927). It stays within 0 and 1, and is of use at 0 of n.
+
+  Args:
+    successes: how many.
+    trials: of how many, at least 1.
+
+  Raises:
+    ValueError: there are more successes than trials, or none of these.
+  """
+  if not 0 <= successes <= trials or trials < 1:
+    raise ValueError(f'successes = {successes}: must lie in 0..{trials}')
+  z = stats.norm.ppf(0.975)
+  share, weight = successes / trials, z**2 / trials
+  middle = (share + weight / 2) / (1 + weight)
+  half = np.sqrt(share * (1 - share) * weight + weight**2 / 4) / (1 + weight)
+  return [max(float(middle - half), 0.0), min(float(middle + half), 1.0)]
+
+
+def over_agents(differences: Sequence[float]) -> dict[str, Any]:
+  """Mean and interval over retrained agents, the unit of a claim.
+
+  Args:
+    differences: one figure of each agent.
+
+  Returns:
+    `agents`, how many; `mean`; `ci95`, Student's interval, None for one agent.
+
+  Raises:
+    ValueError: there are no agents.
+  """
+  x = np.asarray(differences, np.float64)
+  if not x.size:
+    raise ValueError('differences: needs one of each agent, got none')
+  interval = None
+  if x.size > 1:
+    half = stats.t.ppf(0.975, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size)
+    interval = [float(x.mean() - half), float(x.mean() + half)]
+  return {'agents': int(x.size), 'mean': float(x.mean()), 'ci95': interval}
+
+
+def milestones(
+  achieved: np.ndarray, first: np.ndarray, names: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+  """Summarises what was achieved in episodes, and when.
+
+  Args:
+    achieved: `[n, tasks]` bool.
+    first: `[n, tasks]` int step on which each was first achieved.
+    names: of the tasks.
+
+  Returns:
+    By name: `share` of the episodes, `ci95` (Wilson's), and `median_step` where
+    it was achieved, None if never.
+  """
+  found = {}
+  for i, name in enumerate(names):
+    count = int(achieved[:, i].sum())
+    steps = first[achieved[:, i], i]
+    found[name] = {
+      'share': count / len(achieved),
+      'ci95': wilson(count, len(achieved)),
+      'median_step': float(np.median(steps)) if count else None,
+    }
+  return found
 
 
 def _sign_flips(d: np.ndarray, seed: int) -> float:

@@ -5,8 +5,11 @@ from scipy import stats
 from dreamer4_jax.evals.statistics import (
   compare_policies,
   compare_steps,
+  milestones,
+  over_agents,
   paired_comparison,
   paired_difference,
+  wilson,
 )
 
 
@@ -127,3 +130,40 @@ def test_steps_are_compared_where_both_succeed():
   one = np.array([1, 0, 0, 0, 0], bool)
   assert compare_steps(one, b, steps_a, steps_b) is None
   assert compare_steps(None, b, steps_a, steps_b) is None
+
+
+@pytest.mark.parametrize(
+  ('successes', 'trials'), [(0, 256), (1, 10), (5, 10), (256, 256), (30, 300)]
+)
+def test_wilsons_interval_is_that_of_scipy(successes, trials):
+  expected = stats.binomtest(successes, trials).proportion_ci(method='wilson')
+  found = wilson(successes, trials)
+  np.testing.assert_allclose(found, [expected.low, expected.high], atol=1e-9)
+
+
+def test_wilsons_interval_refuses_what_cannot_be():
+  for wrong in ((-1, 3), (4, 3), (0, 0)):
+    with pytest.raises(ValueError, match='successes = '):
+      wilson(*wrong)
+
+
+def test_the_interval_over_agents_is_students():
+  x = [0.3, 0.5, 0.1, 0.4]
+  found = over_agents(x)
+  expected = stats.ttest_1samp(x, 0.0).confidence_interval()
+  np.testing.assert_allclose(found['ci95'], [expected.low, expected.high])
+  assert found['agents'] == 4 and found['mean'] == pytest.approx(0.325)
+  assert over_agents([2.0]) == {'agents': 1, 'mean': 2.0, 'ci95': None}
+  with pytest.raises(ValueError, match='got none'):
+    over_agents([])
+
+
+def test_milestones_by_hand():
+  achieved = np.array([[1, 0], [1, 0], [0, 0], [1, 0]], bool)
+  first = np.array([[3, -1], [9, -1], [-1, -1], [5, -1]])
+  found = milestones(achieved, first, ['wood', 'table'])
+  assert found['wood']['share'] == 0.75 and found['wood']['median_step'] == 5
+  assert found['wood']['ci95'] == wilson(3, 4)
+  assert found['table'] == {
+    'share': 0.0, 'ci95': wilson(0, 4), 'median_step': None
+  }  # fmt: skip
