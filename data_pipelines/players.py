@@ -201,6 +201,7 @@ def _trained(env: Environment, run: str, batch: int) -> Player:
     prompt = prompt.replace(
       stage=jnp.where(is_first, 0, prompt.stage),
       done=jnp.where(is_first, 0, prompt.done),
+      past=prompt.past & ~is_first[:, None],
     )
     events = own_events(world, step.events, env.spec.tasks)
     prompt = advance(prompt, events * ~is_first[:, None])

@@ -32,7 +32,7 @@ from dreamer4_jax.config.phases import (
   Phases,
   TokenizerPhase,
 )
-from dreamer4_jax.config.run import BASELINES, Config, Stages
+from dreamer4_jax.config.run import BASELINES, Config, Stages, is_once
 from dreamer4_jax.nn.config import (
   Backend,
   ComputeConfig,
@@ -74,6 +74,7 @@ __all__ = [
   'TransformerConfig',
   'VectorComponent',
   'experiments',
+  'is_once',
   'presets',
   'require',
   'saved',

@@ -193,8 +193,7 @@ class Config:
   @property
   def milestones(self) -> bool:
     """Whether the prompt asks for no task twice, nor for several events."""
-    tasks, counts = zip(*self.stages(), strict=True)
-    return len(set(tasks)) == len(tasks) and set(counts) == {1}
+    return is_once(self.stages())
 
   @property
   def baselines(self) -> tuple[str, ...]:
@@ -282,6 +281,12 @@ class Config:
     config = msgspec.convert(plain, cls)
     _refuse_unknown(plain, dataclasses.asdict(config))
     return config
+
+
+def is_once(stages: Sequence[tuple[int, int]]) -> bool:
+  """Whether stages ask for no task twice, nor for several events."""
+  tasks, counts = zip(*stages, strict=True)
+  return len(set(tasks)) == len(tasks) and set(counts) == {1}
 
 
 def _edited(

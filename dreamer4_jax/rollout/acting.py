@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer4_jax.config import Stages
+from dreamer4_jax.config import Stages, is_once
 from dreamer4_jax.models import (
   Params,
   World,
@@ -112,14 +112,18 @@ class Prompt:
   Attributes:
     tasks: `[S]` int32 task of each stage.
     counts: `[S]` int32 events needed; the last stage lasts to the end.
+    milestones: `[]` bool, each task is asked for once, for one event.
     stage: `[B]` int32.
     done: `[B]` int32 events so far in this stage.
+    past: `[B, S]` bool, the event of each stage's task has been seen.
   """
 
   tasks: Array
   counts: Array
+  milestones: Array
   stage: Array
   done: Array
+  past: Array
 
   def task(self) -> Array:
     """Task of every agent, `[B]` int32."""
@@ -132,8 +136,10 @@ def init_prompt(stages: Stages, batch: int) -> Prompt:
   return Prompt(
     tasks=jnp.asarray(tasks, jnp.int32),
     counts=jnp.asarray(counts, jnp.int32),
+    milestones=jnp.asarray(is_once(stages)),
     stage=jnp.zeros((batch,), jnp.int32),
     done=jnp.zeros((batch,), jnp.int32),
+    past=jnp.zeros((batch, len(tasks)), bool),
   )
 
 
@@ -157,17 +163,22 @@ def own_events(world: World, events: Array, tasks: Sequence[str]) -> Array:
 def advance(prompt: Prompt, events: Array) -> Prompt:
   """Counts `events [B, num_tasks]`, moving on where a stage is complete.
 
-  An event counts for the stage in force when it happened; several events of
-  one step never skip a stage. A stage whose id is not a task, such as the
-  prompt of a baseline, has no events and lasts.
+  An event counts for the stage in force when it happened, and several events
+  of one step never skip a stage; but where each task is asked for once, what
+  was achieved ahead of its stage is not asked for again. A stage whose id is
+  not a task, such as the prompt of a baseline, has no events and lasts.
   """
-  own = jnp.take_along_axis(
-    events, prompt.task()[:, None], axis=1, mode='fill', fill_value=0
-  )
+  stages = jnp.broadcast_to(prompt.tasks[None], prompt.past.shape)
+  seen = jnp.take_along_axis(events, stages, axis=1, mode='fill', fill_value=0)
+  own = jnp.take_along_axis(seen, prompt.stage[:, None], axis=1)
   done = prompt.done + own[:, 0].astype(jnp.int32)
   last = prompt.tasks.shape[0] - 1
   forward = (done >= prompt.counts[prompt.stage]) & (prompt.stage < last)
+  past = prompt.past | (seen > 0)
+  left = jnp.where(past.all(axis=1), last, jnp.argmin(past, axis=1))
+  stage = prompt.stage + forward.astype(jnp.int32)
   return prompt.replace(
-    stage=prompt.stage + forward.astype(jnp.int32),
+    stage=jnp.where(prompt.milestones, left, stage).astype(jnp.int32),
     done=jnp.where(forward, 0, done),
+    past=past,
   )

@@ -117,6 +117,24 @@ def test_a_prompt_that_is_no_task_never_moves_on():
   assert prompt.task().tolist() == [2] * 3
 
 
+def test_what_was_achieved_ahead_of_its_turn_is_not_asked_for():
+  prompt = init_prompt([(2, 1), (0, 1), (1, 1)], 2)
+  steps = (
+    ([[1, 0, 0], [0, 0, 0]], [2, 2]),
+    ([[0, 0, 1], [0, 1, 0]], [1, 2]),
+    ([[0, 0, 0], [1, 0, 1]], [1, 1]),  # All done: it stays with the last.
+    ([[0, 1, 0], [1, 1, 1]], [1, 1]),
+  )
+  for events, tasks in steps:
+    prompt = advance(prompt, jnp.asarray(events, jnp.float32))
+    assert prompt.task().tolist() == tasks
+  # A prompt with counts takes its stages one by one.
+  prompt = init_prompt([(2, 1), (0, 1), (2, 1)], 1)
+  for events, task in (([1, 0, 0], 2), ([0, 0, 1], 0), ([0, 0, 1], 0)):
+    prompt = advance(prompt, jnp.asarray([events], jnp.float32))
+    assert prompt.task().tolist() == [task]
+
+
 def test_a_prompt_moves_on_when_its_event_has_happened_often_enough():
   # Task 1 twice, then task 0 once, then task 1 to the end.
   prompt = init_prompt([(1, 2), (0, 1), (1, 1)], 2)
