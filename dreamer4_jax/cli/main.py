@@ -16,6 +16,7 @@ from dreamer4_jax.cli import (
   compile,
   configs,
   data,
+  doctor,
   evaluate,
   export,
   info,
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   _add_train(commands)
   _add_quickstart(commands)
   evaluate.add_commands(commands)
+  doctor.add_command(commands)
   report.add_command(commands)
   data.add_commands(commands)
   export.add_command(commands)

@@ -1,0 +1,129 @@
+"""Small probes in closed form: ridge regression on random features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dreamer4_jax.config import ActionComponent
+
+SHIFTS = (-3, -2, -1, 0, 1, 2, 3)
+"""Steps by which actions are moved."""
+_FEATURES = 768
+_PENALTIES = (1e-2, 1.0, 100.0)
+
+
+def explained(
+  x: np.ndarray, y: np.ndarray, test: np.ndarray, penalty: float | None = None
+) -> np.ndarray:
+  """Share of the variance of held-out targets that a ridge regression explains.
+
+  Args:
+    x: `[n, D]` features.
+    y: `[n, m]` targets.
+    test: `[n]` bool, rows that are held out.
+    penalty: of the weights, for standardised features; by default the best of
+      a few on a quarter of the other rows.
+
+  Returns:
+    `[m]`, at most 1; 0 for targets that do not vary.
+  """
+  x = np.asarray(x, np.float64)
+  mean, spread = x[~test].mean(axis=0), x[~test].std(axis=0)
+  keep = spread > 1e-8
+  x = (x[:, keep] - mean[keep]) / spread[keep]
+  if penalty is None:
+    inner = np.zeros(len(x), bool)
+    inner[np.flatnonzero(~test)[::4]] = True
+    seen = ~test
+    penalty = max(
+      _PENALTIES,
+      key=lambda p: explained(x[seen], y[seen], inner[seen], p).mean(),
+    )
+  y = np.asarray(y, np.float64)
+  centre = y[~test].mean(axis=0)
+  gram = x[~test].T @ x[~test] + penalty * (~test).sum() * 1e-2 * np.eye(
+    x.shape[1]
+  )
+  weights = np.linalg.solve(gram, x[~test].T @ (y[~test] - centre))
+  error = np.square(y[test] - centre - x[test] @ weights).sum(axis=0)
+  total = np.square(y[test] - y[test].mean(axis=0)).sum(axis=0)
+  varies = total > 1e-12
+  return np.where(varies, 1 - error / np.where(varies, total, 1), 0.0)
+
+
+def random_features(x: np.ndarray, count: int = _FEATURES) -> np.ndarray:
+  """Rectified random projections `[n, count]` of standardised features."""
+  x = np.asarray(x, np.float32)
+  x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-6)
+  rng = np.random.default_rng(0)
+  matrix = rng.standard_normal((x.shape[1], count), np.float32)
+  return np.maximum(x @ (matrix / np.sqrt(x.shape[1])) + 0.3, 0)
+
+
+def encode_actions(
+  actions: Mapping[str, np.ndarray], space: Sequence[ActionComponent]
+) -> np.ndarray:
+  """Writes actions `[...]` as numbers `[..., m]`, classes as one of n."""
+  columns = []
+  for part in space:
+    value = np.asarray(actions[part.name])
+    if part.kind == 'categorical':
+      columns.append(np.eye(part.size)[value])
+    else:
+      columns.append(value.astype(np.float64))
+  return np.concatenate(columns, axis=-1)
+
+
+def action_timing(
+  z: np.ndarray, actions: np.ndarray, known: np.ndarray
+) -> dict[int, float]:
+  """How well the action of each step k explains how frames change.
+
+  Args:
+    z: `[B, T, ...]` frames of one episode a row, as latents or pixels.
+    actions: `[B, T, m]`, as `encode_actions` writes them, of the action that
+      is said to have led to frame t.
+    known: `[B, T]` bool.
+
+  Returns:
+    By k of `SHIFTS`: the share of the variance of `actions[t + k]` that a
+    probe of frames t - 1 and t explains on held-out clips. It is largest at 0
+    if the actions are where they are said to be.
+  """
+  most = max(SHIFTS)
+  rows, frames = z.shape[:2]
+  flat = z.reshape(rows, frames, -1).astype(np.float32)
+  at = np.arange(max(1, most), frames - most)
+  change = np.concatenate(
+    [
+      flat[:, at],
+      flat[:, at] - flat[:, at - 1],
+      abs(flat[:, at] - flat[:, at - 1]),
+    ],
+    axis=-1,
+  )
+  features = random_features(change.reshape(-1, change.shape[-1]))
+  features = np.concatenate([features, _projected(change)], axis=1)
+  test = np.zeros((rows, len(at)), bool)
+  test[rows // 2 :] = True
+  found = {}
+  # The same frames for every shift, or they would not compare.
+  use = np.all([known[:, at + k] for k in SHIFTS], axis=0).ravel()
+  for k in SHIFTS:
+    target = actions[:, at + k].reshape(-1, actions.shape[-1])
+    r2 = explained(features[use], target[use], test.ravel()[use])
+    spread = target[use].var(axis=0)
+    found[k] = float((r2 * spread).sum() / max(spread.sum(), 1e-12))
+  return found
+
+
+def _projected(change: np.ndarray, count: int = 256) -> np.ndarray:
+  """Linear random projections, for what is already linear."""
+  flat = change.reshape(-1, change.shape[-1])
+  if flat.shape[1] <= count:
+    return flat
+  rng = np.random.default_rng(1)
+  matrix = rng.standard_normal((flat.shape[1], count), np.float32)
+  return flat @ (matrix / np.sqrt(flat.shape[1]))
