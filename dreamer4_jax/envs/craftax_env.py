@@ -10,6 +10,7 @@ terminal.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import pathlib
@@ -125,6 +126,7 @@ class Craftax:
       labels={ACTION: [a.name.lower() for a in actions]},
       # Darkness changes their pixels: there are too many tiles to list.
       tiles=Tiles(side=side),
+      facts=_facts if classic else None,
     )
 
   @property
@@ -251,6 +253,24 @@ def _happened(before: PyTree, after: PyTree, marked: Array) -> Array:
       continue
     marked = marked.at[:, i].set(happened)
   return marked
+
+
+def _facts(state: CraftaxState) -> dict[str, Array]:
+  """What Classic shows of the player: needs, inventory, where it faces."""
+  game = state.game
+  found = {
+    name.removeprefix('player_'): getattr(game, name)
+    for name in (
+      'player_health', 'player_food', 'player_drink', 'player_energy',
+    )
+  }  # fmt: skip
+  bag = {f.name: getattr(game.inventory, f.name)
+         for f in dataclasses.fields(game.inventory)}  # fmt: skip
+  facing = {
+    f'faces {name}': game.player_direction == 1 + i
+    for i, name in enumerate(('left', 'right', 'up', 'down'))
+  }
+  return {**found, **bag, **facing, 'light': game.light_level}
 
 
 def _to_uint8(image: Array) -> Array:

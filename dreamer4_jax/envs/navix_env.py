@@ -83,6 +83,19 @@ def achieved(state: State) -> Array:
   return jnp.stack(done, axis=-1)[..., 0, :]
 
 
+def _facts(state: NavixState) -> dict[str, Array]:
+  """Where the player is and faces, and how far it has come."""
+  player = state.timestep.state.entities['player']
+  done = achieved(state.timestep.state)
+  row, column = jnp.moveaxis(player.position[:, 0], -1, 0)
+  facing = {
+    f'faces {name}': player.direction[:, 0] == i
+    for i, name in enumerate(('right', 'down', 'left', 'up'))
+  }
+  own = {f'{task} done': done[:, i] for i, task in enumerate(TASKS[:2])}
+  return {'row': row, 'column': column, **facing, **own}
+
+
 def places(tiles: np.ndarray) -> np.ndarray:
   """Says where the player stands, from the tiles of DoorKey frames alone.
 
@@ -155,6 +168,7 @@ class NavixDoorKey:
         names=SPRITES,
         places=places,
       ),
+      facts=_facts,
     )
 
   @property

@@ -73,6 +73,11 @@ class EnvSpec:
   """What `EnvStep.vectors` shows along with frames; mean and std are unused."""
   tiles: Tiles | None = dataclasses.field(default=None, compare=False)
   """What frames are made of in a tile world, for metrics."""
+  facts: Callable[[PyTree], Mapping[str, Array]] | None = dataclasses.field(
+    default=None, compare=False
+  )
+  """What is true of a state, numbers `[B]` by name, for probes of what a frame
+  shows. No agent ever sees them."""
   on_host: bool = False
   """The state lives in a simulator on the host: `step` changes it in place and
   cannot be jitted, and there is one batch of episodes at a time."""

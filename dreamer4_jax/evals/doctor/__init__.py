@@ -133,6 +133,9 @@ def _world(
   spec = env and env.spec.tiles
   palette = spec and tiles.find_palette(spec, [held.batch.frames])
   found = world.tokenizer(model, params, held, palette)
+  if env and env.spec.facts:
+    seeds = range(e.seed, e.seed + EPISODES)
+    found += world.readable(model, params, env, seeds)
   if last == 'tokenizer':
     return found
   if np.asarray(held.batch.prev_action_mask).any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import functools
 import itertools
 from typing import Any
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamer4_jax.config import Config
+from dreamer4_jax.envs import Environment
 from dreamer4_jax.evals import tiles, video
+from dreamer4_jax.evals.closed_loop import random_agent, streaming_agent
 from dreamer4_jax.evals.doctor import probes
 from dreamer4_jax.evals.doctor.clips import Held, in_pieces
 from dreamer4_jax.evals.doctor.findings import Finding, Scale, judge, note
@@ -19,6 +22,8 @@ from dreamer4_jax.models import Params, World
 from dreamer4_jax.rollout import Replay, context_levels, context_noise, imagine
 from dreamer4_jax.types import Actions, Batch, Levels
 
+_PROBED = 200
+"""Steps of the episodes that probes see."""
 _EARLY = (
   'Train the tokenizer longer; nothing after it can see what it drops. Look at '
   'worst.png of `dreamer4 evaluate`.'
@@ -291,3 +296,66 @@ def _memory(config: Config) -> Finding:
     advice='The model looks further back than it was ever trained to: lower '
     'dynamics.context_length, or train on longer clips.',
   )  # fmt: skip
+
+
+def readable(
+  world: World, params: Params, env: Environment, seeds: Sequence[int]
+) -> list[Finding]:
+  """What a linear probe reads off the latents of single frames.
+
+  Plays by the policy, or at random before there is one.
+
+  Args:
+    world: modules.
+    params: of the tokenizer, and of an agent if there is one.
+    env: functional environment that states facts.
+    seeds: one per episode.
+  """
+  play, memory = random_agent(world), ()
+  if 'policy' in params:
+    play, memory = streaming_agent(world, len(seeds), tasks=env.spec.tasks)
+
+  @jax.jit
+  def turn(params, env_state, step, memory, t):
+    first = jnp.full(step.reward.shape, t == 0)
+    key = jax.random.fold_in(jax.random.key(6), t)
+    actions, memory = play(params, memory, step, first, key)
+    return *env.step(env_state, actions), memory
+
+  @jax.jit
+  def look(params, env_state, step):
+    vectors = {k: v[:, None] for k, v in step.vectors.items()}
+    z, _ = world.latents(params, step.frame[:, None], vectors=vectors)
+    live = ~(step.terminal | step.timeout)
+    return z.reshape(len(z), -1), env.spec.facts(env_state), live
+
+  keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+  env_state, step = jax.jit(env.reset)(keys)
+  seen = []
+  for t in range(min(env.spec.max_steps, _PROBED)):
+    if t % max(1, min(env.spec.max_steps, _PROBED) // 40) == 0:
+      seen.append(jax.device_get(look(params, env_state, step)))
+    env_state, step, memory = turn(
+      params, env_state, step, memory, np.uint32(t)
+    )
+  z, facts, live = jax.tree.map(lambda *x: np.stack(x), *seen)
+  # Whole episodes are held out.
+  test = np.broadcast_to(np.arange(live.shape[1]) % 4 == 0, live.shape)[live]
+  found, lacking = {}, []
+  for name, value in facts.items():
+    value = np.asarray(value, np.float64)[live][:, None]
+    if value[test].std() > 1e-6 and value[~test].std() > 1e-6:
+      found[name] = float(probes.explained(z[live], value, test)[0])
+    else:
+      lacking.append(name)
+  if not found:
+    return []
+  worst = sorted(found, key=found.get)
+  text = ', '.join(f'{name} {found[name]:.2f}' for name in worst[:8])
+  mean = float(np.mean([np.clip(v, 0, 1) for v in found.values()]))
+  never = f'; never varied: {", ".join(lacking)}' if lacking else ''
+  return [
+    judge('tokenizer', 'state read by a linear probe, variance explained',
+          mean, Scale(fine=0.8, wrong=0.5), _EARLY),
+    note('tokenizer', 'the least readable of it', text + never),
+  ]  # fmt: skip
