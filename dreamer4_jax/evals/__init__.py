@@ -13,6 +13,7 @@ from dreamer4_jax.evals.closed_loop import (
   streaming_memory,
 )
 from dreamer4_jax.evals.reality import Phantoms, Reality, dream_and_play
+from dreamer4_jax.evals.seeds import student_interval
 from dreamer4_jax.evals.similarity import (
   frechet_distance,
   fvd,
@@ -23,7 +24,6 @@ from dreamer4_jax.evals.statistics import (
   compare_policies,
   compare_steps,
   milestones,
-  over_agents,
   paired_comparison,
   paired_difference,
   wilson,
@@ -74,7 +74,6 @@ __all__ = [
   'one_episode_clips',
   'open_loop',
   'open_loop_psnr',
-  'over_agents',
   'paired_comparison',
   'paired_difference',
   'play',
@@ -86,6 +85,7 @@ __all__ = [
   'ssim',
   'streaming_agent',
   'streaming_memory',
+  'student_interval',
   'summary',
   'vector_errors',
   'wilson',

@@ -53,13 +53,17 @@ class Episodes:
   frames: np.ndarray
 
   def summary(self) -> dict[str, float | int | None]:
-    """Means for the report, and the spread of the returns."""
+    """Means for the report, and the spread of the returns.
+
+    `achievements` is the number of different tasks achieved in an episode.
+    """
     known = self.success is not None
     return {
       'success': float(self.success.mean()) if known else None,
       'episodes': int(self.returns.size),
       'mean_return': float(self.returns.mean()),
       'std_return': float(self.returns.std()),
+      'achievements': float(self.achieved.sum(1).mean()) if known else None,
       'mean_length': float(self.length.mean()),
     }
 

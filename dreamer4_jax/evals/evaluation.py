@@ -95,6 +95,9 @@ def evaluate(
   results = found.results(config, env, run_dir)
   # First, so that a plot or video that fails costs only itself.
   files.write_json(run_dir / 'results.json', results)
+  np.savez_compressed(
+    run_dir / 'episodes.npz', **policies.outcomes(env, found.episodes)
+  )
   (run_dir / 'report.md').write_text(report.markdown(results, found.horizons))
   _draw(found, run_dir, results)
   return results
@@ -122,6 +125,9 @@ class _Found:
       'dynamics': self.dynamics,
       'agents': policies.summaries(env, self.episodes),
       **policies.compare_with_clones(self.episodes),
+      'rl_vs_clones': policies.compare_achievements(
+        env, self.episodes, [config.tasks[k] for k, _ in config.stages()]
+      ),
       'reality': self.reality
       and {k: agent.summary(config.tasks) for k, agent in self.reality.items()},
       'parameters': self.parameters,

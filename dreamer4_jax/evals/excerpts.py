@@ -89,6 +89,7 @@ def play(
   }
   out.mkdir(parents=True, exist_ok=True)
   files.write_json(out / 'episodes.json', results)
+  np.savez_compressed(out / 'episodes.npz', **policies.outcomes(game, played))
   for name, e in played.items() if videos else ():
     with files.optional(out / f'{name}.mp4') as path:
       files.write_video(path, report.agent_video(np.asarray(e.frames)))

@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from dreamer4_jax import checkpoint
 from dreamer4_jax.config import Config, Stages, require
@@ -21,7 +22,11 @@ from dreamer4_jax.evals.closed_loop import (
   streaming_agent,
   streaming_memory,
 )
-from dreamer4_jax.evals.statistics import compare_policies, compare_steps
+from dreamer4_jax.evals.statistics import (
+  compare_policies,
+  compare_steps,
+  paired_difference,
+)
 from dreamer4_jax.models import Params, World
 
 RANDOM = 'random'
@@ -149,6 +154,60 @@ def summaries(
       )
     agents[name] = {**e.summary(), 'events': rates}
   return agents
+
+
+def outcomes(
+  env: Environment, episodes: Mapping[str, Episodes]
+) -> dict[str, np.ndarray]:
+  """Returns every episode of every policy, as arrays for a file.
+
+  Returns:
+    `tasks`, their names; and for each policy `NAME/returns`, `NAME/length`,
+    `NAME/achieved`, `NAME/first` and, where it is defined, `NAME/success`, as
+    in `Episodes`.
+  """
+  found = {'tasks': np.array(env.spec.tasks)}
+  for name, e in episodes.items():
+    for field in ('success', 'returns', 'length', 'achieved', 'first'):
+      if getattr(e, field) is not None:
+        found[f'{name}/{field}'] = np.asarray(getattr(e, field))
+  return found
+
+
+def compare_achievements(
+  env: Environment,
+  episodes: Mapping[str, Episodes],
+  prompt: Sequence[str],
+  agents: Sequence[str] = ('rl',),
+) -> dict[str, Any]:
+  """Compares agents with every clone by what episodes achieve, paired.
+
+  Args:
+    env: the environment.
+    episodes: by policy.
+    prompt: tasks that are asked for.
+    agents: which to compare with all clones.
+
+  Returns:
+    `AGENT - CLONE`: `achievements`, of all tasks of the environment, and
+    `milestones`, of those of the prompt, each as `paired_difference` of how
+    many an episode achieves. Empty where there are no events.
+  """
+  if not has_events(env):
+    return {}
+  asked = np.isin(env.spec.tasks, list(prompt))
+  found = {}
+  for name in agents:
+    for other, clone in episodes.items():
+      if other.startswith('bc'):
+        a, b = episodes[name].achieved, clone.achieved
+        found[f'{name} - {other}'] = {
+          'achievements': paired_difference(a.sum(axis=1), b.sum(axis=1)),
+          'milestones': paired_difference(
+            a[:, asked].sum(axis=1), b[:, asked].sum(axis=1)
+          ),
+        }
+  return found
 
 
 def compare(a: Episodes, b: Episodes) -> dict[str, Any]:

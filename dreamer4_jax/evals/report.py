@@ -148,6 +148,7 @@ def markdown(results: Mapping[str, Any], horizons: tuple[int, ...]) -> str:
     *_policies(results),
     '',
     *_comparisons(results),
+    *_achievements(results),
     '',
     '![success](success.png)',
     '',
@@ -229,7 +230,8 @@ def _decibel(value: float | None) -> str:
 def _table(agents: Mapping[str, Any]) -> list[str]:
   """The table of policies."""
   events = next(iter(agents.values()))['events']
-  head = ('policy', 'success', 'steps', 'return', *events)
+  many = ('achievements',) * (len(events) > 3)
+  head = ('policy', 'success', 'steps', 'return', *many, *events)
   lines = [f'| {" | ".join(head)} |', '|' + '---|' * len(head)]
   for name, a in agents.items():
     cells = [
@@ -237,6 +239,7 @@ def _table(agents: Mapping[str, Any]) -> list[str]:
       _number(a['success']),
       f'{a["mean_length"]:.1f}',
       f'{a["mean_return"]:.3f}',
+      *(f'{a[name]:.2f}' for name in many),
       *(f'{a["events"][event]:.3f}' for event in events),
     ]
     lines.append(f'| {" | ".join(cells)} |')
@@ -276,6 +279,25 @@ def _policies(results: Mapping[str, Any]) -> list[str]:
     f'temperature, which is 1 without; {meaning}. '
     f'Best clone on these episodes: {results["best_clone"]}.',
   ]
+
+
+def _achievements(results: Mapping[str, Any]) -> list[str]:
+  """The table of what episodes achieve, where there are many tasks."""
+  pairs = results.get('rl_vs_clones') or {}
+  if len(next(iter(results['agents'].values()))['events']) < 4 or not pairs:
+    return []
+  lines = [
+    '',
+    'Different tasks achieved in an episode, of all tasks and of those asked '
+    'for:',
+    '',
+    '| policies | achievements | milestones |',
+    '|---|---|---|',
+  ]
+  for pair, found in pairs.items():
+    cells = (_difference(found[k]) for k in ('achievements', 'milestones'))
+    lines.append(f'| {pair} | {" | ".join(cells)} |')
+  return lines
 
 
 def _comparisons(results: Mapping[str, Any]) -> list[str]:

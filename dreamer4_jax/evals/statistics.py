@@ -158,28 +158,6 @@ def wilson(successes: int, trials: int) -> list[float]:
   return [max(float(middle - half), 0.0), min(float(middle + half), 1.0)]
 
 
-def over_agents(differences: Sequence[float]) -> dict[str, Any]:
-  """Mean and interval over retrained agents, the unit of a claim.
-
-  Args:
-    differences: one figure of each agent.
-
-  Returns:
-    `agents`, how many; `mean`; `ci95`, Student's interval, None for one agent.
-
-  Raises:
-    ValueError: there are no agents.
-  """
-  x = np.asarray(differences, np.float64)
-  if not x.size:
-    raise ValueError('differences: needs one of each agent, got none')
-  interval = None
-  if x.size > 1:
-    half = stats.t.ppf(0.975, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size)
-    interval = [float(x.mean() - half), float(x.mean() + half)]
-  return {'agents': int(x.size), 'mean': float(x.mean()), 'ci95': interval}
-
-
 def milestones(
   achieved: np.ndarray, first: np.ndarray, names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:

@@ -128,6 +128,7 @@ def test_outcomes_by_hand():
     'mean_return': 1.875,
     # Squares of the distances from the mean: 49, 9, 25, 25 in 64ths.
     'std_return': pytest.approx(np.sqrt(108 / 64 / 4)),
+    'achievements': 1.5,
     'mean_length': 4.75,
   }
 

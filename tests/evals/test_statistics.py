@@ -6,7 +6,6 @@ from dreamer4_jax.evals.statistics import (
   compare_policies,
   compare_steps,
   milestones,
-  over_agents,
   paired_comparison,
   paired_difference,
   wilson,
@@ -145,17 +144,6 @@ def test_wilsons_interval_refuses_what_cannot_be():
   for wrong in ((-1, 3), (4, 3), (0, 0)):
     with pytest.raises(ValueError, match='successes = '):
       wilson(*wrong)
-
-
-def test_the_interval_over_agents_is_students():
-  x = [0.3, 0.5, 0.1, 0.4]
-  found = over_agents(x)
-  expected = stats.ttest_1samp(x, 0.0).confidence_interval()
-  np.testing.assert_allclose(found['ci95'], [expected.low, expected.high])
-  assert found['agents'] == 4 and found['mean'] == pytest.approx(0.325)
-  assert over_agents([2.0]) == {'agents': 1, 'mean': 2.0, 'ci95': None}
-  with pytest.raises(ValueError, match='got none'):
-    over_agents([])
 
 
 def test_milestones_by_hand():
