@@ -17,6 +17,7 @@ from dreamer4_jax.checkpoint.loading import (
   load_state_dict,
 )
 from dreamer4_jax.checkpoint.manager import Checkpoints, Restored
+from dreamer4_jax.checkpoint.version import code_version
 
 __all__ = [
   'Best',
@@ -24,6 +25,7 @@ __all__ = [
   'DamagedCheckpointError',
   'Restored',
   'check_run',
+  'code_version',
   'exported',
   'latest_step',
   'load_arrays',

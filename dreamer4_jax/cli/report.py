@@ -28,6 +28,14 @@ def add_command(commands) -> None:
     metavar='FILE',
     help='write the same to a file as JSON',
   )
+  parser.add_argument(
+    '-o',
+    '--out',
+    type=pathlib.Path,
+    metavar='FILE.md',
+    help='write a page instead: tables, plots, pictures, hardware and commits; '
+    'what belongs to it lies beside it',
+  )
   parser.set_defaults(run=_report)
 
 
@@ -39,5 +47,14 @@ def _report(args: argparse.Namespace) -> int:
     from dreamer4_jax.evals.files import write_json
 
     write_json(args.json, report)
+  if args.out:
+    from dreamer4_jax.evals import page
+
+    names = ' '.join(map(str, args.run_dirs))
+    page.write_page(
+      args.run_dirs, args.out, f'dreamer4 report {names} -o {args.out}'
+    )
+    print(f'written: {args.out}')
+    return 0
   print(seeds.markdown(report))
   return 0

@@ -48,6 +48,8 @@ from dreamer4_jax.types import Batch
 _LOG = logging.getLogger(__name__)
 FRAMES_A_CLIP = 8
 """Held-out frames for the tokenizer's figures, for each of `eval.clips`."""
+MOST_KEPT, KEPT_BYTES = 64, 1 << 27
+"""Episodes of a policy whose frames are kept, and about how many bytes."""
 REALITY_STARTS = (4, 8, 12)
 """Frames of an episode at which its dreams begin, 0 being the first; those
 beyond the time limit stand for the last frame before it."""
@@ -133,6 +135,7 @@ class _Found:
       'parameters': self.parameters,
       'device': provenance.device(),
       'versions': provenance.versions(config),
+      'commit': checkpoint.code_version().get('commit', '')[:7],
       'seed': config.seed,
       'config': json.loads(config.to_json()),
       'seconds': _seconds(run_dir),
@@ -156,7 +159,7 @@ def _measure(config: Config, run_dir: pathlib.Path, env: Environment) -> _Found:
     env,
     **episode_settings(config),
     temperatures=config.eval.temperatures,
-    keep_frames=VIDEOS,
+    keep_frames=_kept_episodes(env, config.eval.episodes),
   )
   return _Found(
     tokenizer=tokenizer,
@@ -176,7 +179,8 @@ def _measure(config: Config, run_dir: pathlib.Path, env: Environment) -> _Found:
 def _draw(
   found: _Found, run_dir: pathlib.Path, results: Mapping[str, Any]
 ) -> None:
-  frames = np.asarray(found.episodes['rl'].frames)
+  rl = found.episodes['rl']
+  frames = np.asarray(rl.frames[:VIDEOS])
   drawings: dict[str, Callable[[pathlib.Path], None]] = {
     'training.png': lambda path: report.plot_training(run_dir, PHASES),
     'success.png': lambda path: report.plot_success(run_dir, results),
@@ -192,11 +196,29 @@ def _draw(
     'agent.mp4': lambda path: files.write_video(
       path, report.agent_video(frames)
     ),
+    'extremes.mp4': lambda path: files.write_video(
+      path, report.agent_video(_extremes(rl), columns=3)
+    ),
     'phantoms.png': lambda path: _draw_phantoms(path, found.reality or {}),
   }
   for name, draw in drawings.items():
     with files.optional(run_dir / name) as path:
       draw(path)
+
+
+def _kept_episodes(env: Environment, episodes: int) -> int:
+  """How many episodes of a policy keep their frames."""
+  spec = env.spec
+  size = spec.max_steps * spec.height * spec.width * spec.channels
+  return min(episodes, max(VIDEOS, min(MOST_KEPT, KEPT_BYTES // size)))
+
+
+def _extremes(e: policies.Episodes) -> np.ndarray:
+  """Frames of the best, the median and the worst episode that was kept."""
+  count = len(e.frames)
+  order = np.lexsort((e.returns[:count], e.achieved[:count].sum(axis=1)))
+  chosen = [order[-1], order[count // 2], order[0]]
+  return np.asarray(e.frames[chosen, : e.length[chosen].max() + 1])
 
 
 def _seconds(run_dir: pathlib.Path) -> dict[str, float]:
