@@ -38,7 +38,15 @@ ROOMS = {
     'envs',
     'runtime',
   },
-  'evals': {'models', 'rollout', 'envs', 'checkpoint', 'data', 'runtime'},
+  'evals': {
+    'models',
+    'rollout',
+    'objectives',
+    'envs',
+    'checkpoint',
+    'data',
+    'runtime',
+  },
 }
 ROOMS['aot'] = {'models', 'rollout', 'nn', 'training', 'sharding'}
 ROOMS['__init__'] = set(ROOMS)  # The face, which imports lazily.
