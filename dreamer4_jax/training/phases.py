@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import logging
 import pathlib
@@ -33,7 +33,10 @@ GIVEN = {'latents', 'task_vectors'}
 STATISTICS_BATCHES = 32
 """Batches over which the latents' statistics are taken."""
 
-STEPS = {
+Steps = tuple[Callable[..., TrainState], Callable[[World], Callable[..., Any]]]
+"""How a phase begins, `(world, key, what was trained before) -> state`, and
+`world -> train step`."""
+STEPS: dict[str, Steps] = {
   'tokenizer': (
     tokenizer_step.init_tokenizer_state,
     tokenizer_step.make_tokenizer_step,
@@ -51,9 +54,6 @@ STEPS = {
     imagination_step.make_imagination_step,
   ),
 }
-"""How each phase begins, `(world, key, what was trained before) -> state`, and
-`world -> train step`."""
-
 # (config, phase name, clip length, fingerprint of the trained tokenizer or '')
 # -> endless iterator of batches
 Loaders = Callable[[Config, str, int, str], ClipIterator]
@@ -66,6 +66,8 @@ def train_phases(
   *,
   loaders: Loaders,
   progress: bool = True,
+  world: World | None = None,
+  steps: Mapping[str, Steps] = STEPS,
 ) -> None:
   """Trains phases one after another; resumes where it was interrupted.
 
@@ -76,6 +78,8 @@ def train_phases(
     loaders: makes the data iterators. Those of imagination with `world_rate`
       yield a `DreamBatch`.
     progress: show progress bars.
+    world: modules, by default those of the config.
+    steps: how phases begin, and their train steps, by default as in the paper.
 
   Raises:
     ValueError: an unknown phase, a context longer than the clips, or data or
@@ -88,7 +92,7 @@ def train_phases(
     raise ValueError(f'phases = {unknown}: must be among {PHASES}')
   config.check_context(phases)
   checkpoint.check_run(run_dir, config)
-  world = World.from_config(config)
+  world = world or World.from_config(config)
   mesh = sharding.make_mesh(config.mesh)
   _check_batches(config, phases, mesh)
   # Over all phases, so that none begins after the signal.
@@ -97,8 +101,9 @@ def train_phases(
       if sigterm.received:
         raise PreemptedError(f'{phase}: asked to stop before it began')
       _train_phase(
-        world, pathlib.Path(run_dir), phase, mesh, loaders, progress, sigterm
-      )
+        world, pathlib.Path(run_dir), phase, mesh, loaders, progress, sigterm,
+        steps[phase],
+      )  # fmt: skip
     if sigterm.received:
       raise PreemptedError(f'asked to stop after {phases[-1]}')
 
@@ -122,6 +127,7 @@ def _train_phase(
   loaders: Loaders,
   progress: bool,
   sigterm: Sigterm,
+  steps: Steps,
 ) -> None:
   config, clock = world.config, Clock(run_dir, phase)
   settings: PhaseConfig = getattr(config.phases, phase)
@@ -141,13 +147,13 @@ def _train_phase(
     given['task_vectors'] = load_task_vectors(config)
   if phase == 'tokenizer':
     _say_if_lpips_is_off(config, run_dir)
-  init, step = init_and_step(world, phase)
+  init, make_step = steps
   # A stream of its own: the loop's step keys come from the same seed.
   key = jax.random.fold_in(jax.random.key(config.seed), 1_000 + before)
   work = Work(
-    init_state=functools.partial(init, key),
+    init_state=functools.partial(init, world, key),
     given=(boxed(world, given),),
-    step_fn=step,
+    step_fn=make_step(world),
     iterators=iterators,
   )
   run_phase(

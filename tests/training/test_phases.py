@@ -23,7 +23,7 @@ def test_sigterm_between_phases_is_not_lost(tmp_path, monkeypatch):
   begun = []
   settings = {'steps': 3, 'batch_size': 8, 'clip_lengths': (2, 4)}
 
-  def train_phase(world, run_dir, phase, mesh, loaders, progress, sigterm):
+  def train_phase(_, run_dir, phase, mesh, loaders, progress, sigterm, steps):
     begun.append(phase)
     short = {f'phases.{phase}.{k}': v for k, v in settings.items()}
     toy.run(run_dir, short, phase=phase, sigterm=sigterm)
@@ -74,6 +74,7 @@ def test_statistics_come_from_iterators_that_only_know_next(monkeypatch):
     loaders=lambda *_: Numbers(),
     progress=False,
     sigterm=None,
+    steps=phases.STEPS['dynamics'],
   )
   assert taken == list(range(1, phases.STATISTICS_BATCHES + 1))
 
