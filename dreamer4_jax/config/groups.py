@@ -26,7 +26,8 @@ class SourceConfig:
   """Hours at the dataset's start whose actions are used; none uses all."""
   labeled_where: tuple[str, ...] = ()
   """Actions are used only in episodes whose attributes fulfil all of these,
-  for example noise<=0.5 or world=overworld."""
+  for example noise<=0.5 or world=overworld; episode<100 stands for the first
+  hundred."""
 
   def __post_init__(self):
     shares(self, 'labeled_share')

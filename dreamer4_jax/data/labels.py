@@ -24,6 +24,10 @@ _COMPARE = {
 }  # fmt: skip
 
 
+EPISODE = 'episode'
+"""What stands for the number of an episode in its split, from 0."""
+
+
 def labeled_episodes(
   source: EpisodeSource, dataset: SourceConfig
 ) -> np.ndarray:
@@ -45,12 +49,14 @@ def labeled_episodes(
     )
     labeled &= index.ends <= dataset.labeled_hours * 3600 * rate
   if dataset.labeled_where:
-    matches = matching(index.attributes, dataset.labeled_where)
+    known = index.attributes or ({},) * count
+    numbered = [{**a, EPISODE: i} for i, a in enumerate(known)]
+    matches = matching(numbered, dataset.labeled_where)
     if not matches.any():
       raise ValueError(
         f'labeled_where = {dataset.labeled_where}: no episode of '
         f'{source.split!r} in {source.path} matches; they have '
-        f'{_summary(index.attributes)}'
+        f'{_summary(numbered)}'
       )
     labeled &= matches
   return labeled

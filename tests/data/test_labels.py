@@ -69,6 +69,9 @@ def test_the_first_hours(seconds, expected):
     (('noise<=0.5',), [1, 1, 0, 0]),
     (('noise >= 0.5', 'world = Nether'), [0, 1, 0, 0]),
     (('cheats=true',), [0, 1, 0, 0]),
+    (('episode<1',), [1, 0, 0, 0]),
+    (('episode<10',), [1, 1, 1, 1]),
+    (('episode>=1', 'world=overworld'), [0, 0, 1, 0]),
   ],
 )
 def test_a_filter_on_attributes(conditions, expected):
