@@ -23,6 +23,7 @@ from dreamer4_jax.rollout import (
   init_actor,
   init_prompt,
   own_events,
+  restart,
 )
 from dreamer4_jax.types import Actions, Array, Observation, PyTree
 
@@ -198,11 +199,7 @@ def _trained(env: Environment, run: str, batch: int) -> Player:
   def play(params, memory, state, step, is_first, keys):
     del state
     actor, prompt = memory
-    prompt = prompt.replace(
-      stage=jnp.where(is_first, 0, prompt.stage),
-      done=jnp.where(is_first, 0, prompt.done),
-      past=prompt.past & ~is_first[:, None],
-    )
+    prompt = restart(prompt, is_first)
     events = own_events(world, step.events, env.spec.tasks)
     prompt = advance(prompt, events * ~is_first[:, None])
     actions, _, actor = act(

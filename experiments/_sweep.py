@@ -122,7 +122,7 @@ def measure(
 
   found: list[Any] = []
   seconds = []
-  size = 32
+  size = min(32, len(clips.task))
   for begin in range(0, len(clips.task) - size + 1, size):
     part = jax.tree.map(lambda x, b=begin: x[b : b + size], clips)
     start = time.perf_counter()

@@ -21,6 +21,7 @@ from dreamer4_jax.rollout import (
   init_actor,
   init_prompt,
   own_events,
+  restart,
 )
 from dreamer4_jax.types import Actions, Array, EnvStep, Observation, PyTree
 
@@ -41,8 +42,8 @@ class Episodes:
     length: `[B]` int32 steps until the end.
     achieved: `[B, tasks]` bool, of the environment's tasks.
     first: `[B, tasks]` int32 step on which each was first achieved, else -1.
-    frames: `[n, S + 1, H, W, C]` uint8 of the first n episodes; a finished
-      episode keeps its last frame.
+    frames: `[n, S + 1, H, W, C]` uint8 of the first n episodes, S the length of
+      the longest of them; a finished episode keeps its last frame.
   """
 
   success: np.ndarray | None
@@ -86,12 +87,11 @@ class Evaluator:
     tasks = list(env.spec.tasks)
     self._goal = tasks.index(goal) if goal else len(tasks) - 1
 
-    def decide(params, step, memory, key, t):
-      first = jnp.full(step.reward.shape, t == 0)
+    def decide(params, step, memory, key, t, first):
       return agent(params, memory, step, first, jax.random.fold_in(key, t))
 
-    def turn(params, env_state, step, memory, key, t):
-      actions, memory = decide(params, step, memory, key, t)
+    def turn(params, env_state, step, memory, key, t, first):
+      actions, memory = decide(params, step, memory, key, t, first)
       return *env.step(env_state, actions), memory
 
     self._env = env
@@ -111,41 +111,143 @@ class Evaluator:
     keep_frames: int = 0,
     label: str = '',
   ) -> Episodes:
-    """Plays one episode per seed, all at once.
+    """Plays one episode per seed, as many at once as there are places.
 
     Args:
       params: handed to the agent.
-      memory: the agent's state before the first frame.
-      seeds: one per episode; the same seed is the same level.
+      memory: the agent's state before the first frame, of `places(env, n)`
+        streams; it must begin afresh where `is_first` is true.
+      seeds: one for each of the n episodes; the same seed is the same level.
       key: the agent's randomness.
       keep_frames: number of episodes whose frames are kept.
       label: for the progress bar.
     """
-    env = self._env
-    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-    env_state, step = self._reset(keys)
-    history = [jax.device_get(step.replace(frame=step.frame[:keep_frames]))]
-    limit = env.spec.max_steps
-    for t in tqdm.tqdm(range(limit), desc=f'evaluate {label}', unit='step'):
-      env_state, step, memory = self._turn(
-        params, env_state, step, memory, key, np.uint32(t)
-      )
-      small = step.replace(frame=step.frame[:keep_frames])
-      history.append(jax.device_get(small))
-      if (history[-1].terminal | history[-1].timeout).all():
-        break
-    whole = jax.tree.map(lambda *x: np.stack(x, axis=1), *history)
-    ended = whole.terminal | whole.timeout
-    achieved = whole.events.any(axis=1)
-    first = np.where(achieved, whole.events.argmax(axis=1), -1)
-    # A finished episode stays as it is, with no further reward or event.
+    count = places(self._env, len(seeds))
+    diary = _Diary(self._env, len(seeds), keep_frames)
+    episode, waiting = np.arange(count), list(range(count, len(seeds)))
+    env_state, step = self._reset(_keys(seeds[:count]))
+    first, t = np.ones(count, bool), 0
+    diary.note(episode, step, first)
+    with tqdm.tqdm(
+      total=len(seeds), desc=f'evaluate {label}', unit='episode'
+    ) as bar:
+      while (episode >= 0).any():
+        env_state, step, memory = self._turn(
+          params, env_state, step, memory, key, np.uint32(t), first
+        )
+        t, first = t + 1, np.zeros(count, bool)
+        over = diary.note(episode, step, first)
+        episode[over] = -1
+        bar.update(int(over.sum()))
+        if waiting and t % _REFILL == 0 and (episode < 0).any():
+          first = episode < 0
+          first &= np.cumsum(first) <= len(waiting)
+          number = first.sum()
+          episode[first] = waiting[:number]
+          del waiting[:number]
+          # Every place is begun anew, and most of them go on as they were.
+          fresh = self._reset(_keys([seeds[max(i, 0)] for i in episode]))
+          env_state, step = _mix(first, fresh, (env_state, step))
+          diary.note(episode, step, first)
+    return diary.episodes(self._goal)
+
+
+PLACES = 64
+"""Episodes that are played at once on a CPU; a place that is free is filled."""
+_PLACES_ON_ACCELERATOR = 1024
+_REFILL = 32
+"""Steps after which free places are filled."""
+
+
+def places(env: Environment, episodes: int) -> int:
+  """How many episodes an `Evaluator` plays at once.
+
+  Short ones are all played at once, and so are those of a simulator on the
+  host, which starts all its episodes together.
+  """
+  cpu = jax.default_backend() == 'cpu'
+  most = PLACES if cpu else _PLACES_ON_ACCELERATOR
+  if env.spec.on_host or env.spec.max_steps <= 2 * _REFILL:
+    return episodes
+  return min(episodes, most)
+
+
+def _keys(seeds: Sequence[int]) -> Array:
+  return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+
+
+@jax.jit
+def _mix(which: Array, new: PyTree, old: PyTree) -> PyTree:
+  """Takes the new values at some places `[B]`."""
+
+  def choose(a: Array, b: Array) -> Array:
+    mask = jnp.expand_dims(which, tuple(range(1, a.ndim)))
+    return jnp.where(mask, a, b)
+
+  return jax.tree.map(choose, new, old)
+
+
+class _Diary:
+  """What happens in n episodes."""
+
+  def __init__(self, env: Environment, n: int, keep: int):
+    """Takes the environment, the number of episodes, and of those kept."""
+    tasks = len(env.spec.tasks)
+    self._eventful = has_events(env)
+    self._limit = env.spec.max_steps
+    self._returns = np.zeros(n, np.float32)
+    self._length = np.zeros(n, np.int64)
+    self._first = np.full((n, tasks), -1, np.int32)
+    self._frames: list[list[np.ndarray]] = [[] for _ in range(min(keep, n))]
+    shape = env.spec.frame_shape
+    self._empty = np.zeros((0, 1, *shape), np.uint8)
+
+  def note(self, episode: np.ndarray, step: EnvStep, first: Array) -> Array:
+    """Notes what places show; `episode [B]` is that of each, or -1.
+
+    Args:
+      episode: number of each place's episode.
+      step: what it shows.
+      first: `[B]` bool; if any is true, only those are noted, as first frames.
+
+    Returns:
+      `[B]` bool, the episodes that end with this step.
+    """
+    now = episode >= 0
+    if first.any():
+      now &= first
+    kept = np.flatnonzero(now & (episode < len(self._frames)))
+    frame = step.frame[kept] if len(kept) else None
+    step, frame = jax.device_get((step.replace(frame=None, vectors={}), frame))
+    for i, place in enumerate(kept):
+      self._frames[episode[place]].append(np.asarray(frame[i]))
+    if first.any():
+      return np.zeros_like(now)
+    which = episode[now]
+    self._length[which] += 1
+    self._returns[which] += step.reward[now]
+    events = step.events[now] > 0
+    fresh = events & (self._first[which] < 0)
+    length = np.broadcast_to(self._length[which][:, None], fresh.shape)
+    self._first[which] = np.where(fresh, length, self._first[which])
+    over = step.terminal | step.timeout
+    return now & (over | (self._length[episode] >= self._limit))
+
+  def episodes(self, goal: int) -> Episodes:
+    """Returns the outcomes; `goal` is the task that makes a success."""
+    achieved = self._first >= 0
+    longest = max((len(f) for f in self._frames), default=0)
+    padded = [
+      np.stack(frames + frames[-1:] * (longest - len(frames)))
+      for frames in self._frames
+    ]
     return Episodes(
-      success=achieved[:, self._goal] if has_events(env) else None,
-      returns=whole.reward.sum(axis=1),
-      length=np.where(ended.any(1), ended.argmax(axis=1), limit),
+      success=achieved[:, goal] if self._eventful else None,
+      returns=self._returns,
+      length=self._length,
       achieved=achieved,
-      first=first.astype(np.int32),
-      frames=whole.frame,
+      first=self._first,
+      frames=np.stack(padded) if padded else self._empty,
     )
 
 
@@ -219,6 +321,7 @@ def streaming_agent(
 
   def agent(params, memory, step, is_first, key):
     actor, prompt, temperature = memory
+    prompt = restart(prompt, is_first)
     prompt = advance(prompt, own_events(world, step.events, tasks))
     actions, _, actor = act(
       world,

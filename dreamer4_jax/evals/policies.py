@@ -18,6 +18,7 @@ from dreamer4_jax.evals.closed_loop import (
   Evaluator,
   best_policy,
   has_events,
+  places,
   random_agent,
   streaming_agent,
   streaming_memory,
@@ -118,7 +119,8 @@ def play_policies(
   goal = world.config.tasks[stages[-1][0]]
   random = Evaluator(env, random_agent(world), goal)
   episodes = {RANDOM: random.play({}, (), label=RANDOM, **settings)}
-  agent, _ = streaming_agent(world, len(seeds), tasks=env.spec.tasks)
+  streams = places(env, len(seeds))
+  agent, _ = streaming_agent(world, streams, tasks=env.spec.tasks)
   trained = Evaluator(env, agent, goal)  # Compiled once for all of them.
   for kind, policy in policies.items():
     for temperature in temperatures:
@@ -127,7 +129,7 @@ def play_policies(
       if policy.prompt is not None:
         # As many stages, so that one program serves all policies.
         pursued = tuple((policy.prompt, 1) for _ in stages)
-      memory = streaming_memory(world, len(seeds), pursued, temperature)
+      memory = streaming_memory(world, streams, pursued, temperature)
       episodes[name] = trained.play(
         policy.params, memory, label=name, **settings
       )

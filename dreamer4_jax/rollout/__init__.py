@@ -8,6 +8,7 @@ from dreamer4_jax.rollout.acting import (
   init_actor,
   init_prompt,
   own_events,
+  restart,
 )
 from dreamer4_jax.rollout.context import Context, prepare_context
 from dreamer4_jax.rollout.denoise import (
@@ -60,5 +61,6 @@ __all__ = [
   'next_frame',
   'own_events',
   'prepare_context',
+  'restart',
   'sample_policy',
 ]

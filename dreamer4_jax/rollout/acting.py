@@ -143,6 +143,15 @@ def init_prompt(stages: Stages, batch: int) -> Prompt:
   )
 
 
+def restart(prompt: Prompt, which: Array) -> Prompt:
+  """Returns to the first stage where `which [B]` is true, at first frames."""
+  return prompt.replace(
+    stage=jnp.where(which, 0, prompt.stage),
+    done=jnp.where(which, 0, prompt.done),
+    past=prompt.past & ~which[:, None],
+  )
+
+
 def own_events(world: World, events: Array, tasks: Sequence[str]) -> Array:
   """Picks the events that a run has tasks for.
 

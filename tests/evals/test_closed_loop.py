@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from dreamer4_jax.envs import EnvSpec
+from dreamer4_jax.evals import closed_loop
 from dreamer4_jax.evals.closed_loop import (
   Episodes,
   Evaluator,
@@ -118,9 +119,9 @@ def test_outcomes_by_hand():
   assert got.achieved.tolist() == [
     [True, True], [True, True], [True, False], [True, False]
   ]  # fmt: skip
-  assert got.frames.shape == (2, LIMIT + 1, 20, 12, 3)
+  assert got.frames.shape == (2, 4 + 1, 20, 12, 3)
   assert got.frames[:, :, 0, 0, 0].tolist() == [
-    [0, 0, 1, 2, 2, 2, 2], [0, 0, 1, 2, 3, 3, 3]
+    [0, 0, 1, 2, 2], [0, 0, 1, 2, 3]
   ]  # fmt: skip
   assert got.summary() == {
     'success': 0.5,
@@ -131,6 +132,65 @@ def test_outcomes_by_hand():
     'achievements': 1.5,
     'mean_length': 4.75,
   }
+
+
+@pytest.mark.parametrize('count', [3, 4, 11])
+def test_a_place_that_is_free_is_filled(monkeypatch, count):
+  seeds = [2, 9, 3, 6, 9, 2, 1, 6, 2, 3, 5][:count]
+
+  def play(agent, memory_of):
+    return Evaluator(Line(), agent).play(
+      jnp.int32(2),
+      memory_of(closed_loop.places(Line(), count)),
+      seeds=seeds,
+      key=jax.random.key(0),
+      keep_frames=5,
+    )
+
+  memory = lambda n: {
+    'turns': jnp.int32(0),
+    'firsts': jnp.zeros(n, jnp.int32),
+    'position': jnp.zeros(n, jnp.uint8),
+  }
+  expected = play(walker, memory)
+  monkeypatch.setattr(closed_loop, 'PLACES', 3)
+  monkeypatch.setattr(closed_loop, '_REFILL', 2)
+  assert closed_loop.places(Line(), count) == 3
+  found = play(walker, memory)
+  for name in ('success', 'returns', 'length', 'achieved', 'first', 'frames'):
+    np.testing.assert_array_equal(
+      getattr(found, name), getattr(expected, name), err_msg=name
+    )
+
+
+def test_a_prompt_begins_afresh_with_every_episode(monkeypatch):
+  monkeypatch.setattr(closed_loop, 'PLACES', 2)
+  monkeypatch.setattr(closed_loop, '_REFILL', 2)
+  world, params = world_and_params()
+  agent, memory = streaming_agent(world, 2)
+  stages = []
+
+  def watched(params, memory, step, is_first, key):
+    actions, memory = agent(params, memory, step, is_first, key)
+    actions['move'] = jnp.full(2, 2)
+    jax.debug.callback(
+      lambda *x: stages.append([y.tolist() for y in x]), is_first,
+      memory[1].stage,
+    )  # fmt: skip
+    return actions, memory
+
+  Evaluator(Line(), watched).play(
+    params, memory, seeds=[2, 3, 2, 3], key=jax.random.key(0)
+  )
+  jax.effects_barrier()
+  begun = [
+    stage
+    for firsts, held in stages
+    for first, stage in zip(firsts, held, strict=True)
+    if first
+  ]
+  assert begun == [0] * 4
+  assert max(stage for _, held in stages for stage in held) == 1
 
 
 def test_an_agent_that_stands_still_achieves_nothing():
