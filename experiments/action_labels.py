@@ -29,7 +29,7 @@ from data_pipelines.episodes import Episode
 from dreamer4_jax.config import Config, experiments
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.models import World
-from experiments import _sweep
+from . import _sweep
 
 PAGE = pathlib.Path('docs/results/action_labels.md')
 SHARES = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)

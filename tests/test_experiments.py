@@ -29,8 +29,17 @@ def test_experiments_are_read_at_a_glance():
     name: len(experiments.find(name).read_text().splitlines())
     for name in experiments.shipped()
   }
-  lines.pop('quickstart')
-  assert len(lines) >= 4 and max(lines.values()) <= MOST_LINES, lines
+  # The others of their environments derive from these two.
+  for name in ('quickstart', 'craftax_diamond'):
+    lines.pop(name)
+  assert len(lines) >= 6 and max(lines.values()) <= MOST_LINES, lines
+
+
+def test_sweeps_are_no_experiments():
+  names = {p.stem for p in experiments.find('pong').parent.glob('*.py')}
+  sweeps = {'cascade', 'action_labels'}
+  assert sweeps < names and not sweeps & set(experiments.shipped())
+  assert {'craftax_diamond', 'craftax_gpu'} <= set(experiments.shipped())
 
 
 def test_those_of_doorkey_differ_by_what_was_recorded():

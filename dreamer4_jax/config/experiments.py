@@ -57,6 +57,9 @@ def find(name: str | pathlib.Path) -> pathlib.Path:
 
 
 def shipped() -> list[str]:
-  """Returns the names of the experiments in the package."""
+  """Returns the names of the experiments in the package.
+
+  Files beside them that train many configs, such as a sweep, define none.
+  """
   paths = sorted(_SHIPPED.glob('*.py'))
-  return [p.stem for p in paths if not p.stem.startswith('_')]
+  return [p.stem for p in paths if '\nconfig = ' in p.read_text()]
