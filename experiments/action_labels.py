@@ -29,6 +29,7 @@ from data_pipelines.episodes import Episode
 from dreamer4_jax.config import Config, experiments
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.models import World
+
 from . import _sweep
 
 PAGE = pathlib.Path('docs/results/action_labels.md')

@@ -29,6 +29,7 @@ from dreamer4_jax.objectives import finest_step_index, prediction_losses
 from dreamer4_jax.training import dynamics_step
 from dreamer4_jax.training.optimizer import make_optimizer
 from dreamer4_jax.training.update import make_step
+
 from . import _sweep
 
 
