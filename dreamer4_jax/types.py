@@ -88,8 +88,8 @@ class Batch:
       clips of a baseline the id of its prompt, `num_tasks` or above.
     segment_ids: `[B, T]` int32; frames see only their own segment.
     relevant: `[B]` bool, the clip was chosen because a task is achieved in it
-      or, for a baseline or if no task is ever achieved, because its actions are
-      known.
+      or soon after it or, for a baseline or if no task is ever achieved,
+      because its actions are known.
     vectors: what is observed along with frame t, components `[B, T, n]`; empty
       if frames are latents, which hold it already.
   """

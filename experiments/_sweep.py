@@ -86,7 +86,12 @@ def clips_of(
 
 
 def measure(
-  world: World, params: Params, clips: Any, sampling_steps: int = 4
+  world: World,
+  params: Params,
+  clips: Any,
+  sampling_steps: int = 4,
+  *,
+  known: bool = True,
 ) -> dict[str, Any]:
   """Measures dreams of held-out clips with their own actions.
 
@@ -95,11 +100,13 @@ def measure(
     params: of tokenizer and dynamics.
     clips: `[B, 32, ...]`.
     sampling_steps: K.
+    known: tell the model the actions; one that was never told any has not
+      learned what to make of them.
 
   Returns:
     `psnr` and `ssim`, means over the frames dreamed; `psnr_by_frame`; `frechet`
     of latents, see `similarity.latent_features`; `seconds_a_frame` of one clip
-    in the batch.
+    in the batch, contexts and pictures included.
   """
 
   @jax.jit
@@ -109,10 +116,11 @@ def measure(
     later = jax.tree.map(
       lambda x: x[:, CONTEXT:], (part.prev_action, part.prev_action_mask)
     )
-    # Here all actions are known: whether the model was told them is its own.
-    action, known = later[0], jnp.ones_like(later[1])
+    told = later[1] & known
+    context = context.replace(prev_action_mask=context.prev_action_mask & known)
     rollout = imagine(
-      world, params, context, jax.random.key(0), policy=Replay(action, known),
+      world, params, context, jax.random.key(0),
+      policy=Replay(later[0], told),
       horizon=HORIZON, sampling_steps=sampling_steps,
     )  # fmt: skip
     past = world.encode_clips(params, context)

@@ -144,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
       params = _sweep.train(config, directory, args.tokenizer)
       world = World.from_config(config)
       found = {
-        where: _sweep.measure(world, params, clips)
+        where: _sweep.measure(world, params, clips, known=name != '0')
         for where, clips in (('all', anywhere), ('night', night))
       }
       _sweep.save(results, {'labels': name, 'seed': seed, **found}, config)

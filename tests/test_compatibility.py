@@ -91,10 +91,18 @@ def test_prompts_of_baselines_make_another_model():
       check_config(*pair, 'x', model_fields('finetune'))
 
 
-def test_tasks_make_another_model_by_their_number():
+def test_tasks_make_another_model_by_names_and_order():
   base = Config().edit({'tasks': ('key', 'door')})
-  renamed = base.edit({'tasks': ('axe', 'door')})
-  check_config(base, renamed, 'x', model_fields('finetune'))
+  for tasks in (('axe', 'door'), ('door', 'key')):
+    other = base.edit({'tasks': tasks})
+    check_config(base, other, 'x', model_fields('dynamics'))
+    with pytest.raises(ValueError, match='give the same in the same order'):
+      check_config(base, other, 'x', model_fields('finetune'))
+    # Tasks that are vectors are told apart by these.
+    vectors = {'agent.task_vector_size': 3, 'data.task_vectors': 'x.npy'}
+    check_config(
+      base.edit(vectors), other.edit(vectors), 'x', model_fields('finetune')
+    )
   more = base.edit({'tasks': ('key', 'door', 'goal')})
   check_config(base, more, 'x', model_fields('dynamics'))
   with pytest.raises(

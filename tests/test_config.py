@@ -305,6 +305,9 @@ def test_fields_that_runs_no_longer_have_are_passed_over():
   plain['saving']['keep_last'] = 5
   plain['env']['tile'] = 8
   assert cfg.Config.from_json(json.dumps(plain)) == cfg.Config()
+  plain['env']['tile'] = 4
+  small = cfg.Config.from_json(json.dumps(plain))
+  assert small.env.image_size == small.tokenizer.frame_shape[:2]
   plain['saving']['keep_first'] = 5
   with pytest.raises(ValueError, match=r'saving\.keep_first: no config has'):
     cfg.Config.from_json(json.dumps(plain))

@@ -30,10 +30,13 @@ def check_config(
   if 'agent' not in fields:
     return
   # Tasks and prompts of baselines are rows of the task embedding.
-  if saved.num_tasks != current.num_tasks:
+  by_name = not current.agent.task_vector_size
+  same = saved.tasks == current.tasks
+  if saved.num_tasks != current.num_tasks or (by_name and not same):
     raise ValueError(
       f'tasks = {current.tasks!r}: the checkpoint in {where} was made with '
-      f'{saved.tasks!r}; give as many, or choose another run directory'
+      f'{saved.tasks!r}; give the same in the same order, or choose another '
+      'run directory'
     )
   if saved.baselines != current.baselines:
     share = current.phases.finetune.baseline_share

@@ -44,8 +44,8 @@ def _add_evaluate(commands) -> None:
   parser.add_argument(
     '--env',
     metavar='NAME',
-    help='environment to play in, with frames, actions and tasks as in the run '
-    '(default: that of the run)',
+    help='environment to play in, with frames and actions as in the run, and '
+    'at least its tasks (default: that of the run)',
   )
   parser.add_argument(
     '--prompt',

@@ -39,7 +39,7 @@ BASELINES = ('all', 'best')
 """Clones of all recordings, and of the better half of them."""
 
 _RETIRED = ('env.tile', 'saving.keep_last')
-"""Fields of older configs that change nothing about a trained run."""
+"""Fields of older configs; frames of a grid have the size of the run's now."""
 Stages = tuple[tuple[int, int], ...]
 """A prompt: ids of tasks, and how many events each needs."""
 
@@ -279,6 +279,9 @@ class Config:
   def from_plain(cls, plain: Mapping[str, Any]) -> Config:
     """Rebuilds a config from dictionaries; raises as `from_json`."""
     config = msgspec.convert(plain, cls)
+    if plain.get('env', {}).get('tile', 8) != 8:
+      shape = config.tokenizer.frame_shape
+      config = config.edit({'env.image_size': shape[:2]})
     _refuse_unknown(plain, dataclasses.asdict(config))
     return config
 

@@ -42,7 +42,7 @@ def make_loader(
     datasets: the path of a dataset, or several with weights and labels.
     split: name of the split.
     expected: actions, tasks, frames and vectors that the run expects; datasets
-      must have the same actions and tasks, or none.
+      must have the same actions, and at least these tasks, or none.
     draws: how clips are drawn.
     tokenizer: fingerprint of the run's tokenizer, which pre-tokenised datasets
       must have been made with; empty if the run needs frames.

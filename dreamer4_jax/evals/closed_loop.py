@@ -36,8 +36,9 @@ class Episodes:
   """Outcomes, one entry per episode.
 
   Attributes:
-    success: `[B]` bool, the goal was achieved; None where it is not defined,
-      since the environment has rewards but no events.
+    success: `[B]` bool, the last task of the prompt was achieved as often as
+      the prompt asks for it; None where it is not defined, since the
+      environment has rewards but no events.
     returns: `[B]` float32, sum of the environment's rewards.
     length: `[B]` int32 steps until the end.
     achieved: `[B, tasks]` bool, of the environment's tasks.
@@ -76,16 +77,19 @@ class Evaluator:
   structure, shapes and types.
   """
 
-  def __init__(self, env: Environment, agent: Agent, goal: str = ''):
+  def __init__(
+    self, env: Environment, agent: Agent, goal: str = '', times: int = 1
+  ):
     """Takes an environment, and an agent that acts on a batch in it.
 
     Args:
       env: the environment.
       agent: acts on a batch.
       goal: task that makes an episode a success; by default the last.
+      times: how many of its events it takes.
     """
     tasks = list(env.spec.tasks)
-    self._goal = tasks.index(goal) if goal else len(tasks) - 1
+    self._goal = tasks.index(goal) if goal else len(tasks) - 1, times
 
     def decide(params, step, memory, key, t, first):
       return agent(params, memory, step, first, jax.random.fold_in(key, t))
@@ -149,7 +153,7 @@ class Evaluator:
           fresh = self._reset(_keys([seeds[max(i, 0)] for i in episode]))
           env_state, step = _mix(first, fresh, (env_state, step))
           diary.note(episode, step, first)
-    return diary.episodes(self._goal)
+    return diary.episodes(*self._goal)
 
 
 PLACES = 64
@@ -198,6 +202,7 @@ class _Diary:
     self._returns = np.zeros(n, np.float32)
     self._length = np.zeros(n, np.int64)
     self._first = np.full((n, tasks), -1, np.int32)
+    self._count = np.zeros((n, tasks), np.int32)
     self._frames: list[list[np.ndarray]] = [[] for _ in range(min(keep, n))]
     shape = env.spec.frame_shape
     self._empty = np.zeros((0, 1, *shape), np.uint8)
@@ -227,14 +232,15 @@ class _Diary:
     self._length[which] += 1
     self._returns[which] += step.reward[now]
     events = step.events[now] > 0
+    self._count[which] += events
     fresh = events & (self._first[which] < 0)
     length = np.broadcast_to(self._length[which][:, None], fresh.shape)
     self._first[which] = np.where(fresh, length, self._first[which])
     over = step.terminal | step.timeout
     return now & (over | (self._length[episode] >= self._limit))
 
-  def episodes(self, goal: int) -> Episodes:
-    """Returns the outcomes; `goal` is the task that makes a success."""
+  def episodes(self, goal: int, times: int) -> Episodes:
+    """Returns the outcomes; `times` events of the task `goal` are a success."""
     achieved = self._first >= 0
     longest = max((len(f) for f in self._frames), default=0)
     padded = [
@@ -242,7 +248,7 @@ class _Diary:
       for frames in self._frames
     ]
     return Episodes(
-      success=achieved[:, goal] if self._eventful else None,
+      success=self._count[:, goal] >= times if self._eventful else None,
       returns=self._returns,
       length=self._length,
       achieved=achieved,

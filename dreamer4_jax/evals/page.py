@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from dreamer4_jax.evals import seeds
-from dreamer4_jax.evals.statistics import milestones
+from dreamer4_jax.evals.statistics import milestones, wilson
 
 EPISODES = 'episodes.npz'
 """Every episode of an evaluation, see `policies.outcomes`."""
@@ -75,7 +75,8 @@ def _asked(results: Mapping[str, Any]) -> list[str]:
   config = results['config']
   tasks, prompt = config['tasks'], config.get('prompt') or config['tasks']
   name = lambda stage: stage if stage in tasks else stage.rpartition(':')[0]
-  return [*dict.fromkeys(name(stage) for stage in prompt)]
+  # The last of the prompt is the goal, whatever it names before.
+  return [*dict.fromkeys(name(stage) for stage in reversed(prompt))][::-1]
 
 
 Played = dict[str, dict[str, list[np.ndarray]]]
@@ -149,31 +150,41 @@ def achievement_lines(
         for kind in ('achievements', 'milestones')
       ]  # fmt: skip
       lines.append(f'| rl - {name} | {" | ".join(cells)} |')
-  return [*lines, '', *_goal_lines(played, asked[-1])]
+  return [*lines, '', *_goal_lines(played)]
 
 
-def _goal_lines(played: Mapping[str, Any], goal: str) -> list[str]:
-  """How often and when the last task of the prompt is achieved."""
-  i = played['tasks'].index(goal)
+def _goal_lines(played: Mapping[str, Any]) -> list[str]:
+  """How often episodes succeed, all runs together."""
   lines = [
-    f"`{goal}`, all runs together, with Wilson's 95 % interval and the median "
-    'step:',
+    "Success, all runs together, with Wilson's 95 % interval:",
     '',
-    '| policy | share of episodes | median step |',
-    '|---|---|---|',
+    '| policy | share of episodes |',
+    '|---|---|',
   ]
   for name, own in played['policies'].items():
-    achieved, first = (
-      np.concatenate(own[field])[:, [i]] for field in ('achieved', 'first')
-    )
-    found = milestones(achieved, first, [goal])[goal]
-    low, high = found['ci95']
-    step = found['median_step']
-    lines.append(
-      f'| {name} | {found["share"]:.3f} [{low:.3f}, {high:.3f}] | '
-      f'{"-" if step is None else f"{step:.0f}"} |'
-    )
-  return lines
+    success = np.concatenate(own['success'])
+    low, high = wilson(int(success.sum()), len(success))
+    lines.append(f'| {name} | {success.mean():.3f} [{low:.3f}, {high:.3f}] |')
+  steps = milestone_steps(played)
+  return [*lines, '', *steps]
+
+
+def milestone_steps(played: Mapping[str, Any]) -> list[str]:
+  """The median step on which rl first achieves each task, where it does."""
+  own = played['policies'].get('rl')
+  if own is None:
+    return []
+  achieved, first = (
+    np.concatenate(own[field]) for field in ('achieved', 'first')
+  )
+  found = milestones(achieved, first, played['tasks'])
+  steps = [
+    (f['median_step'], name)
+    for name, f in found.items()
+    if f['median_step'] is not None
+  ]
+  text = ', '.join(f'{name} {step:.0f}' for step, name in sorted(steps))
+  return [f'Median step of the first of each, rl: {text}.']
 
 
 def _over_runs(values: Sequence[np.ndarray], *, signed: bool = False) -> str:

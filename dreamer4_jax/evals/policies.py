@@ -40,8 +40,8 @@ class Policy:
 
   Attributes:
     params: parameters by module, the policy's own as `policy`.
-    prompt: id of the prompt that it follows throughout; None for every task
-      once, in order.
+    prompt: id of the prompt that it follows throughout; None for that of the
+      config.
   """
 
   params: Params
@@ -106,7 +106,8 @@ def play_policies(
     temperatures: of trained policies; 0 is greedy.
     keep_frames: episodes whose frames are kept.
     prompt: what policies that follow tasks pursue; by default as the config
-      says. Its last task, achieved, makes an episode a success.
+      says. Its last task makes an episode a success, achieved as often as the
+      whole prompt asks for it.
 
   Returns:
     Episodes by policy, those of random actions first: `rl` at temperature 1,
@@ -116,12 +117,13 @@ def play_policies(
     'seeds': seeds, 'key': key, 'keep_frames': keep_frames
   }  # fmt: skip
   stages = prompt or world.config.stages()
-  goal = world.config.tasks[stages[-1][0]]
-  random = Evaluator(env, random_agent(world), goal)
+  last = stages[-1][0]
+  goal = world.config.tasks[last], sum(n for task, n in stages if task == last)
+  random = Evaluator(env, random_agent(world), *goal)
   episodes = {RANDOM: random.play({}, (), label=RANDOM, **settings)}
   streams = places(env, len(seeds))
   agent, _ = streaming_agent(world, streams, tasks=env.spec.tasks)
-  trained = Evaluator(env, agent, goal)  # Compiled once for all of them.
+  trained = Evaluator(env, agent, *goal)  # Compiled once for all of them.
   for kind, policy in policies.items():
     for temperature in temperatures:
       name = tempered(kind, temperature)

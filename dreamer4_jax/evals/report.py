@@ -247,7 +247,7 @@ def _table(agents: Mapping[str, Any]) -> list[str]:
 
 
 def played(results: Mapping[str, Any]) -> str:
-  """Returns what `evaluation.play` found as Markdown."""
+  """Returns what `excerpts.play` found as Markdown."""
   lines = _table(results['agents'])
   for pair, compare in results['comparisons'].items():
     lines += [

@@ -1,12 +1,12 @@
 """Train step of agent finetuning: world model, cloning and reward (phase 2).
 
 Source: section 3.3 of arXiv 2509.24527. Batches are half uniform clips and
-half clips in which a task is achieved. Uniform clips are corrupted as in
-phase 1 and train the dynamics, except for a share of them. That share and the
-relevant clips are corrupted to the context level, which is what the agent token
-sees when imagining and when acting: relevant ones train the policy, and both
-train reward and continuation. Clips of baselines, whose prompt is not a task,
-train only the policy.
+half clips in which a task is achieved, or soon after which it is. Uniform clips
+are corrupted as in phase 1 and train the dynamics, except for a share of them.
+That share and the relevant clips are corrupted to the context level, which is
+what the agent token sees when imagining and when acting: relevant ones train
+the policy, and both train reward and continuation. Clips of baselines, whose
+prompt is not a task, train only the policy.
 """
 
 from __future__ import annotations

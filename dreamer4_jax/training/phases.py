@@ -79,7 +79,8 @@ def train_phases(
       yield a `DreamBatch`.
     progress: show progress bars.
     world: modules, by default those of the config.
-    steps: how phases begin, and their train steps, by default as in the paper.
+    steps: how some phases begin, and their train steps; the others are as in
+      the paper.
 
   Raises:
     ValueError: an unknown phase, a context longer than the clips, or data or
@@ -93,6 +94,8 @@ def train_phases(
   config.check_context(phases)
   checkpoint.check_run(run_dir, config)
   world = world or World.from_config(config)
+  if world.config != config:
+    raise ValueError('world: was made of another config than the run has')
   mesh = sharding.make_mesh(config.mesh)
   _check_batches(config, phases, mesh)
   # Over all phases, so that none begins after the signal.
@@ -102,7 +105,7 @@ def train_phases(
         raise PreemptedError(f'{phase}: asked to stop before it began')
       _train_phase(
         world, pathlib.Path(run_dir), phase, mesh, loaders, progress, sigterm,
-        steps[phase],
+        {**STEPS, **steps}[phase],
       )  # fmt: skip
     if sigterm.received:
       raise PreemptedError(f'asked to stop after {phases[-1]}')

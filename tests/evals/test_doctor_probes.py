@@ -5,7 +5,7 @@ import pytest
 
 from dreamer4_jax.config import ActionComponent
 from dreamer4_jax.evals import findings, probes
-from dreamer4_jax.evals.doctor import agent
+from dreamer4_jax.evals.doctor import heads
 
 SPACE = (
   ActionComponent(name='move', kind='categorical', size=4),
@@ -115,7 +115,9 @@ def test_a_marginal_policy_is_the_entropy_of_the_actions():
     {'move': move, 'look': rng.uniform(-1, 1, (50, 40, 2))},
   )
   config = Config(actions=SPACE)
-  found = agent._marginal(batch, np.ones((50, 40), bool), config)
+  found = heads._marginal(batch, np.ones((50, 40), bool), config)
   share = np.array([0.7, 0.1, 0.1, 0.1])
-  expected = -(share * np.log(share)).sum() + 2 * np.log(15)
+  # Fifteen bins around their centres: the outermost are half as wide.
+  bins = np.array([0.5, *[1.0] * 13, 0.5]) / 14
+  expected = -(share * np.log(share)).sum() - 2 * (bins * np.log(bins)).sum()
   assert found == pytest.approx(expected, abs=0.03)

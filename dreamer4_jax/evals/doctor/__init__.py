@@ -22,7 +22,7 @@ from dreamer4_jax.config import PHASES, Config, saved
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.envs.checks import check_environment
 from dreamer4_jax.evals import files, tiles
-from dreamer4_jax.evals.doctor import agent, world
+from dreamer4_jax.evals.doctor import dreams, frames, heads, played
 from dreamer4_jax.evals.doctor.clips import Held, held_out
 from dreamer4_jax.evals.findings import (
   Finding,
@@ -76,7 +76,7 @@ def examine(
     )
   env = _environment(config) if play else None
   found = [_progress(config, run_dir, phase) for phase in trained]
-  found += _world(config, run_dir, trained, env, clips)
+  found += _world(config, run_dir, trained, env, clips, episodes)
   if 'finetune' in trained:
     found += _agent(config, run_dir, trained, env, clips, episodes)
   text = page(found, f'Examination of {run_dir}')
@@ -122,6 +122,7 @@ def _world(
   trained: list[str],
   env: Environment | None,
   clips: int,
+  episodes: int,
 ) -> list[Finding]:
   """Examines data, tokenizer and dynamics."""
   model, e = World.from_config(config), config.eval
@@ -132,16 +133,20 @@ def _world(
   params = _load(run_dir, last)
   spec = env and env.spec.tiles
   palette = spec and tiles.find_palette(spec, [held.batch.frames])
-  found = world.tokenizer(model, params, held, palette)
+  found = frames.recorded(model, params, held)
+  found += frames.tokenizer(model, params, held, palette)
   if env and env.spec.facts:
-    seeds = range(e.seed, e.seed + EPISODES)
-    found += world.readable(model, params, env, seeds)
+    seeds = range(e.seed, e.seed + episodes)
+    found += frames.readable(model, params, env, seeds)
+  found += [
+    dreams.memory(phase, checkpoint.load_params(run_dir, phase)[1], config)
+    for phase in ('tokenizer', 'dynamics', 'finetune')
+    if phase in trained
+  ]
   if last == 'tokenizer':
     return found
-  if np.asarray(held.batch.prev_action_mask).any():
-    found = world.recorded(model, params, held) + found
   steps = config.phases.imagination.sampling_steps
-  return found + world.dynamics(model, params, held, sampling_steps=steps)
+  return found + dreams.dynamics(model, params, held, sampling_steps=steps)
 
 
 def _agent(
@@ -157,32 +162,33 @@ def _agent(
   cloned = _load(run_dir, 'finetune')
   length = min(config.phases.finetune.clip_length, 24)
   held = held_out(config, length, clips, relevant=True)
-  found = agent.finetuned(model, cloned, held)
+  found = heads.finetuned(model, cloned, held)
   agents: dict[str, Params] = {'bc': {**cloned, 'prior': cloned['policy']}}
   if 'imagination' in trained:
     agents['rl'] = _load(run_dir, 'imagination')
-    found += _curves(run_dir)
+    found += _curves(config, run_dir)
   if env is None:
     return found
   seeds = range(config.eval.seed, config.eval.seed + episodes)
   for params in agents.values():
-    seen = agent.watch(model, params, env, seeds, STEPS)
-    found += agent.played(model, seen)
+    seen = played.watch(model, params, env, seeds, STEPS)
+    found += played.judge_episodes(model, seen)
   reality = _reality(model, agents, env, seeds)
   for name, own in (reality or {}).items():
     found += _dreams(name, own, config)
   return found
 
 
-def _curves(run_dir: pathlib.Path) -> list[Finding]:
+def _curves(config: Config, run_dir: pathlib.Path) -> list[Finding]:
   """Reads the last tenth of the imagination's metrics."""
   lines = (run_dir / 'imagination/metrics.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines[-max(1, len(lines) // 10) :]]
   mean = lambda key: float(np.mean([r[f'imagination/{key}'] for r in rows]))
   reward = mean('reward_per_rollout')
   return [
-    judge('imagination', 'KL to the clone', mean('kl'),
-          Scale(fine=1.5, wrong=4.0, unit=' nats'),
+    judge('imagination', 'KL to the clone, relative to random actions',
+          mean('kl') / heads.random_surprise(config),
+          Scale(fine=1.0, wrong=2.0),
           'The policy runs away from the recordings; raise beta.'),
     judge('imagination', 'share of advantages above 0', mean('positive_share'),
           Scale(fine=0.1, wrong=0.02),
@@ -219,7 +225,7 @@ def _dreams(name: str, own: Reality, config: Config) -> list[Finding]:
   if summary['phantom'] is not None:
     found.append(
       judge(phase, 'events dreamed where the game has none',
-            summary['phantom'], Scale(fine=0.05, wrong=0.15),
+            summary['phantom'], Scale(fine=0.1, wrong=0.2),
             'Phantoms: dreams pay for what does not happen. Train the '
             'dynamics longer, or sample dreams with more steps.')
     )  # fmt: skip

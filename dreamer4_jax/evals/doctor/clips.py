@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 
 import jax
 import numpy as np
 
 from dreamer4_jax.config import Config
-from dreamer4_jax.data import labels
-from dreamer4_jax.data.format import Attributes
+from dreamer4_jax.data.format import Attributes, SplitIndex
 from dreamer4_jax.data.held_out import expected
-from dreamer4_jax.data.planning import Planner
-from dreamer4_jax.data.sources import EpisodeSource
+from dreamer4_jax.data.planning import Window
+from dreamer4_jax.data.sources import EpisodeSource, Stretch
 from dreamer4_jax.data.transforms import Clips
 from dreamer4_jax.types import Batch
 
@@ -25,10 +24,12 @@ class Held:
   Attributes:
     batch: `[B, T, ...]`, as numpy arrays.
     attributes: of the episode of each clip.
+    episode: `[B]` number of the episode of each clip.
   """
 
   batch: Batch
   attributes: tuple[Attributes, ...]
+  episode: np.ndarray
 
   def rows(self, mask: np.ndarray) -> Held:
     """Returns some of the clips."""
@@ -36,25 +37,28 @@ class Held:
     return Held(
       jax.tree.map(lambda x: x[at], self.batch),
       tuple(self.attributes[i] for i in at),
+      self.episode[at],
     )
 
 
 def held_out(
   config: Config, length: int, count: int, *, relevant: bool = False
 ) -> Held:
-  """Draws held-out clips that lie within one episode.
+  """Draws different held-out clips, each within one episode.
+
+  All recorded actions are known, whatever the run was trained to know.
 
   Args:
     config: the run.
     length: frames of a clip.
     count: how many at most; fewer if the split has no more.
-    relevant: those in which a task of the run is achieved, each equally often;
-      behaviour is cloned from them. Else uniform ones.
+    relevant: those from which behaviour is cloned, with an event of each task
+      equally often; without events, those with actions. Else uniform ones.
 
   Raises:
     ValueError: no episode is long enough.
   """
-  e, expects = config.eval, expected(config)
+  expects = expected(config)
   source = EpisodeSource(
     config.data.path,
     config.data.eval_split,
@@ -64,37 +68,21 @@ def held_out(
     vectors=expects.vectors,
   )
   index = source.index
-  relevant = relevant and len(index.event_frame) > 0
-  labeled = labels.labeled_episodes(source, config.data.sources[0])
-  planner = Planner(
-    indices=[index],
-    weights=[1.0],
-    labeled=[labels.known_episodes(source, labeled)],
-    length=length,
-    batch_size=count,
-    seed=e.seed + 7,
-    relevant_share=float(relevant),
-    switch_tasks=1.0,
-    milestones=config.milestones,
-    purpose='cloning' if relevant else 'video',
-  )
-  windows = []
-  for number in range(20):
-    windows += [
-      w for w in planner.plan(number, range(count)) if len(w.segments) == 1
-    ]
-    if len(windows) >= count:
-      break
+  rng = np.random.default_rng(config.eval.seed)
+  anchors = _anchors(index, config.milestones) if relevant else {}
+  if anchors:
+    windows = _on_events(index, anchors, length, count, rng)
+  else:
+    windows = _anywhere(index, length, count, rng, cloned=relevant)
   if not windows:
     raise ValueError(
-      f'{config.data.path}: no episode of {config.data.eval_split!r} has '
-      f'{length} frames, which the examination needs; lower '
-      'eval.context_frames or eval.horizons'
+      f'{config.data.path}: no episode of {config.data.eval_split!r} has the '
+      f'{length} frames of a clip; record longer ones, or lower '
+      'eval.context_frames, eval.horizons or phases.finetune.clip_lengths'
     )
-  windows = windows[:count]
   clips = Clips(
     sources=[source],
-    labeled=[labeled],
+    labeled=[np.ones(len(source), bool)],
     actions=config.actions,
     tasks=config.tasks,
     milestones=config.milestones,
@@ -103,7 +91,79 @@ def held_out(
   parts = [clips.read(windows[i : i + 64]) for i in range(0, len(windows), 64)]
   batch = jax.tree.map(lambda *x: np.concatenate(x), *parts)
   known = index.attributes or ({},) * len(index.lengths)
-  return Held(batch, tuple(known[w.segments[0].episode] for w in windows))
+  episodes = [w.segments[0].episode for w in windows]
+  return Held(batch, tuple(known[i] for i in episodes), np.array(episodes))
+
+
+def _anchors(index: SplitIndex, milestones: bool) -> dict[int, np.ndarray]:
+  """Events by task; with `milestones` the first in each episode."""
+  first = index.milestones if milestones else np.arange(len(index.event_task))
+  return {
+    task: np.intersect1d(events, first)
+    for task, events in index.events_of_task.items()
+  }
+
+
+def _on_events(
+  index: SplitIndex,
+  anchors: Mapping[int, np.ndarray],
+  length: int,
+  count: int,
+  rng: np.random.Generator,
+) -> list[Window]:
+  """Windows that hold an event, each task equally often."""
+  found: dict[Stretch, Window] = {}
+  tasks = sorted(anchors)
+  for i in range(4 * count):
+    if len(found) == count:
+      break
+    task = tasks[i % len(tasks)]
+    event = int(rng.choice(anchors[task]))
+    episode, arrival = (
+      int(x[event]) for x in (index.event_episode, index.event_frame)
+    )
+    last = int(index.lengths[episode]) - length
+    if last < 0:
+      continue
+    start = arrival - int(rng.integers(1, length))
+    start = min(max(start, 0), last)
+    stretch = Stretch(episode, start, start + length)
+    found[stretch] = _window(stretch, task, arrival - start)
+  return list(found.values())
+
+
+def _anywhere(
+  index: SplitIndex,
+  length: int,
+  count: int,
+  rng: np.random.Generator,
+  *,
+  cloned: bool,
+) -> list[Window]:
+  """Uniform windows; with `cloned`, of episodes with actions."""
+  room = np.maximum(index.lengths - length + 1, 0)
+  if cloned:
+    room = room * (index.known > 0)
+  total = int(room.sum())
+  chosen = rng.choice(total, min(count, total), replace=False) if total else []
+  ends = np.cumsum(room)
+  found = []
+  for number in chosen:
+    episode = int(np.searchsorted(ends, number, side='right'))
+    start = int(number - (ends[episode] - room[episode]))
+    stretch = Stretch(episode, start, start + length)
+    found.append(_window(stretch, -1, length if cloned else 0))
+  return found
+
+
+def _window(stretch: Stretch, task: int, cloned: int) -> Window:
+  return Window(
+    segments=(stretch,),
+    anchor_task=task,
+    cloned=cloned,
+    switch_tasks=True,
+    separate_images=False,
+  )
 
 
 def in_pieces(function, batch: Batch, size: int = 32):

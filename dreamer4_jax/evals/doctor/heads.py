@@ -1,33 +1,26 @@
-"""Is the agent any good: heads on recordings, and in episodes of its own."""
+"""Do the heads know what the recordings show?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dreamer4_jax.config import Config
-from dreamer4_jax.envs import Environment
 from dreamer4_jax.evals.doctor.clips import Held, in_pieces, values_of
 from dreamer4_jax.evals.findings import Finding, Scale, judge, note
 from dreamer4_jax.models import Params, World, distributions
 from dreamer4_jax.objectives import TwoHot
 from dreamer4_jax.rollout import (
   Replay,
-  act,
-  advance,
   context_levels,
   context_noise,
   imagine,
-  init_actor,
-  init_prompt,
-  own_events,
 )
-from dreamer4_jax.types import Array, Batch, Observation
+from dreamer4_jax.types import Array, Batch
 
 _BLIND = (
   'The reward head cannot tell what an action did: is the event on the frame '
@@ -145,61 +138,104 @@ def finetuned(world: World, params: Params, held: Held) -> list[Finding]:
 
 
 def _rewards(reward: np.ndarray, events: np.ndarray) -> list[Finding]:
-  hit = float(np.clip(reward, 0, 1)[events].mean()) if events.any() else None
+  """Reward on and off the frames of events, `[B, T]`."""
+  if events.sum() < 5:
+    few = f'{int(events.sum())} events in held-out clips'
+    return [note('finetune', 'reward on the frame of an event', few)]
+  hit = float(np.clip(reward, 0, 1)[events].mean())
   false = float(np.clip(reward, 0, 1)[~events].mean())
-  rate = float(events.mean())
-  inner = slice(3, reward.shape[1] - 3)
-  curve = {}
-  for k in (-2, -1, 0, 1, 2):
-    moved = np.roll(events, -k, axis=1)[:, inner]
-    curve[k] = float(_correlation(reward[:, inner], moved))
-  best = max(curve, key=curve.get)
-  return [
+  found = [
     judge('finetune', 'reward on the frame of an event', hit,
           Scale(fine=0.5, wrong=0.2), _BLIND),
     judge('finetune', 'reward elsewhere, relative to how often events are',
-          false / max(rate, 1e-6), Scale(fine=0.5, wrong=1.0),
+          false / float(events.mean()), Scale(fine=0.5, wrong=1.0),
           'The reward head pays for what does not happen; see '
           'phases.finetune.context_share.'),
-    Finding(
-      phase='finetune', name='reward by the step of the event',
-      value=float(best), usual='best at +0',
-      text=', '.join(f'{k:+d}: {v:.2f}' for k, v in curve.items()),
-      verdict='fine' if best == 0 else 'wrong',
-      advice='Rewards are read at another frame than events are seen on: they '
-      'were recorded early or late.',
-    ),
   ]  # fmt: skip
+  everywhere = np.ones(events.shape, bool)
+  timing = reward_timing('finetune', reward, events, everywhere)
+  return found + ([timing] if timing else [])
+
+
+def reward_timing(
+  phase: str, reward: np.ndarray, events: np.ndarray, live: np.ndarray
+) -> Finding | None:
+  """Says at which frame rewards are read, relative to events.
+
+  Args:
+    phase: of the finding.
+    reward: `[B, T]` expected reward.
+    events: `[B, T]` bool, what really happened.
+    live: `[B, T]` bool, frames that count.
+
+  Returns:
+    None if there are too few events or frames to tell.
+  """
+  most, length = 2, reward.shape[1]
+  if length <= 2 * most:
+    return None
+  inner = slice(most, length - most)
+  curve = {}
+  for k in range(-most, most + 1):
+    moved = events[:, most + k : length - most + k]
+    use = live[:, inner] & live[:, most + k : length - most + k]
+    if moved[use].sum() < 5:
+      return None
+    curve[k] = correlation(reward[:, inner][use], moved[use])
+  best = max(curve, key=curve.get)
+  sure = curve[best] > 0.1 and curve[best] - curve[0] > 0.05
+  side = 'early: before the action is known' if best > 0 else 'late'
+  return Finding(
+    phase=phase,
+    name='reward by the step of the event',
+    value=float(best),
+    usual='best at +0',
+    text=', '.join(f'{k:+d}: {v:.2f}' for k, v in curve.items()),
+    verdict='wrong' if best and sure else 'fine',
+    advice=f'Rewards are read {abs(best)} frame(s) {side}. Were the events '
+    'of the recordings written to another row than the frame that shows them?',
+  )
 
 
 def _blindness(
   world: World, params: Params, batch: Batch, events: np.ndarray
 ) -> list[Finding]:
-  """Dreams one frame ahead to an event: with its own action, and another's."""
+  """Dreams one frame ahead to an event: with its own action, and another."""
   rows, frames = np.nonzero(events)
   keep = frames >= 2
-  rows, frames = rows[keep], frames[keep]
+  rows, frames = rows[keep][:128], frames[keep][:128]
+  own = {k: np.asarray(v)[rows, frames] for k, v in batch.prev_action.items()}
+  others = {k: np.roll(v, 1, axis=0) for k, v in own.items()}
+  # Any action of a clip will do, as long as it is another one.
+  rng = np.random.default_rng(0)
+  for _ in range(20):
+    same = _same(own, others)
+    drawn = rng.integers(batch.task.size, size=int(same.sum()))
+    for name, value in others.items():
+      every = np.asarray(batch.prev_action[name])
+      value[same] = every.reshape(-1, *every.shape[2:])[drawn]
+  differs = ~_same(own, others)
+  rows, frames = rows[differs], frames[differs]
   if len(rows) < 8:
     return []
-  rows, frames = rows[:128], frames[:128]
   length = min(int(frames.max()), world.config.dynamics.context_length)
   at = frames[:, None] - length + np.arange(length)[None]
   clip = np.maximum(at, 0)
-
-  def cut(x: np.ndarray) -> np.ndarray:
-    return x[rows[:, None], clip] if x.ndim > 1 else x[rows]
-
-  past = jax.tree.map(cut, batch)
+  past = jax.tree.map(
+    lambda x: x[rows[:, None], clip] if x.ndim > 1 else x[rows], batch
+  )
   # What lies before the clip is a segment of its own, not seen.
   segments = (at >= 0).astype(np.int32)
   past = past.replace(
-    segment_ids=segments, cont=np.ones(segments.shape, np.float32)
+    segment_ids=segments,
+    cont=np.ones(segments.shape, np.float32),
+    # The task of the event, from the first frame on.
+    task=np.repeat(batch.task[rows, frames][:, None], length, axis=1),
   )
-  own = jax.tree.map(lambda x: x[rows, frames][:, None], batch.prev_action)
-  others = jax.tree.map(lambda x: np.roll(x, 1, axis=0), own)
   found = {}
   for name, action in (('own', own), ('other', others)):
-    found[name] = float(np.mean(dreamed_reward(world, params, past, action)))
+    given = {k: v[differs][:, None] for k, v in action.items()}
+    found[name] = float(np.mean(dreamed_reward(world, params, past, given)))
   ratio = found['other'] / max(found['own'], 1e-3)
   return [
     judge('finetune', 'reward dreamed for the action of an event',
@@ -207,6 +243,13 @@ def _blindness(
     judge('finetune', 'and for another action, relative to it', ratio,
           Scale(fine=0.5, wrong=0.8), _BLIND),
   ]  # fmt: skip
+
+
+def _same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> Array:
+  """Which rows of two actions are equal, `[n]` bool."""
+  return np.all(
+    [(a[k] == b[k]).reshape(len(a[k]), -1).all(axis=1) for k in a], axis=0
+  )
 
 
 def dreamed_reward(
@@ -295,183 +338,28 @@ def _marginal(batch: Batch, use: np.ndarray, config: Config) -> float:
         (share * np.log(share) + (1 - share) * np.log(1 - share)).sum()
       )
     else:
-      edges = np.linspace(part.low, part.high, part.bins + 1)[1:-1]
-      for column in np.digitize(value, edges).T:
+      # Bins as the policy has them, around their centres.
+      place = (value - part.low) / (part.high - part.low) * (part.bins - 1)
+      place = np.clip(np.round(place), 0, part.bins - 1).astype(np.int64)
+      for column in place.T:
         share = np.bincount(column, minlength=part.bins) / len(column)
         total -= float((share[share > 0] * np.log(share[share > 0])).sum())
   return total
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+def random_surprise(config: Config) -> float:
+  """Entropy of uniform actions, in nats: a scale for those of a policy."""
+  total = 0.0
+  for part in config.actions:
+    classes = {'categorical': part.size, 'binary': 2}
+    count = 1 if part.kind == 'categorical' else part.size
+    total += count * float(np.log(classes.get(part.kind, part.bins)))
+  return total
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+  """Pearson's correlation of two arrays; 0 if one does not vary."""
   a, b = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
   if a.std() < 1e-9 or b.std() < 1e-9:
     return 0.0
   return float(np.corrcoef(a, b)[0, 1])
-
-
-@dataclasses.dataclass(frozen=True)
-class Watched:
-  """Episodes of an agent, with what its heads said; `[B, S]`.
-
-  Attributes:
-    live: the episode was going on.
-    reward: expected reward of the task held, on arriving.
-    event: that task's event happened.
-    value: of the state, None before imagination.
-    entropy: of the policy.
-    prior: log-probability of the action under the cloned policy.
-    over: the frame is terminal.
-    cont: probability that it is not.
-  """
-
-  live: np.ndarray
-  reward: np.ndarray
-  event: np.ndarray
-  value: np.ndarray | None
-  entropy: np.ndarray
-  prior: np.ndarray
-  over: np.ndarray
-  cont: np.ndarray
-
-
-def watch(
-  world: World,
-  params: Params,
-  env: Environment,
-  seeds: Sequence[int],
-  steps: int,
-) -> Watched:
-  """Lets an agent play, and notes what its heads say.
-
-  Args:
-    world: modules.
-    params: with `prior`, and with `value` after imagination.
-    env: functional environment.
-    seeds: one per episode.
-    steps: at most.
-  """
-  agent = world.config.agent
-  twohot = TwoHot(agent.bins, agent.bin_limit)
-  valued = 'value' in params
-
-  @jax.jit
-  def turn(params, env_state, step, actor, prompt, t):
-    held = prompt.task()
-    events = own_events(world, step.events, env.spec.tasks)
-    event = jnp.take_along_axis(events, held[:, None], axis=1)[:, 0]
-    # Arriving, the task is still the one that the action was meant for.
-    seen = Observation(
-      step.frame, jnp.full(step.reward.shape, t == 0), step.vectors
-    )
-    key = jax.random.fold_in(jax.random.key(5), t)
-    _, arrived, _ = act(world, params, actor, seen, held, key)
-    prompt = advance(prompt, events)
-    action, h, actor = act(world, params, actor, seen, prompt.task(), key)
-    now = lambda name: jax.tree.map(
-      lambda x: x[:, 0], world.head(params, name, h)
-    )
-    notes = {
-      'reward': twohot.mean(world.head(params, 'reward', arrived)[:, 0]),
-      'event': event,
-      'entropy': distributions.entropy(now('policy'), world.space),
-      'prior': distributions.log_prob(now('prior'), action, world.space),
-      'over': step.terminal,
-      'cont': jax.nn.sigmoid(world.head(params, 'continuation', arrived)[:, 0]),
-      'live': ~(step.terminal | step.timeout),
-    }
-    if valued:
-      notes['value'] = twohot.mean(world.head(params, 'value', h)[:, 0])
-    return *env.step(env_state, action), actor, prompt, notes
-
-  keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-  env_state, step = jax.jit(env.reset)(keys)
-  actor = init_actor(world, len(seeds))
-  prompt = init_prompt(world.config.stages(), len(seeds))
-  shown: list[dict[str, Any]] = []
-  for t in range(min(steps, env.spec.max_steps)):
-    env_state, step, actor, prompt, notes = turn(
-      params, env_state, step, actor, prompt, np.uint32(t)
-    )
-    shown.append(jax.device_get(notes))
-    if not shown[-1]['live'].any():
-      break
-  whole = jax.tree.map(lambda *x: np.stack(x, axis=1), *shown)
-  value = whole.pop('value', None)
-  # The frame on which an episode ends counts, and none after it.
-  live = whole.pop('live')
-  first = np.cumsum(~live, axis=1) <= 1
-  return Watched(live=first, value=value, **whole)
-
-
-def played(world: World, seen: Watched) -> list[Finding]:
-  """Examines an agent in episodes of its own."""
-  phase = 'finetune' if seen.value is None else 'imagination'
-  live, found = seen.live.copy(), []
-  live[:, 0] = False  # Nothing was achieved before.
-  reward, event = np.clip(seen.reward, 0, 1)[live], seen.event[live] > 0
-  if event.sum() >= 5:
-    ratio = reward.sum() / event.sum()
-    found += [
-      judge(phase, 'events of its own episodes seen by the reward head',
-            float(reward[event].mean()), Scale(fine=0.5, wrong=0.2),
-            'Where the agent goes, the reward head is blind: it learned from '
-            'recordings that look otherwise.'),
-      judge(phase, 'rewards without an event, relative to events',
-            float(reward[~event].sum() / event.sum()),
-            Scale(fine=0.3, wrong=1.0),
-            'The reward head pays for phantoms where the agent goes.'),
-      note(phase, 'reward predicted, relative to events', f'{ratio:.2f}',
-           ratio),
-    ]  # fmt: skip
-  over = (seen.over & seen.live)[:, 1:]
-  if over.sum() >= 5:
-    found.append(
-      judge(phase, 'continuation where its episodes end',
-            float(seen.cont[:, 1:][over].mean()), Scale(fine=0.5, wrong=0.9),
-            'The agent does not see its own death coming.')
-    )  # fmt: skip
-  found.append(
-    note(phase, 'entropy of the policy',
-         f'{seen.entropy[seen.live].mean():.2f} nats',
-         float(seen.entropy[seen.live].mean()))
-  )  # fmt: skip
-  if seen.value is not None:
-    found += _values(world, seen)
-    surprise = -float(seen.prior[seen.live].mean())
-    found.append(
-      judge('imagination', 'surprise of its actions to the clone', surprise,
-            Scale(fine=3.0, wrong=6.0, unit=' nats'),
-            'The policy has left the recordings, where the model knows '
-            'nothing; raise phases.imagination.beta.')
-    )  # fmt: skip
-  return found
-
-
-def _values(world: World, seen: Watched) -> list[Finding]:
-  """Compares values with discounted returns up to the next event."""
-  phase = world.config.phases.imagination
-  paid = seen.event > 0
-  returns = np.zeros(paid.shape)
-  known = np.zeros(paid.shape, bool)
-  after = np.zeros(len(paid))
-  sure = np.zeros(len(paid), bool)
-  for t in range(paid.shape[1] - 2, -1, -1):
-    event, over = paid[:, t + 1], seen.over[:, t + 1] | ~seen.live[:, t + 1]
-    after = np.where(event, 1.0, np.where(over, 0.0, phase.gamma * after))
-    sure = event | over | sure
-    returns[:, t], known[:, t] = after, sure
-  use = known & seen.live
-  if use.sum() < 50 or not phase.stop_at_event:
-    return []
-  value, real = seen.value[use], returns[use]
-  slope = float(np.cov(value, real)[0, 1] / max(value.var(ddof=1), 1e-9))
-  return [
-    judge('imagination', 'value against real returns, correlation',
-          _correlation(value, real), Scale(fine=0.5, wrong=0.2),
-          'Values do not tell good states from bad ones; train longer, or '
-          'begin dreams elsewhere (data.lead, relevant_share).'),
-    judge('imagination', 'and slope', slope, Scale(fine=0.5, wrong=0.2),
-          'Values promise differences that the game does not pay.'),
-    note('imagination', 'mean value, and mean real return',
-         f'{value.mean():.2f}, {real.mean():.2f}', float(value.mean())),
-  ]  # fmt: skip
