@@ -320,6 +320,23 @@ def test_any_agents_of_a_run_play(home, trained, monkeypatch, capsys):
   )
 
 
+def test_a_run_is_examined(home, trained, monkeypatch, capsys):
+  monkeypatch.chdir(home)
+  monkeypatch.setattr(startup, 'enable_compilation_cache', lambda: None)
+  # Ten steps on noise: nothing is learned, and the page says so.
+  assert main(['doctor', RUN, '--clips', '16']) == 1
+  said = capsys.readouterr().out
+  assert said.strip() == (home / RUN / 'doctor.md').read_text().strip()
+  found = json.loads((home / RUN / 'doctor.json').read_text())
+  assert {f['phase'] for f in found} == {'data', *PHASES}
+  verdict = {(f['phase'], f['name']): f['verdict'] for f in found}
+  assert verdict['tokenizer', 'PSNR'] == 'wrong'
+  assert verdict['imagination', 'steps'] == 'fine'
+  assert '- tokenizer, PSNR: ' in said.split('## Data')[0]
+  assert main(['doctor', 'nowhere']) == 2
+  assert 'nowhere' in capsys.readouterr().err
+
+
 def test_a_run_dreams(home, trained, monkeypatch, capsys):
   monkeypatch.chdir(home)
   monkeypatch.setattr(startup, 'enable_compilation_cache', lambda: None)
