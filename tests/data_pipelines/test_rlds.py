@@ -247,9 +247,12 @@ def test_a_missing_file_costs_its_episodes_only(dataset, tmp_path, monkeypatch):
   [
     (
       {'image': 'observation/camera'},
-      'no episode has the fields obs',
+      r"image = 'observation/camera': .*it has \['action', 'grip', .*image_0",
     ),
-    ({'actions': ('a=torque',)}, r"\['torque'\].*torque: no such field"),
+    (
+      {'actions': ('a=torque',)},
+      r"actions = 'torque': a step has no such field",
+    ),
     ({'actions': ('a=grip',)}, 'whole numbers; write a=FIELD:CLASSES'),
     ({'actions': ('grip',)}, r"actions = \('grip',\): needs at least one"),
     ({'splits': ('valid',)}, "no split 'valid'; there are"),
