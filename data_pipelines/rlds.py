@@ -42,6 +42,7 @@ DISCOUNTED = (
   'is 0'
 )
 UNSURE = 'episodes whose last discount is 0 although is_terminal is false'
+WORDLESS = 'episodes whose instruction is empty'
 WORDINGS = 'episodes whose instruction changes; the first is kept'
 
 
@@ -240,8 +241,12 @@ def _notes(steps: Sequence[Mapping[str, Any]], fields: Fields) -> Iterator[str]:
       yield DISCOUNTED
     elif not last['is_terminal']:
       yield UNSURE
-  if fields.instruction and len(_wordings(steps, fields)) > 1:
-    yield WORDINGS
+  if fields.instruction:
+    wordings = _wordings(steps, fields)
+    if len(wordings) > 1:
+      yield WORDINGS
+    if wordings == ['']:
+      yield WORDLESS
 
 
 def convert_file(

@@ -182,7 +182,7 @@ def _whole(
     origin = stream.start_time or 0
     file.seek(origin + int(start / stream.time_base), stream=stream)
   by_itself = stream.codec_context.codec.intra_only
-  packets, first = 0, None
+  packets, due, first = 0, 0, None
   for packet in file.demux(stream):
     packets += packet.size > 0
     if first is None and packet.size and (packet.is_keyframe or by_itself):
@@ -193,14 +193,17 @@ def _whole(
     if packet.size and not by_itself and (first is None or early):
       seen.left_out += 1
       continue
+    due += packet.size > 0 and not packet.is_discard
     for frame in packet.decode():
       if frame.is_corrupt:
         raise convert.SkipError('damaged frame')
+      due -= 1
       yield frame
   if packets and first is None:
     raise convert.SkipError('no frame that can be decoded by itself')
   # AVI and MP4 declare their number of frames, also of those that a cut hides.
-  if how.steady and not start and packets < stream.frames:
+  known = how.steady and not start and stream.frames
+  if known and (packets < stream.frames or due > 0):
     raise convert.SkipError('frames are missing in the video')
 
 

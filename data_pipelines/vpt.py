@@ -29,6 +29,8 @@ from dreamer4_jax.data import format as fmt
 FRAME_RATE = 20.0
 SCREEN_HEIGHT = 720.0
 """Height of the screen on which pointer positions are given."""
+RATE_TOLERANCE = 0.02
+"""How far a video's rate may be from that of its lines, as a share."""
 MAX_BROKEN = 0.1
 """Share of lines that may be unreadable."""
 _NAME = re.compile(r'(?P<player>.+)-(?P<session>[^-]+)-\d{8}-\d{6}')
@@ -142,7 +144,8 @@ def list_recordings(config: VptConfig) -> list[convert.Input]:
       'player': player,
       'session': session,
     }
-    inputs.append(convert.Input(name=name, split=split, what=what))
+    files = (str(path), str(path.with_suffix('.jsonl')))
+    inputs.append(convert.Input(name=name, split=split, what=what, files=files))
   return inputs
 
 
@@ -176,7 +179,8 @@ def convert_recording(
   path = pathlib.Path(item.what['path'])
   recording = _read_actions(path, item.what['subset'])
   lines = len(recording.known)
-  decoded = video.decode(path, video.Frames(steady=True))
+  seen = video.Seen()
+  decoded = video.decode(path, video.Frames(steady=True), seen=seen)
   frames = 0
   pictures = _with_pointer(decoded, recording.cursor, size)
   for block, last in _mark_last(video.blocks(pictures)):
@@ -197,6 +201,7 @@ def convert_recording(
         'events': events,
       }
     )
+  _check_times(seen)
   if frames < 2:
     raise convert.SkipError('fewer than 2 frames with actions')
   shard.end(
@@ -211,6 +216,20 @@ def convert_recording(
     'lines without a frame': lines - frames,
     'frames without a line': sum(1 for _ in decoded),
   }
+
+
+def _check_times(seen: video.Seen) -> None:
+  """Raises `SkipError` if lines, one per frame, cannot be matched to frames."""
+  if seen.rate and abs(seen.rate / FRAME_RATE - 1) > RATE_TOLERANCE:
+    raise convert.SkipError(
+      f'the video has {seen.rate:g} frames a second, its lines {FRAME_RATE:g}; '
+      'they cannot be matched'
+    )
+  if seen.left_out:
+    raise convert.SkipError(
+      f'the first {seen.left_out} frames of the video cannot be decoded, so it '
+      'is not known which line belongs to the next'
+    )
 
 
 def _read_actions(path: pathlib.Path, subset: str) -> vpt_actions.Recording:

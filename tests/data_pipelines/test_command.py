@@ -147,7 +147,7 @@ RANDOM = f'{DOORKEY} --policy random --episodes 1 --test-episodes 1'
 @pytest.mark.parametrize(
   ('line', 'sentence'),
   [
-    ('collect --env nothing --out new', "name = 'nothing': must be adapter:"),
+    ('collect --env nothing --out new', "collect: env = 'nothing': must be "),
     ('collect --env navix:Nothing --out new', "'navix:Nothing'"),
     ('collect --policy checkpoint --run no --out new', 'no checkpoints; train'),
     (
@@ -155,13 +155,19 @@ RANDOM = f'{DOORKEY} --policy random --episodes 1 --test-episodes 1'
       "'navix:Navix-Empty-5x5-v0'",
     ),
     (f'collect {RANDOM} --out data', 'there is a finished dataset; pass'),
-    (f'collect {RANDOM} --image-size 64 64 --out new', 'EnvConfig.image_size'),
+    (
+      f'collect {RANDOM} --image-size 64 64 --out new',
+      'collect: image_size = ',
+    ),
     (f'collect {RANDOM} --out run', 'holds a run'),
     (f'collect {RANDOM} --out run/data', 'lies in the directory of a run'),
     (f'collect {RANDOM} --out run/deep/data', 'lies in the directory of a run'),
     (f'collect {RANDOM} --out . --overwrite', 'holds a run'),
     ('pretokenise --run no --dataset data --out new', 'no checkpoints; train'),
-    ('pretokenise --run run --dataset no --out new', 'no dataset there'),
+    (
+      'pretokenise --run run --dataset no --out new',
+      "dataset = 'no': no dataset there",
+    ),
     ('pretokenise --run run --dataset data --out new', 'frame_shape'),
     ('pretokenise --run run --dataset data --out data', 'finished dataset'),
     ('pretokenise --run run --dataset data --out run', 'holds a run'),
