@@ -137,6 +137,8 @@ def files(tmp_path_factory):
     state = {'params': params, 'ema': params, 'frozen': {}}
     checkpoints.save(1, state, {}, CONFIG)
   (run / 'config.json').write_text(CONFIG.to_json())
+  (tmp_path / 'full').mkdir()
+  (tmp_path / 'full/notes.txt').write_text('mine')
   return tmp_path
 
 
@@ -159,6 +161,13 @@ RANDOM = f'{DOORKEY} --policy random --episodes 1 --test-episodes 1'
       f'collect {RANDOM} --image-size 64 64 --out new',
       'collect: image_size = ',
     ),
+    (
+      'collect --policy random --env gymnasium:Nothing-v0 --out new',
+      "collect: env = 'gymnasium:Nothing-v0': ",
+    ),
+    (f'collect {RANDOM} --max-steps 0 --out new', 'collect: max_steps = 0: '),
+    (f'collect {RANDOM} --out full', 'full: exists and is not a dataset'),
+    ('pretokenise --run run --dataset data --out full', 'is not a dataset'),
     (f'collect {RANDOM} --out run', 'holds a run'),
     (f'collect {RANDOM} --out run/data', 'lies in the directory of a run'),
     (f'collect {RANDOM} --out run/deep/data', 'lies in the directory of a run'),
@@ -183,6 +192,7 @@ RANDOM = f'{DOORKEY} --policy random --episodes 1 --test-episodes 1'
 def test_a_mistake_is_a_sentence(files, line, sentence, monkeypatch, capsys):
   for package, commands in (
     ('navix', ('collect',)),
+    ('gymnasium', ('collect',)),
     ('av', ('video', 'vpt', 'lerobot')),
     ('pyarrow', ('lerobot',)),
     ('minari', ('minari_datasets',)),
@@ -201,6 +211,8 @@ def test_a_mistake_is_a_sentence(files, line, sentence, monkeypatch, capsys):
   said = capsys.readouterr()
   assert not said.out
   assert sentence in said.err and 'Traceback' not in said.err
+  # These are fields of a training's config, and no options here.
+  assert 'EnvConfig' not in said.err and 'SourceConfig' not in said.err
   if (
     'Value error' not in said.err
   ):  # Errors of the option parser are printed in a box.
