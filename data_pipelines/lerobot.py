@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from data_pipelines import convert, geometry, values, video, writer
+from data_pipelines import convert, decoding, geometry, values, writer
 from data_pipelines.command import need
 from data_pipelines.lerobot_files import (
   Place,
@@ -138,7 +138,7 @@ def convert_episode(
     place,
     table,
     columns.image,
-    video.Frames(size=config.size, fit=config.fit),
+    decoding.Frames(size=config.size, fit=config.fit),
     fps=columns.fps,
     tolerance=config.tolerance,
   )

@@ -22,6 +22,7 @@ from dreamer4_jax.config import require
 
 pa: Any = Deferred('pyarrow', 'lerobot')
 pq: Any = Deferred('pyarrow.parquet', 'lerobot')
+_TASKS = ('tasks.jsonl', 'tasks.parquet')
 VERSIONS = ('v2.0', 'v2.1', 'v3.0')
 
 
@@ -201,13 +202,15 @@ def _side_by_side(places: Sequence[Place], fps: float) -> list[Place]:
 
 
 @functools.lru_cache(maxsize=1)
-def _tasks_of(root: str) -> dict[int, str]:
+def _tasks_of(root: str, *changed: tuple[int, int]) -> dict[int, str]:
+  """As `_tasks`, read again if a file has changed."""
+  del changed
   return _tasks(pathlib.Path(root))
 
 
 def _tasks(root: pathlib.Path) -> dict[int, str]:
   """Returns the dataset's instructions by their index; empty without a list."""
-  lines, table = root / 'meta/tasks.jsonl', root / 'meta/tasks.parquet'
+  lines, table = (root / 'meta' / name for name in _TASKS)
   if table.is_file():
     rows = pq.read_table(table).to_pylist()
   elif lines.is_file():
@@ -240,7 +243,9 @@ def instruction_of(place: Place, table: pa.Table) -> tuple[str, str]:
   if place.task or 'task_index' not in table.column_names:
     return place.task, ''
   found = table['task_index'].drop_null().unique().to_pylist()
-  names_of = _tasks_of(place.root)
+  names_of = _tasks_of(
+    place.root, *(stamp(f'{place.root}/meta/{name}') for name in _TASKS)
+  )
   missing = [number for number in found if number not in names_of]
   if missing:
     return '', 'episodes whose task_index is not among the tasks in meta'

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import convert, geometry, video, writer
+from data_pipelines import convert, decoding, geometry, writer
 from data_pipelines.files import stamp
 from data_pipelines.lerobot_files import Place, read_table
 
@@ -115,7 +115,7 @@ def frames_of(
   place: Place,
   table: Any,
   image: str,
-  how: video.Frames,
+  how: decoding.Frames,
   *,
   fps: float,
   tolerance: float,
@@ -144,11 +144,11 @@ def frames_of(
   if place.clash:
     raise convert.SkipError(place.clash)
   _check_count(place, fps)
-  match, seen = Match(), video.Seen()
+  match, seen = Match(), decoding.Seen()
   times = place.start + times_of(table, fps)
   pick = lambda frames: nearest(frames, times, tolerance / fps, match)
   begin = max(0.0, place.start - 1 / fps)
-  decoded = video.decode(place.video, how, seen=seen, start=begin, pick=pick)
+  decoded = decoding.decode(place.video, how, seen=seen, start=begin, pick=pick)
   frames = list(decoded)
   missing = len(times) - match.rows
   if not match.rows or (missing and match.rows != match.frames):
@@ -168,12 +168,12 @@ def size_of(place: Place, image: str) -> tuple[int, int]:
     EpisodeError: likewise.
   """
   if place.video:
-    frame = next(video.decode(place.video, video.Frames()), None)
+    frame = next(decoding.decode(place.video, decoding.Frames()), None)
   else:
     cells = read_table(place, (image,))
     if image not in cells.column_names:
       raise writer.EpisodeError(f'{image}: no such column')
-    frame = picture(cells[image][0].as_py(), image, place, video.Frames())
+    frame = picture(cells[image][0].as_py(), image, place, decoding.Frames())
   if frame is None:
     raise convert.SkipError('no frame')
   return frame.shape[:2]
@@ -202,11 +202,11 @@ def _check_count(place: Place, fps: float) -> None:
 def _count_and_rate(path: str, changed: tuple[int, int]) -> tuple[int, float]:
   """Returns the frames that a video declares, and its rate; 0 if unknown."""
   del changed  # A changed file is read again.
-  return video.count_and_rate(path)
+  return decoding.count_and_rate(path)
 
 
 def picture(
-  cell: Any, name: str, place: Place, how: video.Frames
+  cell: Any, name: str, place: Place, how: decoding.Frames
 ) -> np.ndarray:
   """Decodes an image of a table, brought to size.
 

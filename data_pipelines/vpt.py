@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import convert, video, vpt_actions, writer
+from data_pipelines import convert, decoding, video, vpt_actions, writer
 from data_pipelines.command import need
 from dreamer4_jax.config import require
 from dreamer4_jax.data import format as fmt
@@ -128,7 +128,7 @@ def list_recordings(config: VptConfig) -> list[convert.Input]:
     root = pathlib.Path(config.root or base).expanduser()
     found |= {name: root / name for name in names}
   if not config.index:
-    found = dict(video.find_files((config.root,), ('mp4',)))
+    found = dict(video.find_files((config.root,), ('mp4',), 'root'))
   inputs = []
   for name, path in found.items():
     match = _NAME.fullmatch(path.stem)
@@ -179,11 +179,11 @@ def convert_recording(
   path = pathlib.Path(item.what['path'])
   recording = _read_actions(path, item.what['subset'])
   lines = len(recording.known)
-  seen = video.Seen()
-  decoded = video.decode(path, video.Frames(steady=True), seen=seen)
+  seen = decoding.Seen()
+  decoded = decoding.decode(path, decoding.Frames(steady=True), seen=seen)
   frames = 0
   pictures = _with_pointer(decoded, recording.cursor, size)
-  for block, last in _mark_last(video.blocks(pictures)):
+  for block, last in _mark_last(decoding.blocks(pictures)):
     part = slice(frames, frames + len(block))
     frames += len(block)
     events = recording.events[part].copy()
@@ -218,7 +218,7 @@ def convert_recording(
   }
 
 
-def _check_times(seen: video.Seen) -> None:
+def _check_times(seen: decoding.Seen) -> None:
   """Raises `SkipError` if lines, one per frame, cannot be matched to frames."""
   if seen.rate and abs(seen.rate / FRAME_RATE - 1) > RATE_TOLERANCE:
     raise convert.SkipError(
@@ -257,7 +257,7 @@ def _with_pointer(
     if not np.isnan(x):
       draw_pointer(frame, float(x), float(y))
     if frame.shape[:2] != size:
-      picture = video.av.VideoFrame.from_ndarray(frame, format='rgb24')
+      picture = decoding.av.VideoFrame.from_ndarray(frame, format='rgb24')
       picture = picture.reformat(
         width=size[1], height=size[0], interpolation='AREA'
       )

@@ -183,6 +183,7 @@ RANDOM = f'{DOORKEY} --policy random --episodes 1 --test-episodes 1'
     ('video --inputs no --out new', 'no such file or directory'),
     ('vpt --index no --out new', 'no such file'),
     ('vpt --out new', "root = ''"),
+    ('vpt --root no --out new', "vpt: root = 'no': no such file or directory"),
     ('rlds --dataset no --out new', 'no dataset_info.json there'),
     ('rlds --dataset data --out new', 'no RLDS dataset'),
     ('minari_datasets --dataset no --out new', 'no Minari dataset there'),

@@ -12,7 +12,7 @@ pytest.importorskip('av')
 pytest.importorskip('pyarrow')
 
 from data_pipelines import lerobot as lib
-from data_pipelines import rlds, values
+from data_pipelines import rlds, rlds_steps, values
 from data_pipelines.writer import EpisodeError
 from dreamer4_jax.data import EpisodeSource
 from tests.data_pipelines import test_lerobot
@@ -321,7 +321,7 @@ def test_rlds_instructions(robots, tmp_path):
   source = EpisodeSource(tmp_path / 'd', 'train')
   texts = [a['instruction'] for a in source.index.attributes]
   assert texts == ['lift', 'lift']
-  assert report['notes'][rlds.WORDINGS] == 1
+  assert report['notes'][rlds_steps.WORDINGS] == 1
   convert(robots, tmp_path / 'e', instruction='task')
   source = EpisodeSource(tmp_path / 'e', 'train')
   texts = [a['instruction'] for a in source.index.attributes]
@@ -339,7 +339,7 @@ def test_an_end_without_is_terminal_is_read_off_the_discount(robots, tmp_path):
   report = convert(robots, tmp_path / 'd')
   source = EpisodeSource(tmp_path / 'd', 'train')
   assert source.index.terminal.tolist() == [True, False]
-  assert report['notes'][rlds.DISCOUNTED] == 1
+  assert report['notes'][rlds_steps.DISCOUNTED] == 1
 
 
 def test_floats_may_be_classes_if_they_are_whole(robots, tmp_path):

@@ -14,7 +14,7 @@ pytest.importorskip('pyarrow')
 
 import av
 
-from data_pipelines import video
+from data_pipelines import decoding
 from dreamer4_jax.data import EpisodeSource
 from tests.data_pipelines import test_lerobot
 from tests.data_pipelines.test_fuzz import KINDS, damaged
@@ -108,7 +108,7 @@ def test_films_with_a_peculiarity_and_a_damage(tmp_path):
   for kind in KINDS:
     for never in ('slanted', 'depth'):
       assert f'{never}-{kind}.mkv' in report['skipped']
-  how = video.Frames(size=(SIDE, SIDE), fit='stretch')
+  how = decoding.Frames(size=(SIDE, SIDE), fit='stretch')
   for i, attributes in enumerate(source.index.attributes):
     path = good / f'{attributes["file"].partition("-")[0]}.mkv'
     if path.name == 'good.mkv':
@@ -119,7 +119,8 @@ def test_films_with_a_peculiarity_and_a_damage(tmp_path):
       found[0],
       *(b for a, b in itertools.pairwise(found) if (a != b).any()),
     ]
-    assert subsequence(new, list(video.decode(path, how))), attributes['file']
+    whole = list(decoding.decode(path, how))
+    assert subsequence(new, whole), attributes['file']
 
 
 def null(columns):

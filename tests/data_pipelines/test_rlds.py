@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines import rlds as lib
-from data_pipelines import rlds_records
+from data_pipelines import rlds_records, rlds_steps
 from dreamer4_jax.data import EpisodeSource
 from tests.data_pipelines import batches
 
@@ -161,7 +161,7 @@ def test_episodes_come_back(dataset, tmp_path):
     assert not found['reward'].any()
   assert source.index.attributes[1]['instruction'] == 'pick \u00fcp'
   assert source.index.attributes[0]['instruction'] == 'put'
-  assert report['notes'][lib.LOST_REWARD] == 4
+  assert report['notes'][rlds_steps.LOST_REWARD] == 4
 
 
 def test_actions_lead_to_frames_in_batches(dataset, tmp_path):
