@@ -117,16 +117,11 @@ def _whole(
   if start:
     origin = stream.start_time or 0
     file.seek(origin + int(start / stream.time_base), stream=stream)
-  by_itself = stream.codec_context.codec.intra_only
-  packets, due, first = 0, 0, None
+  packets, due = 0, 0
+  lacking = _Lacking(stream.codec_context.codec.intra_only)
   for packet in file.demux(stream):
     packets += packet.size > 0
-    if first is None and packet.size and (packet.is_keyframe or by_itself):
-      first = packet
-    early = None not in (packet.pts, first and first.pts) and (
-      packet.pts < first.pts
-    )
-    if packet.size and not by_itself and (first is None or early):
+    if lacking(packet):
       seen.left_out += 1
       continue
     due += packet.size > 0 and not packet.is_discard
@@ -135,12 +130,34 @@ def _whole(
         raise convert.SkipError('damaged frame')
       due -= 1
       yield frame
-  if packets and first is None:
+  if packets and not lacking.found:
     raise convert.SkipError('no frame that can be decoded by itself')
   # AVI and MP4 declare their number of frames, also of those that a cut hides.
   known = how.steady and not start and stream.frames
   if known and (packets < stream.frames or due > 0):
     raise convert.SkipError('frames are missing in the video')
+
+
+class _Lacking:
+  """Tells which packets need what lies before the first keyframe."""
+
+  def __init__(self, by_itself: bool):
+    """Takes whether every frame can be decoded by itself."""
+    self._by_itself = by_itself
+    self._begin: int | None = None
+    self.found = self._past = by_itself
+
+  def __call__(self, packet: Any) -> bool:
+    """Takes packets in the order of the file; an empty one ends it."""
+    if self._past or not packet.size:
+      return False
+    if not self.found:
+      self.found, self._begin = packet.is_keyframe, packet.pts
+      return not self.found
+    # Frames that are shown before the keyframe may directly follow it.
+    early = None not in (packet.pts, self._begin) and packet.pts < self._begin
+    self._past = not early
+    return early
 
 
 def _timed(frames: Iterator[Any], how: Frames, seen: Seen) -> Iterator[Any]:

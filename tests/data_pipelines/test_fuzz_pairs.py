@@ -24,7 +24,7 @@ from tests.data_pipelines.test_video_shown import H264, declare, film, matrix
 
 SEED = 20_261_128
 SIDE, LENGTH = 24, 12
-CHECKED = {'options': {'level': '3', 'slicecrc': '1'}}
+CHECKED = {'options': {'level': '3', 'slicecrc': '1', 'g': '1'}}
 """Settings with which FFV1 leaves no damage unseen."""
 
 
