@@ -162,19 +162,23 @@ class _Lacking:
 
 def _timed(frames: Iterator[Any], how: Frames, seen: Seen) -> Iterator[Any]:
   """Checks the time between frames."""
-  before = None
+  before, longest = None, 1.75 / (seen.rate or 1000)
   for frame in frames:
-    if None not in (before, frame.time):
-      gap = frame.time - before
-      seen.least, seen.most = min(seen.least, gap), max(seen.most, gap)
-      if how.steady and gap > 1.75 / (seen.rate or 1000):
+    now = frame.time
+    if before is not None and now is not None:
+      gap = now - before
+      if gap < seen.least:
+        seen.least = gap
+      if gap > seen.most:
+        seen.most = gap
+      if how.steady and gap > longest:
         raise convert.SkipError('frames are missing in the video')
       if how.rate is not None and not 0 <= gap <= MOST_SECONDS:
         raise convert.SkipError(
-          f'the time jumps from {before:.3f} s to {frame.time:.3f} s between '
-          f'two frames, more than {MOST_SECONDS:g} s or backwards'
+          f'the time jumps from {before:.3f} s to {now:.3f} s between two '
+          f'frames, more than {MOST_SECONDS:g} s or backwards'
         )
-    before = frame.time
+    before = now
     yield frame
 
 

@@ -23,11 +23,12 @@ def film(path, images, codec='ffv1', pix_fmt='bgr0', rate=10, **settings):
     codec: the encoder.
     pix_fmt: how it stores colours.
     rate: frames per second.
-    **settings: `options` of the encoder, the `matrix` and the `aspect` that
-      the container declares, and the `times` of frames in milliseconds.
+    **settings: `options` of the encoder and of the `container`, the `matrix`
+      and the `aspect` that it declares, and the `times` of frames in
+      milliseconds.
   """
   times = settings.get('times')
-  with av.open(str(path), 'w') as file:
+  with av.open(str(path), 'w', options=settings.get('container', {})) as file:
     stream = file.add_stream(
       codec, rate=fractions.Fraction(rate), options=settings.get('options', {})
     )
