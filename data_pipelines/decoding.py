@@ -17,6 +17,8 @@ from data_pipelines.command import Deferred
 av: Any = Deferred('av', 'video')
 BLOCK = 64
 """Frames that are held in memory at once."""
+_COVER = 0x400
+"""FFmpeg's flag of a stream that holds the picture on the file's cover."""
 MOST_SECONDS = 60.0
 """A frame is not repeated for longer to keep a frame rate."""
 
@@ -89,9 +91,11 @@ def decode(
   try:
     # A name need not be UTF-8, so FFmpeg gets the open file.
     with open(path, 'rb') as raw, av.open(raw) as file:
-      if not file.streams.video:
+      stream = _stream_of(file)
+      if stream is None:
         raise convert.SkipError('no video stream')
-      stream = file.streams.video[0]
+      if stream.codec_context is None:
+        raise convert.SkipError('FFmpeg has no decoder for this video')
       seen.rate = float(stream.average_rate or 0)
       stream.thread_type = 'AUTO'
       # Damage is an error; FFmpeg must not conceal it.
@@ -104,6 +108,12 @@ def decode(
     raise convert.SkipError(
       f'damaged or no video ({error.strerror})'
     ) from error
+
+
+def _stream_of(file: Any) -> Any:
+  """Returns the first video that is not a cover; None if there is none."""
+  films = (s for s in file.streams.video if not int(s.disposition) & _COVER)
+  return next(films, None)
 
 
 def _whole(
@@ -320,9 +330,9 @@ def count_and_rate(path: str | os.PathLike[str]) -> tuple[int, float]:
   """
   try:
     with open(path, 'rb') as raw, av.open(raw) as file:
-      if not file.streams.video:
+      stream = _stream_of(file)
+      if stream is None:
         return 0, 0.0
-      stream = file.streams.video[0]
       return stream.frames, float(stream.average_rate or 0)
   except (OSError, av.error.FFmpegError) as error:
     raise convert.SkipError(

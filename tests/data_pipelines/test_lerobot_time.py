@@ -214,7 +214,11 @@ def test_an_episode_beyond_the_end_of_its_video_is_refused(long, tmp_path):
 
 
 def test_every_file_is_read_once_or_twice(v3, tmp_path, monkeypatch):
-  """A file with 2,000 episodes was read twice for each of them."""
+  """A file with 2,000 episodes was read twice for each of them.
+
+  github.com/huggingface/lerobot/issues/3596,
+  github.com/Robbyant/lingbot-vla-v2/issues/11
+  """
   read, original = [], pq.read_table
 
   def counted(path, **kwargs):

@@ -425,3 +425,47 @@ def test_a_file_that_has_grown_is_read_again(tmp_path, monkeypatch, caplog):
   assert source.index.lengths.tolist() == [9, 5]
   assert 'have changed since this was begun' in caplog.text
   assert 'finished parts, 1 of them, are made again' in caplog.text
+
+
+def atoms(data):
+  """Cuts the content of an MP4 box into the boxes that it holds."""
+  found, at = [], 0
+  while at < len(data):
+    size = int.from_bytes(data[at : at + 4])
+    found.append(data[at : at + size])
+    at += size
+  return found
+
+
+def test_the_picture_on_the_cover_is_not_the_film(tmp_path):
+  """A cover may be the first video of a file.
+
+  github.com/quodlibet/mutagen/issues/661,
+  github.com/UltraStar-Deluxe/USDX/pull/948
+  """
+  path = tmp_path / 'x.mp4'
+  with av.open(str(path), 'w') as file:
+    cover = file.add_stream('png', rate=1)
+    cover.height = cover.width = 16
+    cover.pix_fmt = 'rgb24'
+    cover.disposition = 0x400
+    film_ = file.add_stream('libx264rgb', rate=10, options={'qp': '0'})
+    film_.height, film_.width, film_.pix_fmt = 24, 32, 'rgb24'
+    for stream, images in ((cover, frames(1, 16, 16)), (film_, frames(5))):
+      for image in images:
+        frame = av.VideoFrame.from_ndarray(image, format='rgb24')
+        for packet in stream.encode(frame):
+          file.mux(packet)
+      for packet in stream.encode():
+        file.mux(packet)
+  data = path.read_bytes()
+  start = data.index(b'moov') - 4
+  size = int.from_bytes(data[start : start + 4])
+  inner = atoms(data[start + 8 : start + size])
+  # Before the tracks, as other programs write it.
+  inner.sort(key=lambda box: box[4:8] != b'udta')
+  path.write_bytes(data[: start + 8] + b''.join(inner) + data[start + size :])
+  with av.open(str(path)) as file:
+    assert file.streams.video[0].width == 16
+  found, _ = only(path, tmp_path / 'd')
+  np.testing.assert_array_equal(found, frames(5))
