@@ -33,7 +33,12 @@ import jax
 import tqdm
 
 from data_pipelines import players, recording, writer
-from data_pipelines.command import FailedError, main_of, quiet
+from data_pipelines.command import (
+  FailedError,
+  in_words_of,
+  main_of,
+  quiet,
+)
 from data_pipelines.stage import CollectConfig, Stage
 from dreamer4_jax.config import Config, EnvConfig
 from dreamer4_jax.data import format as fmt
@@ -145,13 +150,22 @@ def record_env(config: Config, **settings: Any) -> dict[str, Any]:
 
 
 def _environment(config: CollectConfig) -> Environment:
-  return make_env(
-    EnvConfig(
-      name=config.env,
-      image_size=config.image_size,
-      max_steps=config.max_steps,
+  own = {
+    f'EnvConfig.{field}': option
+    for field, option in (
+      ('name', 'env'),
+      ('image_size', 'image_size'),
+      ('max_steps', 'max_steps'),
     )
-  )
+  }
+  with in_words_of(own):
+    return make_env(
+      EnvConfig(
+        name=config.env,
+        image_size=config.image_size,
+        max_steps=config.max_steps,
+      )
+    )
 
 
 def _describe(config: CollectConfig, env: Environment) -> fmt.Description:

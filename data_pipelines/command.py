@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import importlib
 import importlib.util
 import logging
@@ -64,6 +65,26 @@ def main_of(
       file=sys.stderr,
     )
     sys.exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def in_words_of(options: Mapping[str, str]) -> Iterator[None]:
+  """Lets errors name this command's options instead of a config's fields.
+
+  Args:
+    options: by the field, such as `EnvConfig.name`.
+  """
+  try:
+    yield
+  except (ValueError, FileNotFoundError, ImportError) as error:
+    text = str(error)
+    for field, option in options.items():
+      text = text.replace(field, option)
+    if text == str(error) or getattr(error, 'name', None):
+      raise
+    kinds = (FileNotFoundError, ImportError, ValueError)
+    kind = next(k for k in kinds if isinstance(error, k))
+    raise kind(text) from error
 
 
 def quiet() -> None:

@@ -10,7 +10,7 @@ keeps the parts that are done. Nothing is overwritten unless asked for.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
 import dataclasses
@@ -27,6 +27,7 @@ import tqdm
 
 from data_pipelines import writer
 from data_pipelines.command import main_of as main_of_command
+from data_pipelines.files import stamp
 from dreamer4_jax.config import require
 from dreamer4_jax.data import format as fmt
 from dreamer4_jax.runtime.memory import keep_freed_memory
@@ -50,11 +51,13 @@ class Input:
     name: its name in the report.
     split: where its episodes go.
     what: whatever the converter needs, as plain data.
+    files: that it is read from; if one changes, it is converted again.
   """
 
   name: str
   split: str
   what: Any
+  files: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,7 @@ def run(
   convert: Convert,
   *,
   settings: Any = None,
+  notes: Mapping[str, int] | None = None,
   progress: bool = True,
 ) -> dict[str, Any]:
   """Converts all inputs and publishes the dataset.
@@ -106,6 +110,7 @@ def run(
       module-level function; it runs in other processes.
     settings: plain data on which the result depends; parts that were made with
       other settings are not reused.
+    notes: for the report, on all inputs together.
     progress: show a bar with the time left.
 
   Returns:
@@ -123,6 +128,7 @@ def run(
     repr(description),
     repr(settings),
     [dataclasses.astuple(i) for i in inputs],
+    sorted({(file, *stamp(file)) for i in inputs for file in i.files}),
   ]
   digest = hashlib.sha256(json.dumps(key, default=str).encode()).hexdigest()
   work = writer.work_directory(out, key=digest)
@@ -133,7 +139,7 @@ def run(
   ) as bar:
     _convert_all(job, parts, output.workers or os.cpu_count() or 1, work, bar)
   outcomes = [o for part in parts for o in _outcomes(part.path)]
-  report = _report(inputs, parts, outcomes)
+  report = _report(inputs, outcomes, notes or {})
   if not any(s['episodes'] for s in report['splits'].values()):
     reasons = '; '.join(
       f'{n}: {r}' for n, r in list(report['skipped'].items())[:5]
@@ -326,12 +332,12 @@ def _outcomes(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def _report(
   inputs: Sequence[Input],
-  parts: Sequence[_Part],
   outcomes: Sequence[dict[str, Any]],
+  known: Mapping[str, int],
 ) -> dict[str, Any]:
   split_of_name = {i.name: i.split for i in inputs}
   splits: dict[str, dict[str, int]] = {}
-  notes: collections.Counter[str] = collections.Counter()
+  notes: collections.Counter[str] = collections.Counter(known)
   for outcome in outcomes:
     split = splits.setdefault(
       split_of_name[outcome['name']], {'inputs': 0, 'episodes': 0, 'frames': 0}

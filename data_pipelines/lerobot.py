@@ -18,17 +18,19 @@ import functools
 from typing import Any
 
 import numpy as np
+import tqdm
 
-from data_pipelines import convert, values, video, writer
+from data_pipelines import convert, decoding, geometry, values, writer
 from data_pipelines.command import need
 from data_pipelines.lerobot_files import (
   Place,
   column,
   find_episodes,
-  frames_of,
+  instruction_of,
   read_info,
   read_table,
 )
+from data_pipelines.lerobot_frames import frames_of, size_of
 from dreamer4_jax.config import ActionComponent, VectorComponent, require
 from dreamer4_jax.data import format as fmt
 
@@ -56,43 +58,91 @@ class LeRobotConfig(convert.Output):
   just the end of the recording."""
   size: tuple[int, int] | None = None
   """Height and width of frames; none keeps their size."""
-  fit: str = 'stretch'
+  fit: geometry.Fit = 'stretch'
   """How frames are brought to size: crop, pad or stretch."""
+  tolerance: float = 0.25
+  """How far a row may be from its picture in time, as a share of the time
+  between two rows. Where none is near enough, the episode is skipped."""
   eval_share: float = 0.1
   """Share of episodes in the split 'test'."""
 
   def __post_init__(self):
     super().__post_init__()
-    fits = ('crop', 'pad', 'stretch')
-    require(self.fit in fits, 'fit', self.fit, f'must be one of {fits}')
+    require(
+      self.fit in geometry.FITS,
+      'fit',
+      self.fit,
+      f'must be one of {geometry.FITS}',
+    )
+    require(
+      0 < self.tolerance < 0.5,
+      'tolerance',
+      self.tolerance,
+      'must be more than 0 and less than half a frame, 0.5',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+  """What the columns of a dataset mean.
+
+  Attributes:
+    config: of the conversion.
+    image: column of the images, or name of the video.
+    fps: frames per second of the dataset.
+    low: least value of each action, `[n]`.
+    high: greatest value, `[n]`.
+    vectors: what is seen beside the image.
+  """
+
+  config: LeRobotConfig
+  image: str
+  fps: float
+  low: np.ndarray
+  high: np.ndarray
+  vectors: tuple[VectorComponent, ...] = ()
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Columns that are read."""
+    c = self.config
+    wanted = (c.action, c.state, c.reward, c.terminal, self.image)
+    return (*wanted, 'timestamp', 'task_index')
 
 
 def convert_episode(
-  item: convert.Input,
-  shard: writer.Shard,
-  *,
-  config: LeRobotConfig,
-  image: str,
-  how: video.Frames,
-  low: np.ndarray,
-  high: np.ndarray,
-  vectors: tuple[VectorComponent, ...] = (),
+  item: convert.Input, shard: writer.Shard, *, columns: Columns
 ) -> dict[str, int]:
-  """Writes one episode; the shorter of actions and frames counts."""
-  place: Place = item.what
-  table = read_table(place)
+  """Writes one episode; rows beyond the end of the video are left out."""
+  config, place = columns.config, item.what
+  table = read_table(place, columns.names)
+  low, high = columns.low, columns.high
   action = column(table, config.action)
-  if action.shape[1] != len(low) or not np.isfinite(action).all():
+  if action.shape[1] != len(low):
     raise writer.EpisodeError(
       f'{config.action}: found shape {action.shape}, expected rows of '
       f'{len(low)} finite numbers'
     )
-  beside = {v.name: _state(table, config.state, v.size) for v in vectors}
+  beside = {
+    v.name: _state(table, config.state, v.size) for v in columns.vectors
+  }
   reward = np.zeros(len(action), np.float32)
-  if config.reward in table.column_names:
-    reward = column(table, config.reward)[:, 0]
-  frames = list(frames_of(place, table, image, how))
-  count = min(len(frames), len(action))
+  # A default that the dataset lacks is no mistake.
+  has_reward = config.reward in table.column_names or config.reward not in (
+    '',
+    LeRobotConfig.reward,
+  )
+  if has_reward:
+    reward = _column_of(table, 'reward', config.reward)[:, 0]
+  frames, notes = frames_of(
+    place,
+    table,
+    columns.image,
+    decoding.Frames(size=config.size, fit=config.fit),
+    fps=columns.fps,
+    tolerance=config.tolerance,
+  )
+  count = len(frames)
   if count < 2:
     raise convert.SkipError('fewer than 2 frames with actions')
   reward = reward[:count].copy()
@@ -101,25 +151,44 @@ def convert_episode(
   reward[-1] = 0
   terminal = False
   if config.terminal:
-    terminal = bool(column(table, config.terminal)[count - 1, 0])
+    ended = _column_of(table, 'terminal', config.terminal)
+    terminal = bool(ended[count - 1, 0])
+  instruction, lost = instruction_of(place, table)
   shard.add(
     writer.Episode(
       steps={
-        'observation': np.stack(frames[:count]),
+        'observation': np.stack(frames),
         'vector': {name: x[:count] for name, x in beside.items()},
-        'action': {'action': values.scaled(action[:count], low, high)},
+        'action': {
+          'action': values.scaled(config.action, action[:count], low, high)
+        },
         'action_known': np.ones(count, bool),
         'reward': reward,
         'events': np.zeros((count, 1), np.uint8),
       },
       terminal=terminal,
-      attributes={'number': place.number, 'instruction': place.task},
+      attributes={'number': place.number, 'instruction': instruction},
     )
   )
+  if config.reward and not has_reward:
+    notes[f'episodes without the column {config.reward}, rewards are 0'] = 1
+  if lost:
+    notes[lost] = 1
   return {
+    **notes,
     'actions without a frame': len(action) - count,
     MOVED_REWARD: moved,
   }
+
+
+def _column_of(table: Any, option: str, name: str) -> np.ndarray:
+  """Returns a column `[T, n]`; errors name the option that names it."""
+  try:
+    return column(table, name)
+  except writer.EpisodeError as error:
+    raise writer.EpisodeError(
+      f"{error}; --{option} '' goes without it"
+    ) from error
 
 
 def _state(table: Any, name: str, size: int) -> np.ndarray:
@@ -129,7 +198,7 @@ def _state(table: Any, name: str, size: int) -> np.ndarray:
     value = column(table, name)
   except writer.EpisodeError as error:
     raise writer.EpisodeError(f'{error}; {remedy}') from error
-  if value.shape[1] != size or not np.isfinite(value).all():
+  if value.shape[1] != size:
     raise writer.EpisodeError(
       f'{name}: found shape {value.shape}, expected rows of {size} finite '
       f'numbers; {remedy}'
@@ -154,9 +223,9 @@ def convert_lerobot(
   image = _image_feature(config, info['features'])
   places = find_episodes(config.dataset, info, image)
   vectors = _vectors(config, info['features'])
-  low, high = _bounds(config, places)
-  how = video.Frames(size=config.size, fit=config.fit, steady=True)
-  size = config.size or _size(config, places, image)
+  low, high = _bounds(config, places, progress)
+  columns = Columns(config, image, info['fps'], low, high, vectors)
+  size = config.size or _size(columns, places)
   return convert.run(
     config,
     fmt.Description(
@@ -179,19 +248,12 @@ def convert_lerobot(
         name=f'episode {place.number}',
         split=convert.split_of(str(place.number), config.eval_share),
         what=place,
+        files=tuple(filter(None, (place.data, place.video))),
       )
       for place in places
     ],
-    functools.partial(
-      convert_episode,
-      config=config,
-      image=image,
-      how=how,
-      low=low,
-      high=high,
-      vectors=vectors,
-    ),
-    settings=[dataclasses.replace(config, workers=0), image],
+    functools.partial(convert_episode, columns=columns),
+    settings=[dataclasses.replace(config, workers=0, overwrite=False), image],
     progress=progress,
   )
 
@@ -199,8 +261,11 @@ def convert_lerobot(
 def _image_feature(
   config: LeRobotConfig, features: Mapping[str, Mapping[str, Any]]
 ) -> str:
+  """Returns the name of the image; depth maps are none."""
   images = [
-    name for name, f in features.items() if f.get('dtype') in ('video', 'image')
+    name
+    for name, f in features.items()
+    if f.get('dtype') in ('video', 'image') and not _is_depth(f)
   ]
   if config.image in images:
     return config.image
@@ -210,6 +275,11 @@ def _image_feature(
     f'image = {config.image!r}: must be one of the images of the dataset, '
     f'{images}'
   )
+
+
+def _is_depth(feature: Mapping[str, Any]) -> bool:
+  about = feature.get('info') or feature.get('video_info') or {}
+  return isinstance(about, Mapping) and bool(about.get('video.is_depth_map'))
 
 
 def _vectors(
@@ -236,19 +306,25 @@ def _vectors(
 
 
 def _bounds(
-  config: LeRobotConfig, places: list[Place]
+  config: LeRobotConfig, places: list[Place], progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:
   """Returns the least and greatest action over all episodes, `[n]` each."""
   found: list[np.ndarray] = []
   problem = 'there is no episode'
-  for place in places:
+  # Each file is read once, whatever the order of its episodes.
+  for place in tqdm.tqdm(
+    sorted(places, key=lambda place: place.data),
+    desc='look',
+    unit=' episodes',
+    disable=not progress,
+  ):
     try:
-      value = column(read_table(place), config.action)
+      value = column(read_table(place, (config.action,)), config.action)
     except (writer.EpisodeError, convert.SkipError) as error:
-      problem = str(error)
+      problem = f'episode {place.number}: {error}'
       continue
     width = found[0].shape[0] if found else value.shape[1]
-    if np.isfinite(value).all() and value.shape[1] == width:
+    if value.shape[1] == width:
       found += [value.min(0), value.max(0)]
   if not found:
     raise ValueError(
@@ -257,22 +333,15 @@ def _bounds(
   return np.min(found, axis=0), np.max(found, axis=0)
 
 
-def _size(
-  config: LeRobotConfig, places: list[Place], image: str
-) -> tuple[int, int]:
+def _size(columns: Columns, places: list[Place]) -> tuple[int, int]:
   """Returns height and width of the first frame that can be read."""
-  problem = ''
+  problem, dataset = 'there is no episode', columns.config.dataset
   for place in places:
     try:
-      table = read_table(place)
-      frame = next(frames_of(place, table, image, video.Frames()), None)
-      if frame is not None:
-        return frame.shape[:2]
-    except convert.SkipError as error:
+      return size_of(place, columns.image)
+    except (convert.SkipError, writer.EpisodeError) as error:
       problem = str(error)
-  raise ValueError(
-    f'dataset = {config.dataset!r}: no image can be read ({problem})'
-  )
+  raise ValueError(f'dataset = {dataset!r}: no image can be read ({problem})')
 
 
 if __name__ == '__main__':

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import convert, values, writer
+from data_pipelines import convert, geometry, values, writer
 from data_pipelines.command import Deferred, need
+from data_pipelines.files import find
 from dreamer4_jax.config import VectorComponent
 from dreamer4_jax.data import format as fmt
 
@@ -25,6 +26,7 @@ minari: Any = Deferred('minari', 'minari')
 gymnasium_env: Any = Deferred('dreamer4_jax.envs.gymnasium_env', 'minari')
 _INPUT_EPISODES = 64
 """Episodes that are converted together."""
+CLIPPED = 'actions clipped to their box'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,11 @@ class MinariConfig(convert.Output):
   slashes, if observations are nested. Arrays are flattened."""
   size: tuple[int, int] | None = None
   """Height and width of frames; none keeps their size."""
+  fit: geometry.Fit = 'stretch'
+  """How frames are brought to size: crop, pad or stretch."""
+  clip_actions: bool = False
+  """Clip actions that lie outside their box, and count them; without it, their
+  episodes are skipped."""
   frame_rate: float = 0.0
   """Frames per second, if known."""
   eval_share: float = 0.1
@@ -86,8 +93,14 @@ def _find(observations: Any, key: str, label: str) -> Any:
   """Returns the value under a key; raises `EpisodeError`."""
   value = observations
   for name in filter(None, key.split('/')):
-    if not isinstance(value, Mapping) or name not in value:
-      raise writer.EpisodeError(f'{label}: no such observation')
+    if not isinstance(value, Mapping):
+      raise writer.EpisodeError(
+        f'{label}: no such observation; {name!r} is looked for in an array'
+      )
+    if name not in value:
+      raise writer.EpisodeError(
+        f'{label}: no such observation; there are {sorted(value)}'
+      )
     value = value[name]
   if isinstance(value, Mapping):
     raise writer.EpisodeError(
@@ -117,38 +130,59 @@ def vectors_of(observations: Any, keys: Mapping[str, str]) -> dict[str, Any]:
 
 
 def to_components(
-  actions: np.ndarray, space: gymnasium.Space
-) -> dict[str, np.ndarray]:
-  """Turns actions `[T, ...]` into components; see `action_components`."""
+  actions: np.ndarray, space: gymnasium.Space, *, clip: bool = False
+) -> tuple[dict[str, np.ndarray], int]:
+  """Turns actions `[T, ...]` into components; see `action_components`.
+
+  Args:
+    actions: of an episode.
+    space: from which they are.
+    clip: those of a box that lie outside it.
+
+  Returns:
+    The components, and the number of steps whose action was clipped.
+
+  Raises:
+    EpisodeError: an action lies outside its box, and is not to be clipped.
+  """
   spaces = gymnasium.spaces
   actions = np.asarray(actions)
   if isinstance(space, spaces.Discrete):
-    return {'action': actions.reshape(len(actions)) - int(space.start)}
+    return {'action': actions.reshape(len(actions)) - int(space.start)}, 0
   if isinstance(space, spaces.MultiDiscrete):
     shifted = actions - space.start
-    return {f'action{i}': shifted[:, i] for i in range(shifted.shape[1])}
+    return {f'action{i}': shifted[:, i] for i in range(shifted.shape[1])}, 0
   flat = actions.reshape(len(actions), -1)
   if isinstance(space, spaces.Box):
     low, high = space.low.ravel(), space.high.ravel()
-    return {'action': values.scaled(flat, low, high)}
-  return {'action': flat}
+    clipped = 0
+    if clip:
+      clipped = int(values.outside(flat, low, high).any(axis=1).sum())
+      flat = np.clip(flat, low, high)
+    try:
+      return {'action': values.scaled('action', flat, low, high)}, clipped
+    except writer.EpisodeError as error:
+      raise writer.EpisodeError(
+        f'{error}; --clip-actions clips and counts such actions'
+      ) from error
+  return {'action': flat}, 0
 
 
 def convert_episodes(
   item: convert.Input,
   shard: writer.Shard,
   *,
-  path: str,
-  image: str,
+  config: MinariConfig,
   vectors: Mapping[str, str],
   size: tuple[int, int],
 ) -> dict[str, int]:
   """Writes some episodes; bad ones are counted by their reason."""
-  dataset = open_dataset(path)
+  dataset = open_dataset(config.dataset)
   before, notes = len(shard.index.lengths), {}
   for number in item.what:
     try:
-      shard.add(_episode(dataset, number, image, vectors, size))
+      episode, clipped = _episode(dataset, number, config, vectors, size)
+      shard.add(episode)
     except writer.EpisodeError as error:
       reason = f'episode skipped: {error}'
     except Exception as error:
@@ -156,6 +190,8 @@ def convert_episodes(
       first = (str(error).splitlines() or [''])[0][:150]
       reason = f'episode skipped: unreadable ({type(error).__name__}: {first})'
     else:
+      if clipped:
+        notes[CLIPPED] = notes.get(CLIPPED, 0) + clipped
       continue
     notes[reason] = notes.get(reason, 0) + 1
   if len(shard.index.lengths) == before and notes:
@@ -166,12 +202,13 @@ def convert_episodes(
 def _episode(
   dataset: minari.MinariDataset,
   number: int,
-  image: str,
+  config: MinariConfig,
   vectors: Mapping[str, str],
   size: tuple[int, int],
-) -> writer.Episode:
+) -> tuple[writer.Episode, int]:
+  """Returns an episode, and how many of its actions were clipped."""
   (data,) = dataset.iterate_episodes([number])
-  frames = image_of(data.observations, image)
+  frames = image_of(data.observations, config.image)
   count = len(data.rewards)
   if len(frames) != count + 1:
     raise writer.EpisodeError(
@@ -179,10 +216,14 @@ def _episode(
       'one more'
     )
   last = lambda x: np.concatenate([x, np.zeros_like(x[:1])])
-  actions = to_components(data.actions, dataset.action_space)
-  return writer.Episode(
+  actions, clipped = to_components(
+    data.actions, dataset.action_space, clip=config.clip_actions
+  )
+  episode = writer.Episode(
     steps={
-      'observation': np.stack([values.resized(f, size) for f in frames]),
+      'observation': np.stack(
+        [geometry.fitted(f, size, config.fit) for f in frames]
+      ),
       'vector': vectors_of(data.observations, vectors),
       'action': {k: last(v) for k, v in actions.items()},
       'action_known': np.arange(count + 1) < count,
@@ -192,6 +233,7 @@ def _episode(
     terminal=bool(np.asarray(data.terminations)[-1]),
     attributes={'number': int(number)},
   )
+  return episode, clipped
 
 
 def convert_minari(
@@ -207,9 +249,14 @@ def convert_minari(
   """
   need('minari', 'minari', 'gymnasium', 'h5py')
   dataset = open_dataset(config.dataset)
-  actions = gymnasium_env.action_components(
-    dataset.action_space, config.dataset
-  )
+  try:
+    actions = gymnasium_env.action_components(dataset.action_space, '')
+  except ValueError as error:
+    raise ValueError(
+      f'dataset = {config.dataset!r}: its actions are {dataset.action_space}; '
+      'Discrete, MultiDiscrete, MultiBinary and bounded Box spaces can be '
+      'converted'
+    ) from error
   numbers = [int(n) for n in dataset.episode_indices]
   if not numbers:
     raise ValueError(f'dataset = {config.dataset!r}: has no episode')
@@ -218,6 +265,8 @@ def convert_minari(
     for text in config.vectors
   }
   size, vectors = _look(dataset, numbers, config, keys)
+  data = pathlib.Path(config.dataset).expanduser() / 'data'
+  files = tuple(str(path) for _, path in find(data, ('.hdf5', '.json')))
   inputs = []
   for split in ('train', 'test'):
     own = [
@@ -228,6 +277,7 @@ def convert_minari(
         name=f'episodes {part[0]} to {part[-1]} ({split})',
         split=split,
         what=part,
+        files=files,
       )
       for part in (
         own[i : i + _INPUT_EPISODES]
@@ -249,12 +299,11 @@ def convert_minari(
     inputs,
     functools.partial(
       convert_episodes,
-      path=config.dataset,
-      image=config.image,
+      config=config,
       vectors=keys,
       size=size,
     ),
-    settings=[config.image, size, keys],
+    settings=[config.image, size, keys, config.fit, config.clip_actions],
     progress=progress,
   )
 

@@ -26,7 +26,8 @@ import numpy as np
 import tqdm
 
 from data_pipelines import writer
-from data_pipelines.command import main_of
+from data_pipelines.command import in_words_of, main_of
+from data_pipelines.files import stamp
 from dreamer4_jax.checkpoint import load_params
 from dreamer4_jax.config import require
 from dreamer4_jax.data import EpisodeSource, novelty
@@ -60,7 +61,7 @@ class PretokeniseConfig:
   def __post_init__(self):
     for name in ('streams', 'block'):
       value = getattr(self, name)
-      require(value >= 1, f'PretokeniseConfig.{name}', value, 'at least 1')
+      require(value >= 1, name, value, 'must be at least 1')
 
 
 def pretokenise_run(run: str, dataset: str, out: str) -> dict[str, int]:
@@ -87,7 +88,8 @@ def pretokenise(
   world = World.from_config(run)
   tokenizer = world.fingerprint(trained)
   t = run.tokenizer
-  splits = sorted(open_builder(config.dataset).info.splits)
+  with in_words_of({'SourceConfig.path': 'dataset'}):
+    splits = sorted(open_builder(config.dataset).info.splits)
   sources = {
     split: EpisodeSource(
       config.dataset,
@@ -111,7 +113,9 @@ def pretokenise(
     vectors=(),
     source={**given.source, 'frames_of': str(pathlib.Path(config.dataset))},
   )
-  work = writer.work_directory(out, key=[tokenizer, str(config)])
+  work = writer.work_directory(
+    out, key=[tokenizer, str(config), _stamps(config.dataset)]
+  )
   encode = jax.jit(functools.partial(encode_block, world))
   params = jax.tree.map(jnp.asarray, {'tokenizer': trained['tokenizer']})
   cache, _ = tokenizer_caches(world.tokenizer, config.streams)
@@ -144,6 +148,14 @@ def pretokenise(
     if weights.exists():
       shutil.copy(weights, novelty.weights_path(out, split))
   return frames
+
+
+def _stamps(dataset: str) -> list[tuple[str, int, int]]:
+  """Returns what changes when a dataset grows or is made again."""
+  folder = pathlib.Path(dataset).expanduser()
+  # The weights of rare frames may be measured at any time.
+  files = [p for p in sorted(folder.iterdir()) if p.suffix != '.npy']
+  return [(p.name, *stamp(str(p))) for p in files]
 
 
 def encode_block(

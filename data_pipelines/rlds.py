@@ -20,16 +20,25 @@ from typing import Any, Literal
 
 import numpy as np
 import tensorflow_datasets as tfds
+import tqdm
 
-from data_pipelines import convert, values, writer
-from data_pipelines.rlds_records import get, parse, read_records
+from data_pipelines import convert, geometry, values, writer
+from data_pipelines.rlds_records import (
+  get,
+  leaves,
+  parse,
+  read_records,
+  undecoded,
+)
+from data_pipelines.rlds_steps import (
+  Fields,
+  notes_on,
+  picture,
+  stack,
+  to_episode,
+)
 from dreamer4_jax.config import ActionComponent, VectorComponent, require
 from dreamer4_jax.data import format as fmt
-
-LOST_REWARD = (
-  'rewards on last steps left out, since their actions lead nowhere; if they '
-  'stand on the frame they were reached with, say --reward-at arrival'
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,6 +64,8 @@ class RldsConfig(convert.Output):
   language_instruction."""
   size: tuple[int, int] | None = None
   """Height and width of frames; none keeps their size."""
+  fit: geometry.Fit = 'stretch'
+  """How frames are brought to size: crop, pad or stretch."""
   frame_rate: float = 0.0
   """Frames per second, if known."""
   splits: tuple[str, ...] = ()
@@ -85,105 +96,6 @@ class RldsConfig(convert.Output):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Fields:
-  """What the fields of a step mean; see `RldsConfig`.
-
-  Attributes:
-    image: field of the image.
-    actions: field of each action component, by name.
-    low: least value of each continuous component, `[n]`.
-    high: greatest value; values are stretched to [-1, 1].
-    size: height and width of frames.
-    reward: field of the reward.
-    reward_at: 'action' or 'arrival'.
-    instruction: field of the text.
-    parts: the action space.
-    vectors: field of each vector, by name.
-  """
-
-  image: str
-  actions: Mapping[str, str]
-  low: Mapping[str, list[float]]
-  high: Mapping[str, list[float]]
-  size: tuple[int, int]
-  reward: str
-  reward_at: str
-  instruction: str
-  parts: tuple[ActionComponent, ...]
-  vectors: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def to_episode(
-  steps: Sequence[Mapping[str, Any]], fields: Fields, name: str
-) -> writer.Episode:
-  """Turns the steps of an RLDS episode into ours.
-
-  Raises:
-    EpisodeError: a field is missing or invalid.
-  """
-  if not steps:
-    raise writer.EpisodeError('steps: found none')
-  count = len(steps)
-  stacked = lambda field: _stack(field, [get(s, field) for s in steps])
-  frames = [
-    values.resized(values.rgb(fields.image, get(s, fields.image)), fields.size)
-    for s in steps
-  ]
-  actions = {}
-  for part in fields.parts:
-    value = stacked(fields.actions[part.name])
-    value = value.reshape(count, -1) if part.kind != 'categorical' else value
-    if part.kind == 'continuous':
-      value = values.scaled(
-        value, fields.low[part.name], fields.high[part.name]
-      )
-    actions[part.name] = value
-  # In RLDS, the action of the last step is meaningless.
-  known = np.arange(count) < count - 1
-  actions = {k: np.where(_over(known, v), v, 0) for k, v in actions.items()}
-  reward = np.zeros(count, np.float32)
-  if fields.reward:
-    found = np.asarray(stacked(fields.reward), np.float32).reshape(count)
-    if fields.reward_at == 'arrival':
-      reward[:-1] = found[1:]
-    else:
-      reward[:-1] = found[:-1]
-  attributes = {'file': convert.printable(name)}
-  if fields.instruction:
-    text = get(steps[0], fields.instruction)
-    if isinstance(text, bytes):
-      text = text.decode('utf-8', 'backslashreplace')
-    attributes['instruction'] = str(text)
-  terminal = steps[-1].get('is_terminal', False)
-  return writer.Episode(
-    steps={
-      'observation': np.stack(frames),
-      'vector': {
-        name: stacked(field).reshape(count, -1)
-        for name, field in fields.vectors.items()
-      },
-      'action': actions,
-      'action_known': known,
-      'reward': reward,
-      'events': np.zeros((count, 1), np.uint8),
-    },
-    terminal=bool(terminal),
-    attributes=attributes,
-  )
-
-
-def _stack(field: str, values: list[Any]) -> np.ndarray:
-  try:
-    return np.stack([np.asarray(v) for v in values])
-  except ValueError as error:
-    raise writer.EpisodeError(f'{field}: {error}') from error
-
-
-def _over(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
-  return mask.reshape(-1, *(1,) * (like.ndim - 1))
-
-
 def convert_file(
   item: convert.Input, shard: writer.Shard, *, fields: Fields, root: str
 ) -> dict[str, int]:
@@ -197,11 +109,10 @@ def convert_file(
       record = next(records, None)
       if record is None:
         break
-      steps = parse(record, features)
+      steps = parse(record, features, undecoded(features, fields.image))
       shard.add(to_episode(steps, fields, f'{item.name}#{number}'))
-      if fields.reward and fields.reward_at == 'action':
-        lost = np.any(get(steps[-1], fields.reward))
-        notes[LOST_REWARD] = notes.get(LOST_REWARD, 0) + int(lost)
+      for note in notes_on(steps, fields):
+        notes[note] = notes.get(note, 0) + 1
     except convert.SkipError as error:
       notes[f'{error}: episodes before the damage are kept'] = 1
       break
@@ -247,7 +158,8 @@ def convert_rlds(
       f'dataset; it has {sorted(builder.info.features)}'
     )
   inputs = _inputs(builder, config)
-  fields, vectors, notes = _look(config, str(root), inputs)
+  _check_fields(config, features_of(str(root)))
+  fields, vectors, notes = _look(config, str(root), inputs, progress)
   report = convert.run(
     config,
     fmt.Description(
@@ -279,7 +191,12 @@ def _inputs(builder: Any, config: RldsConfig) -> list[convert.Input]:
         f'splits = {config.splits}: no split {name!r}; there are {available}'
       )
   return [
-    convert.Input(name=pathlib.Path(path).name, split=new, what=str(path))
+    convert.Input(
+      name=pathlib.Path(path).name,
+      split=new,
+      what=str(path),
+      files=(str(path),),
+    )
     for old, new in wanted.items()
     for path in builder.info.splits[old].filepaths
   ]
@@ -294,78 +211,172 @@ def _all_records(inputs: Sequence[convert.Input]) -> Iterator[bytes]:
       continue
 
 
-def _look(
-  config: RldsConfig, root: str, inputs: Sequence[convert.Input]
-) -> tuple[Fields, tuple[VectorComponent, ...], dict[str, Any]]:
+def _check_fields(config: RldsConfig, features: Any) -> None:
+  """Raises `ValueError` if a step lacks a field that an option names."""
+  there = sorted(leaves(features['steps']))
+  of_part = lambda text: text.partition('=')[2].partition(':')[0]
+  wanted = [
+    ('image', config.image, ''),
+    *(('actions', of_part(text), '') for text in config.actions),
+    *(('vectors', text.partition('=')[2], '') for text in config.vectors),
+    ('reward', config.reward, "; --reward '' goes without"),
+    ('instruction', config.instruction, "; --instruction '' goes without"),
+  ]
+  for option, field, remedy in wanted:
+    if field not in there and (field or option == 'image'):
+      raise ValueError(
+        f'{option} = {field!r}: a step has no such field; it has {there}'
+        f'{remedy}'
+      )
+
+
+@dataclasses.dataclass
+class _Survey:
+  """What is learned from reading all episodes once, by component or vector."""
+
+  bounds: dict[str, tuple[np.ndarray, np.ndarray]]
+  kinds: dict[str, np.dtype]
+  sizes: dict[str, int]
+  frame: tuple[int, int] | None
+  problem: str = 'there is no episode'
+
+  def add(self, name: str, field: str, value: np.ndarray) -> None:
+    """Takes an episode's actions `[T, ...]`; raises `EpisodeError`."""
+    flat = value.reshape(len(value), -1)
+    if not len(flat):
+      return
+    wrong = np.argwhere(~np.isfinite(flat.astype(np.float64)))
+    if len(wrong):
+      raise writer.EpisodeError(
+        f'{field}: found {flat[tuple(wrong[0])]} in step {wrong[0][0]}, '
+        'expected a finite number'
+      )
+    self.kinds.setdefault(name, value.dtype)
+    low, high = self.bounds.get(name, (flat.min(0), flat.max(0)))
+    self.bounds[name] = (
+      np.minimum(low, flat.min(0)),
+      np.maximum(high, flat.max(0)),
+    )
+
+
+def _survey(
+  config: RldsConfig,
+  root: str,
+  inputs: Sequence[convert.Input],
+  fields: Mapping[str, str],
+  beside: Mapping[str, str],
+  progress: bool,
+) -> _Survey:
   """Reads all actions once, for their kinds and bounds, and vectors' sizes."""
+  features = features_of(root)
+  found = _Survey({}, {}, {}, config.size)
+  for number, record in enumerate(
+    tqdm.tqdm(
+      _all_records(inputs),
+      desc='look',
+      unit=' episodes',
+      disable=not progress,
+    )
+  ):
+    try:
+      steps = parse(record, features, skip=[config.image])
+      for name, field in fields.items():
+        found.add(
+          name, field, stack(field, [get(s, field) for s in steps[:-1]])
+        )
+      for name, field in beside.items():
+        found.sizes.setdefault(name, np.asarray(get(steps[0], field)).size)
+      if found.frame is None:
+        first = parse(record, features, undecoded(features, config.image))[0]
+        found.frame = picture(first, config.image).shape[:2]
+    except (writer.EpisodeError, TypeError, ValueError, IndexError) as error:
+      found.problem = f'episode {number}: {error}'
+  return found
+
+
+def _look(
+  config: RldsConfig,
+  root: str,
+  inputs: Sequence[convert.Input],
+  progress: bool,
+) -> tuple[Fields, tuple[VectorComponent, ...], dict[str, Any]]:
+  """Returns what the fields mean, the vectors, and the actions' bounds."""
   beside = dict(text.split('=', 1) for text in config.vectors)
   named = {}
   for text in config.actions:
     name, _, field = text.partition('=')
     field, _, classes = field.partition(':')
     named[name] = (field, classes)
-  features = features_of(root)
-  size = config.size
-  bounds: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-  kinds: dict[str, np.dtype] = {}
-  sizes: dict[str, int] = {}
-  problem = 'there is no episode'
-  for record in _all_records(inputs):
-    try:
-      steps = parse(record, features, skip=[config.image])
-      for name, (field, _) in named.items():
-        value = _stack(field, [get(s, field) for s in steps[:-1]])
-        flat = value.reshape(len(value), -1)
-        if len(flat) and np.isfinite(flat.astype(np.float64)).all():
-          kinds.setdefault(name, value.dtype)
-          low, high = bounds.get(name, (flat.min(0), flat.max(0)))
-          bounds[name] = (
-            np.minimum(low, flat.min(0)), np.maximum(high, flat.max(0))
-          )  # fmt: skip
-      for name, field in beside.items():
-        sizes.setdefault(name, np.asarray(get(steps[0], field)).size)
-      if size is None:
-        first = parse(record, features)[0]
-        size = np.asarray(get(first, config.image)).shape[:2]
-    except (writer.EpisodeError, TypeError, ValueError) as error:
-      problem = str(error)
-  if size is None or set(bounds) != set(named) or set(sizes) != set(beside):
+  fields = {name: field for name, (field, _) in named.items()}
+  survey = _survey(config, root, inputs, fields, beside, progress)
+  bounds, sizes = survey.bounds, survey.sizes
+  if (
+    survey.frame is None
+    or set(bounds) != set(named)
+    or set(sizes) != set(beside)
+  ):
     wanted = [*(f for f, _ in named.values()), *beside.values()]
     raise ValueError(
-      f'dataset = {config.dataset!r}: no episode has the fields {config.image} '
-      f'and {wanted} ({problem})'
+      f'dataset = {config.dataset!r}: no episode has good values in '
+      f'{config.image} and {wanted} ({survey.problem})'
     )
   parts, low, high = [], {}, {}
   for name, (_, classes) in named.items():
-    dims = len(bounds[name][0])
-    if kinds[name].kind == 'f':
-      parts.append(ActionComponent(name=name, kind='continuous', size=dims))
+    part = _component(
+      config, name, classes, survey.kinds[name].kind, len(bounds[name][0])
+    )
+    parts.append(part)
+    if part.kind == 'continuous':
       low[name], high[name] = (b.astype(float).tolist() for b in bounds[name])
-    elif kinds[name].kind == 'b':
-      parts.append(ActionComponent(name=name, kind='binary', size=dims))
-    elif classes:
-      parts.append(
-        ActionComponent(name=name, kind='categorical', size=int(classes))
-      )
-    else:
-      raise ValueError(
-        f'actions = {config.actions}: {name} holds whole numbers; write '
-        f'{name}=FIELD:CLASSES with their number of classes'
-      )
+  instruction = leaves(features_of(root)['steps']).get(config.instruction)
   found = Fields(
     image=config.image,
-    actions={name: field for name, (field, _) in named.items()},
+    actions=fields,
     low=low,
     high=high,
-    size=tuple(size),
+    size=tuple(survey.frame),
+    fit=config.fit,
     reward=config.reward,
     reward_at=config.reward_at,
     instruction=config.instruction,
     parts=tuple(parts),
     vectors=beside,
+    names=tuple(getattr(instruction, 'names', None) or ()) or None,
   )
   vectors = tuple(VectorComponent(name=n, size=s) for n, s in sizes.items())
   return found, vectors, {'action_low': low, 'action_high': high}
+
+
+def _component(
+  config: RldsConfig, name: str, classes: str, kind: str, size: int
+) -> ActionComponent:
+  """Describes an action component by the dtype of its values.
+
+  Args:
+    config: of the conversion.
+    name: of the component.
+    classes: what the user says of their number, or ''.
+    kind: of the dtype, as numpy has it.
+    size: values in each step.
+
+  Raises:
+    ValueError: the number of classes is missing or none.
+  """
+  if classes:
+    if not classes.isdecimal() or size != 1:
+      raise ValueError(
+        f'actions = {config.actions}: {name}: found {size} values a step and '
+        f'{classes!r} classes, expected one value and a number of classes'
+      )
+    return ActionComponent(name=name, kind='categorical', size=int(classes))
+  if kind == 'f':
+    return ActionComponent(name=name, kind='continuous', size=size)
+  if kind == 'b':
+    return ActionComponent(name=name, kind='binary', size=size)
+  raise ValueError(
+    f'actions = {config.actions}: {name} holds whole numbers; write '
+    f'{name}=FIELD:CLASSES with their number of classes'
+  )
 
 
 if __name__ == '__main__':

@@ -57,6 +57,20 @@ def get(step: Mapping[str, Any], field: str) -> Any:
   return value
 
 
+def leaves(steps: Any) -> dict[str, Any]:
+  """Returns the features of a step, a nested dataset, by their paths."""
+  return fmt.flatten(steps.feature)
+
+
+def undecoded(features: Any, image: str) -> list[str]:
+  """Returns the image's field if it holds picture files, to be left as such.
+
+  TFDS would neither turn a picture as its camera says, nor tell its bits.
+  """
+  found = leaves(features['steps']).get(image)
+  return [image] if isinstance(found, tfds.features.Image) else []
+
+
 def parse(
   record: bytes, features: Any, skip: Sequence[str] = ()
 ) -> list[dict[str, Any]]:

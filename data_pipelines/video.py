@@ -10,25 +10,23 @@ bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import dataclasses
-import fractions
 import functools
-import itertools
-import os
 import pathlib
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from data_pipelines import convert, writer
-from data_pipelines.command import Deferred, need
+from data_pipelines import convert, geometry, writer
+from data_pipelines.command import need
+from data_pipelines.decoding import Frames, Seen, blocks, decode
+from data_pipelines.files import VIDEO_ENDINGS, find
 from dreamer4_jax.config import require
 from dreamer4_jax.data import format as fmt
 
-av: Any = Deferred('av', 'video')
-BLOCK = 64
-"""Frames that are held in memory at once."""
+EARLY = 'frames left out before the first that can be decoded by itself'
+UNEVEN = 'files whose frames come at uneven times (--frame-rate evens them)'
+OTHER_RATE = 'files with another rate than {:g} frames a second (--frame-rate)'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +40,7 @@ class VideoConfig(convert.Output):
   size: tuple[int, int] | None = None
   """Height and width of frames; none keeps those of the first file, and skips
   files of other sizes."""
-  fit: Literal['crop', 'pad', 'stretch'] = 'crop'
+  fit: geometry.Fit = 'crop'
   """How a file of another shape is brought to size: cropped to its middle,
   padded with black bars, or distorted."""
   frame_rate: float | None = None
@@ -79,138 +77,25 @@ class VideoConfig(convert.Output):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Frames:
-  """How frames come out of a file.
-
-  Attributes:
-    size: height and width, or None for those of the file.
-    fit: see `VideoConfig`.
-    rate: frames per second, or None for every frame.
-    steady: a gap between frames is damage; for recordings whose lines of
-      actions would no longer match their frames.
-  """
-
-  size: tuple[int, int] | None = None
-  fit: str = 'crop'
-  rate: float | None = None
-  steady: bool = False
-
-
-def decode(
-  path: str | os.PathLike[str], how: Frames, *, start: float = 0.0
-) -> Iterator[np.ndarray]:
-  """Yields the frames of a file, `[H, W, 3]` uint8.
+def convert_file(
+  item: convert.Input,
+  shard: writer.Shard,
+  *,
+  how: Frames,
+  min_frames: int,
+  rate: float = 0.0,
+) -> dict[str, int]:
+  """Writes one file as an episode without actions.
 
   Args:
-    path: of the file.
-    how: size and rate.
-    start: seconds into the file at which to begin.
-
-  Raises:
-    SkipError: it cannot be opened, has no video, or is damaged.
+    item: the file.
+    shard: takes the episode.
+    how: its frames come out.
+    min_frames: fewer are an error.
+    rate: frames per second that the dataset claims; 0 claims nothing.
   """
-  try:
-    # A name need not be UTF-8, so FFmpeg gets the open file.
-    with open(path, 'rb') as raw, av.open(raw) as file:
-      if not file.streams.video:
-        raise convert.SkipError('no video stream')
-      stream = file.streams.video[0]
-      stream.thread_type = 'AUTO'
-      # Damage is an error; FFmpeg must not conceal it.
-      stream.codec_context.options = {'err_detect': 'crccheck+explode'}
-      graph = None
-      for frame in _from(file, stream, start, how.steady):
-        graph = graph or _graph(stream, frame, how)
-        graph.push(frame)
-        yield from _ready(graph)
-      if graph is not None:
-        graph.push(None)
-        yield from _ready(graph)
-  except (OSError, av.error.FFmpegError) as error:
-    raise convert.SkipError(
-      f'damaged or no video ({error.strerror})'
-    ) from error
-
-
-def _from(file: Any, stream: Any, start: float, steady: bool) -> Iterator[Any]:
-  """Decodes from the frame shown at `start` seconds on."""
-  steady_count = steady and not start
-  if start:
-    file.seek(int(start / stream.time_base), stream=stream)
-  half = 0.5 / float(stream.average_rate or 1000)
-  before, count = None, 0
-  for frame in file.decode(stream):
-    count += 1
-    if frame.is_corrupt:
-      raise convert.SkipError('damaged frame')
-    if not start or frame.time is None or frame.time > start - half:
-      known = None not in (before, frame.time)
-      if steady and known and frame.time - before > 3.5 * half:
-        raise convert.SkipError('frames are missing in the video')
-      before = frame.time
-      yield frame
-  # AVI and MP4 declare their number of frames.
-  if steady_count and count < stream.frames:
-    raise convert.SkipError('frames are missing in the video')
-
-
-def _ready(graph: av.filter.Graph) -> Iterator[np.ndarray]:
-  while True:
-    try:
-      yield graph.pull().to_ndarray(format='rgb24')
-    except (av.error.BlockingIOError, av.error.EOFError):
-      return
-
-
-def _graph(stream: Any, frame: Any, how: Frames) -> av.filter.Graph:
-  """Builds the chain of FFmpeg filters."""
-  graph = av.filter.Graph()
-  chain = [graph.add_buffer(template=stream)]
-  if how.rate is not None:
-    rate = fractions.Fraction(how.rate).limit_denominator(1001)
-    chain.append(graph.add('fps', f'fps={rate}'))
-  if how.size is not None and how.size != (frame.height, frame.width):
-    height, width = how.size
-    grow = {'crop': 'increase', 'pad': 'decrease', 'stretch': 'disable'}
-    chain.append(
-      graph.add(
-        'scale',
-        f'w={width}:h={height}:flags=area:'
-        f'force_original_aspect_ratio={grow[how.fit]}',
-      )
-    )
-    if how.fit == 'crop':
-      chain.append(graph.add('crop', f'w={width}:h={height}'))
-    if how.fit == 'pad':
-      centred = 'x=(ow-iw)/2:y=(oh-ih)/2'
-      chain.append(graph.add('pad', f'w={width}:h={height}:{centred}'))
-  chain.append(graph.add('format', 'pix_fmts=rgb24'))
-  chain.append(graph.add('buffersink'))
-  for a, b in itertools.pairwise(chain):
-    a.link_to(b)
-  graph.configure()
-  return graph
-
-
-def blocks(frames: Iterator[np.ndarray], size: int = BLOCK):
-  """Stacks frames, `size` at a time."""
-  held: list[np.ndarray] = []
-  for frame in frames:
-    held.append(frame)
-    if len(held) == size:
-      yield np.stack(held)
-      held = []
-  if held:
-    yield np.stack(held)
-
-
-def convert_file(
-  item: convert.Input, shard: writer.Shard, *, how: Frames, min_frames: int
-) -> dict[str, int]:
-  """Writes one file as an episode without actions."""
-  count = 0
-  for block in blocks(decode(item.what, how)):
+  count, seen = 0, Seen()
+  for block in blocks(decode(item.what, how, seen=seen)):
     count += len(block)
     shard.append(
       {
@@ -222,13 +107,23 @@ def convert_file(
   if count < min_frames:
     raise convert.SkipError(f'fewer than {min_frames} frames')
   shard.end(terminal=False, attributes={'file': convert.printable(item.name)})
-  return {}
+  notes = {EARLY: seen.left_out}
+  if how.rate is None:
+    notes[UNEVEN] = int(seen.uneven)
+    other = rate and seen.rate and abs(seen.rate / rate - 1) > 0.01
+    notes[OTHER_RATE.format(rate)] = int(bool(other))
+  return {text: number for text, number in notes.items() if number}
 
 
 def find_files(
-  inputs: tuple[str, ...], extensions: tuple[str, ...]
+  inputs: tuple[str, ...], extensions: tuple[str, ...], option: str = 'inputs'
 ) -> list[tuple[str, pathlib.Path]]:
   """Returns name and path of every file, in order of name.
+
+  Args:
+    inputs: files, or folders that are searched.
+    extensions: endings of the files that are taken.
+    option: that names the inputs, for errors.
 
   Raises:
     FileNotFoundError: an input does not exist, or there is no such file.
@@ -241,23 +136,30 @@ def find_files(
       found[str(root)] = root
       continue
     if not root.is_dir():
-      raise FileNotFoundError(f'inputs = {text!r}: no such file or directory')
-    for path in root.rglob('*'):
-      if path.is_file() and path.name.lower().endswith(endings):
-        name = str(path.relative_to(root))
-        found[name if len(inputs) == 1 else str(path)] = path
+      raise FileNotFoundError(f'{option} = {text!r}: no such file or directory')
+    for name, path in find(root, endings):
+      found[name if len(inputs) == 1 else str(path)] = path
   if not found:
     raise FileNotFoundError(
-      f'inputs = {inputs}: no file with an ending among {endings}'
+      f'{option} = {inputs}: no file with an ending among {endings}'
     )
   return sorted(found.items())
 
 
-def frame_rate_of(path: str | os.PathLike[str]) -> float:
-  """Returns the frames per second that a file declares; 0 if it does not."""
-  with open(path, 'rb') as raw, av.open(raw) as file:
-    rate = file.streams.video[0].average_rate if file.streams.video else None
-  return float(rate or 0)
+def passed_over(
+  inputs: tuple[str, ...], extensions: tuple[str, ...]
+) -> dict[str, int]:
+  """Returns notes on files that look like videos but have other endings."""
+  others = set(VIDEO_ENDINGS) - {
+    f'.{e.lstrip(".").lower()}' for e in extensions
+  }
+  roots = [pathlib.Path(text).expanduser() for text in inputs]
+  notes: dict[str, int] = {}
+  for root in filter(pathlib.Path.is_dir, roots):
+    for _, path in find(root, tuple(others)):
+      note = f'files not taken, with the ending {path.suffix} (--extensions)'
+      notes[note] = notes.get(note, 0) + 1
+  return notes
 
 
 def convert_videos(
@@ -285,7 +187,10 @@ def convert_videos(
     size, rate = size or first_size, rate or first_rate
   inputs = [
     convert.Input(
-      name=name, split=convert.split_of(name, config.eval_share), what=str(path)
+      name=name,
+      split=convert.split_of(name, config.eval_share),
+      what=str(path),
+      files=(str(path),),
     )
     for name, path in files
   ]
@@ -300,8 +205,11 @@ def convert_videos(
       source={'converter': 'video', **dataclasses.asdict(how)},
     ),
     inputs,
-    functools.partial(convert_file, how=how, min_frames=config.min_frames),
+    functools.partial(
+      convert_file, how=how, min_frames=config.min_frames, rate=rate
+    ),
     settings=[how, config.min_frames],
+    notes=passed_over(config.inputs, config.extensions),
     progress=progress,
   )
 
@@ -311,10 +219,11 @@ def _probe(
 ) -> tuple[tuple[int, int], float]:
   """Returns size and rate of the first file that can be read."""
   for _, path in files:
+    seen = Seen()
     try:
-      frame = next(decode(path, how), None)
+      frame = next(decode(path, how, seen=seen), None)
       if frame is not None:
-        return frame.shape[:2], frame_rate_of(path)
+        return frame.shape[:2], seen.rate
     except convert.SkipError:
       continue
   raise ValueError(f'none of {len(files)} files can be read as video')

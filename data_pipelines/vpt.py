@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import convert, video, vpt_actions, writer
+from data_pipelines import convert, decoding, video, vpt_actions, writer
 from data_pipelines.command import need
 from dreamer4_jax.config import require
 from dreamer4_jax.data import format as fmt
@@ -29,6 +29,8 @@ from dreamer4_jax.data import format as fmt
 FRAME_RATE = 20.0
 SCREEN_HEIGHT = 720.0
 """Height of the screen on which pointer positions are given."""
+RATE_TOLERANCE = 0.02
+"""How far a video's rate may be from that of its lines, as a share."""
 MAX_BROKEN = 0.1
 """Share of lines that may be unreadable."""
 _NAME = re.compile(r'(?P<player>.+)-(?P<session>[^-]+)-\d{8}-\d{6}')
@@ -126,7 +128,7 @@ def list_recordings(config: VptConfig) -> list[convert.Input]:
     root = pathlib.Path(config.root or base).expanduser()
     found |= {name: root / name for name in names}
   if not config.index:
-    found = dict(video.find_files((config.root,), ('mp4',)))
+    found = dict(video.find_files((config.root,), ('mp4',), 'root'))
   inputs = []
   for name, path in found.items():
     match = _NAME.fullmatch(path.stem)
@@ -142,7 +144,8 @@ def list_recordings(config: VptConfig) -> list[convert.Input]:
       'player': player,
       'session': session,
     }
-    inputs.append(convert.Input(name=name, split=split, what=what))
+    files = (str(path), str(path.with_suffix('.jsonl')))
+    inputs.append(convert.Input(name=name, split=split, what=what, files=files))
   return inputs
 
 
@@ -176,10 +179,11 @@ def convert_recording(
   path = pathlib.Path(item.what['path'])
   recording = _read_actions(path, item.what['subset'])
   lines = len(recording.known)
-  decoded = video.decode(path, video.Frames(steady=True))
+  seen = decoding.Seen()
+  decoded = decoding.decode(path, decoding.Frames(steady=True), seen=seen)
   frames = 0
   pictures = _with_pointer(decoded, recording.cursor, size)
-  for block, last in _mark_last(video.blocks(pictures)):
+  for block, last in _mark_last(decoding.blocks(pictures)):
     part = slice(frames, frames + len(block))
     frames += len(block)
     events = recording.events[part].copy()
@@ -197,6 +201,7 @@ def convert_recording(
         'events': events,
       }
     )
+  _check_times(seen)
   if frames < 2:
     raise convert.SkipError('fewer than 2 frames with actions')
   shard.end(
@@ -211,6 +216,20 @@ def convert_recording(
     'lines without a frame': lines - frames,
     'frames without a line': sum(1 for _ in decoded),
   }
+
+
+def _check_times(seen: decoding.Seen) -> None:
+  """Raises `SkipError` if lines, one per frame, cannot be matched to frames."""
+  if seen.rate and abs(seen.rate / FRAME_RATE - 1) > RATE_TOLERANCE:
+    raise convert.SkipError(
+      f'the video has {seen.rate:g} frames a second, its lines {FRAME_RATE:g}; '
+      'they cannot be matched'
+    )
+  if seen.left_out:
+    raise convert.SkipError(
+      f'the first {seen.left_out} frames of the video cannot be decoded, so it '
+      'is not known which line belongs to the next'
+    )
 
 
 def _read_actions(path: pathlib.Path, subset: str) -> vpt_actions.Recording:
@@ -238,7 +257,7 @@ def _with_pointer(
     if not np.isnan(x):
       draw_pointer(frame, float(x), float(y))
     if frame.shape[:2] != size:
-      picture = video.av.VideoFrame.from_ndarray(frame, format='rgb24')
+      picture = decoding.av.VideoFrame.from_ndarray(frame, format='rgb24')
       picture = picture.reformat(
         width=size[1], height=size[0], interpolation='AREA'
       )

@@ -12,6 +12,7 @@ import dataclasses
 import fcntl
 import itertools
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -45,6 +46,7 @@ __all__ = [
   'write_json',
 ]
 
+_LOG = logging.getLogger(__name__)
 DATASET_NAME = 'episodes'
 _INFO = 'dataset_info.json'
 _CONFIG, _OF_A_RUN = 'config.json', {'tokenizer', 'dynamics', 'phases'}
@@ -127,6 +129,14 @@ def work_directory(out: pathlib.Path, key: Any) -> pathlib.Path:
   seal = work / 'key.json'
   text = json.dumps(key)
   if not seal.exists() or seal.read_text() != text:
+    lost = len([*work.glob(index_path(work / '*').name)])
+    if lost:
+      _LOG.warning(
+        '%s: the settings or the inputs have changed since this was begun; the '
+        'finished parts, %d of them, are made again',
+        out,
+        lost,
+      )
     # The directory itself stays: the lock is on it.
     for path in work.iterdir():
       shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -7,6 +7,7 @@ Vectors are observed along with it: an observation of at most one dimension as
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import importlib.util
 from typing import Any
 
@@ -46,10 +47,10 @@ class GymnasiumSimulator:
 
     Raises:
       ValueError: its actions are not `Discrete`, `MultiDiscrete`, `MultiBinary`
-        or a bounded `Box`.
+        or a bounded `Box`, or it draws no pictures.
       gymnasium.error.Error: it is unknown or lacks a package.
     """
-    self._env = gymnasium.make(level, render_mode='rgb_array')
+    self._env = _make(level)
     space = self._env.observation_space
     self._has_keys = isinstance(space, gymnasium.spaces.Dict)
     spaces = space.spaces if self._has_keys else {STATE: space}
@@ -93,12 +94,36 @@ class GymnasiumSimulator:
 
   def _frame(self) -> np.ndarray:
     # An image in a dictionary may show anything, such as codes of tiles.
-    seen = self._observation if self._sees_pixels else self._env.render()
-    return np.asarray(seen)
+    if self._sees_pixels:
+      return np.asarray(self._observation)
+    drawn = self._env.render()
+    if drawn is None:
+      raise ValueError(_no_pictures(self._env.metadata))
+    return np.asarray(drawn)
 
   def _seen(self, name: str) -> Any:
     """Returns a part of the latest observation."""
     return self._observation[name] if self._has_keys else self._observation
+
+
+def _make(level: str) -> gymnasium.Env:
+  """Makes an environment that draws; raises `ValueError` if it cannot."""
+  try:
+    return gymnasium.make(level, render_mode='rgb_array')
+  except (TypeError, AssertionError) as error:
+    about = gymnasium.registry.get(level)
+    modes = getattr(about and about.entry_point, 'metadata', {})
+    raise ValueError(
+      f'{_no_pictures(modes)} ({type(error).__name__}: {error})'
+    ) from error
+
+
+def _no_pictures(metadata: Mapping[str, Any]) -> str:
+  modes = list(metadata.get('render_modes') or ())
+  return (
+    'the environment draws no pictures; its render_modes must have rgb_array '
+    f'and are {modes or "unknown"}'
+  )
 
 
 def _is_image(space: gymnasium.Space) -> bool:
@@ -126,6 +151,10 @@ def make(level: str, config: EnvConfig) -> HostEnv:
   except gymnasium.error.DependencyNotInstalled as error:
     raise ImportError(_refusal(level, error)) from error
   except gymnasium.error.Error as error:
+    raise ValueError(_refusal(level, error)) from error
+  except ValueError as error:
+    if str(error).startswith('EnvConfig.'):
+      raise
     raise ValueError(_refusal(level, error)) from error
 
 

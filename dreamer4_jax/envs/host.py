@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import itertools
 import re
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -183,13 +183,58 @@ class HostEnv:
 
   def _fit(self, frame: np.ndarray) -> np.ndarray:
     """Resizes a frame, averaging over pixels."""
-    if frame.ndim == 2:
-      frame = frame[..., None].repeat(3, axis=-1)
+    frame = as_picture(frame)
     if self._size is None or frame.shape[:2] == self._size:
-      return np.asarray(frame, np.uint8)
+      return frame
     height, width = self._size
-    image = Image.fromarray(np.asarray(frame, np.uint8))
-    return np.asarray(image.resize((width, height), Image.Resampling.BOX))
+    grey = frame.shape[-1] == 1
+    image = Image.fromarray(frame[..., 0] if grey else frame)
+    resized = np.asarray(image.resize((width, height), Image.Resampling.BOX))
+    return resized[..., None] if grey else resized
+
+
+def as_picture(frame: Any) -> np.ndarray:
+  """Returns what a simulator draws as a picture, if nothing is lost.
+
+  Args:
+    frame: `[H, W]`, which becomes three channels, or `[H, W, C]` with one,
+      three, or four channels, the last of which says that all is opaque; whole
+      numbers in 0 to 255.
+
+  Returns:
+    `[H, W, 1]` or `[H, W, 3]` uint8.
+
+  Raises:
+    ValueError: it is no such picture, for example floats in 0 to 1.
+  """
+  frame = np.asarray(frame)
+  if frame.ndim == 2:
+    frame = frame[..., None].repeat(3, axis=-1)
+  if frame.ndim != 3 or frame.shape[-1] not in (1, 3, 4) or 0 in frame.shape:
+    raise ValueError(
+      f'the environment draws {frame.dtype} of shape {frame.shape}; expected a '
+      'picture, (height, width, 3)'
+    )
+  if frame.dtype != np.uint8:
+    exact = frame.dtype.kind in 'iuf' and bool(
+      ((frame >= 0) & (frame <= 255) & (frame == np.round(frame))).all()
+    )
+    # Ones may be white in a picture of 0 to 1.
+    if not exact or (frame.dtype.kind == 'f' and frame.max() == 1):
+      raise ValueError(
+        f'the environment draws {frame.dtype} from {frame.min()} to '
+        f'{frame.max()}; expected whole numbers from 0 to 255. Let its render '
+        'return uint8'
+      )
+    frame = frame.astype(np.uint8)
+  if frame.shape[-1] == 4:
+    if (frame[..., 3] != 255).any():
+      raise ValueError(
+        'the environment draws transparent pixels, whose colours are not '
+        'known; expected an opaque picture'
+      )
+    frame = np.ascontiguousarray(frame[..., :3])
+  return frame
 
 
 def components(

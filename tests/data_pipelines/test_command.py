@@ -137,6 +137,8 @@ def files(tmp_path_factory):
     state = {'params': params, 'ema': params, 'frozen': {}}
     checkpoints.save(1, state, {}, CONFIG)
   (run / 'config.json').write_text(CONFIG.to_json())
+  (tmp_path / 'full').mkdir()
+  (tmp_path / 'full/notes.txt').write_text('mine')
   return tmp_path
 
 
@@ -147,7 +149,7 @@ RANDOM = f'{DOORKEY} --policy random --episodes 1 --test-episodes 1'
 @pytest.mark.parametrize(
   ('line', 'sentence'),
   [
-    ('collect --env nothing --out new', "name = 'nothing': must be adapter:"),
+    ('collect --env nothing --out new', "collect: env = 'nothing': must be "),
     ('collect --env navix:Nothing --out new', "'navix:Nothing'"),
     ('collect --policy checkpoint --run no --out new', 'no checkpoints; train'),
     (
@@ -155,19 +157,33 @@ RANDOM = f'{DOORKEY} --policy random --episodes 1 --test-episodes 1'
       "'navix:Navix-Empty-5x5-v0'",
     ),
     (f'collect {RANDOM} --out data', 'there is a finished dataset; pass'),
-    (f'collect {RANDOM} --image-size 64 64 --out new', 'EnvConfig.image_size'),
+    (
+      f'collect {RANDOM} --image-size 64 64 --out new',
+      'collect: image_size = ',
+    ),
+    (
+      'collect --policy random --env gymnasium:Nothing-v0 --out new',
+      "collect: env = 'gymnasium:Nothing-v0': ",
+    ),
+    (f'collect {RANDOM} --max-steps 0 --out new', 'collect: max_steps = 0: '),
+    (f'collect {RANDOM} --out full', 'full: exists and is not a dataset'),
+    ('pretokenise --run run --dataset data --out full', 'is not a dataset'),
     (f'collect {RANDOM} --out run', 'holds a run'),
     (f'collect {RANDOM} --out run/data', 'lies in the directory of a run'),
     (f'collect {RANDOM} --out run/deep/data', 'lies in the directory of a run'),
     (f'collect {RANDOM} --out . --overwrite', 'holds a run'),
     ('pretokenise --run no --dataset data --out new', 'no checkpoints; train'),
-    ('pretokenise --run run --dataset no --out new', 'no dataset there'),
+    (
+      'pretokenise --run run --dataset no --out new',
+      "dataset = 'no': no dataset there",
+    ),
     ('pretokenise --run run --dataset data --out new', 'frame_shape'),
     ('pretokenise --run run --dataset data --out data', 'finished dataset'),
     ('pretokenise --run run --dataset data --out run', 'holds a run'),
     ('video --inputs no --out new', 'no such file or directory'),
     ('vpt --index no --out new', 'no such file'),
     ('vpt --out new', "root = ''"),
+    ('vpt --root no --out new', "vpt: root = 'no': no such file or directory"),
     ('rlds --dataset no --out new', 'no dataset_info.json there'),
     ('rlds --dataset data --out new', 'no RLDS dataset'),
     ('minari_datasets --dataset no --out new', 'no Minari dataset there'),
@@ -177,6 +193,7 @@ RANDOM = f'{DOORKEY} --policy random --episodes 1 --test-episodes 1'
 def test_a_mistake_is_a_sentence(files, line, sentence, monkeypatch, capsys):
   for package, commands in (
     ('navix', ('collect',)),
+    ('gymnasium', ('collect',)),
     ('av', ('video', 'vpt', 'lerobot')),
     ('pyarrow', ('lerobot',)),
     ('minari', ('minari_datasets',)),
@@ -195,6 +212,8 @@ def test_a_mistake_is_a_sentence(files, line, sentence, monkeypatch, capsys):
   said = capsys.readouterr()
   assert not said.out
   assert sentence in said.err and 'Traceback' not in said.err
+  # These are fields of a training's config, and no options here.
+  assert 'EnvConfig' not in said.err and 'SourceConfig' not in said.err
   if (
     'Value error' not in said.err
   ):  # Errors of the option parser are printed in a box.

@@ -171,3 +171,74 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
   lib.open_dataset.cache_clear()
   with pytest.raises(ValueError, match=r'game.*dict-v0.*read'):
     run(dataset, tmp_path / 'd', image='camera')
+
+
+class Wild(Game):
+  """Takes any action, as many environments do, and records it as it is."""
+
+  def __init__(self):
+    super().__init__('box')
+    self.action_space = gymnasium.spaces.Box(-10.0, 10.0, (2,), np.float64)
+
+
+@pytest.fixture
+def wild(tmp_path, monkeypatch):
+  """A dataset with actions outside their box."""
+  monkeypatch.setenv('MINARI_DATASETS_PATH', str(tmp_path / 'in'))
+  env = minari.DataCollector(Wild())
+  for e, length in enumerate(LENGTHS):
+    env.reset()
+    for t in range(length):
+      env.step(np.array([3.0, -5.0] if (e, t) == (1, 2) else [0.5, -1.0]))
+  env.create_dataset(dataset_id='game/wild-v0')
+  env.close()
+  root = tmp_path / 'in/game/wild-v0'
+  # The box that the environment had declared is smaller.
+  about = root / 'data/metadata.json'
+  text = about.read_text()
+  assert '10.0' in text
+  about.write_text(text.replace('-10.0', '-1.0').replace('10.0', '1.0'))
+  lib.open_dataset.cache_clear()
+  return root
+
+
+def test_an_action_outside_its_box_is_refused_or_clipped_and_counted(
+  wild, tmp_path
+):
+  """Policies draw actions that environments clip in silence.
+
+  github.com/liuzuxin/DSRL/issues/5,
+  github.com/Farama-Foundation/Minari/issues/127
+  """
+  report = run(wild, tmp_path / 'd')
+  assert report['splits']['train']['episodes'] == 2
+  (note,) = report['notes']
+  assert note == (
+    'episode skipped: action: found [3.0, -5.0] in row 2, expected -1.0 to 1.0 '
+    'at place 0; --clip-actions clips and counts such actions'
+  )
+  report = run(wild, tmp_path / 'e', clip_actions=True)
+  assert report['notes'] == {lib.CLIPPED: 1}
+  found = EpisodeSource(tmp_path / 'e', 'train')[1]['action']['action']
+  assert found[2].tolist() == [1.0, -1.0] and found[1].tolist() == [0.5, -1.0]
+
+
+def test_the_report_names_nothing_that_the_command_lacks(tmp_path, monkeypatch):
+  dataset, _ = make(tmp_path / 'in', 'image', monkeypatch)
+  monkeypatch.setattr(
+    lib.minari.MinariDataset,
+    'action_space',
+    property(lambda self: gymnasium.spaces.Text(3)),
+  )
+  lib.open_dataset.cache_clear()
+  with pytest.raises(ValueError, match='its actions are Text') as error:
+    run(dataset, tmp_path / 'd')
+  assert 'EnvConfig' not in str(error.value)
+
+
+@pytest.mark.parametrize('fit', ['crop', 'pad'])
+def test_pictures_follow_fit(tmp_path, monkeypatch, fit):
+  dataset, _ = make(tmp_path / 'in', 'image', monkeypatch)
+  run(dataset, tmp_path / 'd', size=(6, 6), fit=fit)
+  found = EpisodeSource(tmp_path / 'd', 'train')[0]['observation'][3]
+  assert (found == 3).all() if fit == 'crop' else not found[0].any()

@@ -262,3 +262,45 @@ def test_finished_parts_are_kept(frames, tmp_path, monkeypatch):
   a, b = (EpisodeSource(tmp_path / n, 'test') for n in ('z', 'whole'))
   for i in range(2):
     np.testing.assert_equal(a[i], b[i])
+
+
+def test_latents_of_a_dataset_that_has_grown_are_made_again(
+  world, weights, tmp_path, monkeypatch, caplog
+):
+  """Parts of the smaller dataset would have stood for other episodes."""
+  monkeypatch.setattr(
+    lib, 'load_params', lambda run, phase: (weights, world.config)
+  )
+
+  def write(lengths):
+    return writer.write_dataset(
+      tmp_path / 'd',
+      description=Description(
+        actions=world.config.actions,
+        tasks=('reward',),
+        frame_shape=(SIDE, SIDE, 3),
+      ),
+      splits={'train': episodes(lengths)},
+      overwrite=True,
+    )
+
+  t = world.config.tokenizer
+  monkeypatch.setattr(
+    lib, 'PART_BYTES', 20 * 2 * t.num_latents * t.bottleneck_dim
+  )
+  encode_part, done = lib._encode_part, []
+
+  def stops(*args):
+    if done:
+      raise KeyboardInterrupt
+    done.append(args)
+    return encode_part(*args)
+
+  monkeypatch.setattr(lib, '_encode_part', stops)
+  with pytest.raises(KeyboardInterrupt):
+    lib.pretokenise(settings(write((21, 22)), tmp_path / 'z'), progress=False)
+  monkeypatch.setattr(lib, '_encode_part', encode_part)
+  lib.pretokenise(settings(write((9, 8, 7)), tmp_path / 'z'), progress=False)
+  found = EpisodeSource(tmp_path / 'z', 'train').index.lengths
+  assert found.tolist() == [9, 8, 7]
+  assert 'have changed since this was begun' in caplog.text

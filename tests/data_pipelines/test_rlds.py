@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from data_pipelines import rlds as lib
-from data_pipelines import rlds_records
+from data_pipelines import rlds_records, rlds_steps
 from dreamer4_jax.data import EpisodeSource
 from tests.data_pipelines import batches
 
@@ -161,7 +161,7 @@ def test_episodes_come_back(dataset, tmp_path):
     assert not found['reward'].any()
   assert source.index.attributes[1]['instruction'] == 'pick \u00fcp'
   assert source.index.attributes[0]['instruction'] == 'put'
-  assert report['notes'][lib.LOST_REWARD] == 4
+  assert report['notes'][rlds_steps.LOST_REWARD] == 4
 
 
 def test_actions_lead_to_frames_in_batches(dataset, tmp_path):
@@ -247,9 +247,12 @@ def test_a_missing_file_costs_its_episodes_only(dataset, tmp_path, monkeypatch):
   [
     (
       {'image': 'observation/camera'},
-      'no episode has the fields obs',
+      r"image = 'observation/camera': .*it has \['action', 'grip', .*image_0",
     ),
-    ({'actions': ('a=torque',)}, r"\['torque'\].*torque: no such field"),
+    (
+      {'actions': ('a=torque',)},
+      r"actions = 'torque': a step has no such field",
+    ),
     ({'actions': ('a=grip',)}, 'whole numbers; write a=FIELD:CLASSES'),
     ({'actions': ('grip',)}, r"actions = \('grip',\): needs at least one"),
     ({'splits': ('valid',)}, "no split 'valid'; there are"),

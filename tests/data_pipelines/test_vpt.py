@@ -270,3 +270,33 @@ def test_frames_are_brought_to_size_after_the_pointer_is_drawn(tmp_path):
 def test_wrong_settings_are_named(kwargs, message):
   with pytest.raises(ValueError, match=message):
     vpt.VptConfig(out='x', **kwargs)
+
+
+def test_a_video_of_another_rate_does_not_match_its_lines(tmp_path):
+  """A copy that was made smaller, and twice as fast, for an upload.
+
+  github.com/minerllabs/minerl/issues/74,
+  github.com/AnjieCheng/NaVILA/issues/13
+  """
+  good = record(tmp_path, 'good', lines(40), frames(40))
+  other = record(tmp_path, 'other', lines(40), frames(40))
+  (tmp_path / other).unlink()
+  write(tmp_path / 'other.mkv', frames(40), rate=30)
+  (tmp_path / 'other.mkv').rename(tmp_path / other)
+  report = run(index(tmp_path, [good, other]), tmp_path, tmp_path / 'd')
+  assert report['skipped'] == {
+    other: 'the video has 30 frames a second, its lines 20; they cannot be '
+    'matched'
+  }
+
+
+def test_lines_of_frames_that_cannot_be_decoded_are_not_guessed(tmp_path):
+  from tests.data_pipelines.test_video_shown import H264, cut, film
+
+  good = record(tmp_path, 'good', lines(40), frames(40))
+  other = record(tmp_path, 'other', lines(40), frames(40))
+  film(tmp_path / 'whole.mkv', frames(40), **H264, rate=20)
+  cut(tmp_path / 'whole.mkv', tmp_path / 'other.mkv', first=5)
+  (tmp_path / 'other.mkv').rename(tmp_path / other)
+  report = run(index(tmp_path, [good, other]), tmp_path, tmp_path / 'd')
+  assert report['skipped'][other].startswith('the first 7 frames of the video')
