@@ -165,6 +165,19 @@ def _predict(
   )
 
 
+def draw_noise(key: Array, shape: tuple[int, ...]) -> Array:
+  """Draws standard normal numbers of `shape`, `[B, ...]`.
+
+  Args:
+    key: one for all rows; or `[B]`, one for each, so that no row depends on how
+      many others there are.
+    shape: leads with B.
+  """
+  if key.ndim and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    return jax.vmap(lambda own: jax.random.normal(own, shape[1:]))(key)
+  return jax.random.normal(key, shape)
+
+
 def context_noise(world: World, z: Array, noise: Array) -> Array:
   """Corrupts clean tokens to the context level, `(1 - tau) noise + tau z`."""
   return corrupt(z, noise, context_levels(world, z.shape[:2]))
