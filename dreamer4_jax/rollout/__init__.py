@@ -3,6 +3,7 @@
 from dreamer4_jax.rollout.acting import (
   ActorState,
   Prompt,
+  Pursuit,
   act,
   advance,
   init_actor,
@@ -50,6 +51,7 @@ __all__ = [
   'FrameInput',
   'Pending',
   'Prompt',
+  'Pursuit',
   'Replay',
   'Rollout',
   'Stream',

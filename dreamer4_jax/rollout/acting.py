@@ -182,6 +182,7 @@ def pursue(
   seen: Observation,
   events: Array,
   key: Array,
+  task: Array | None = None,
 ) -> tuple[Actions, Array, Pursuit]:
   """Acts on one frame, in pursuit of the prompt.
 
@@ -195,15 +196,15 @@ def pursue(
     seen: the frame.
     events: `[B, num_tasks]` that led to it.
     key: all randomness.
+    task: held on this frame in the place of the prompt's, as in `act`.
 
   Returns:
     Actions, agent states `[B, D]`, and the memory after.
   """
   actor, prompt, temperature = memory
   prompt = advance(restart(prompt, seen.is_first), events)
-  actions, h, actor = act(
-    world, params, actor, seen, prompt.task(), key, temperature
-  )
+  task = prompt.task() if task is None else task
+  actions, h, actor = act(world, params, actor, seen, task, key, temperature)
   return actions, h, (actor, prompt, temperature)
 
 
