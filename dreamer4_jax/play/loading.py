@@ -80,7 +80,8 @@ def load_dream(
     starts: which clips; by default 256 of the held-out split.
     task: name or id that is held in all dreams; by default, as in imagination,
       what comes next in the episode after the clip.
-    prompt: TASK or TASK:COUNT, pursued one after another instead.
+    prompt: TASK or TASK:COUNT, pursued one after another instead; empty is the
+      prompt of the run.
     context_signal: how clear past frames are to the model, in its place in
       `dynamics`.
     **settings: fields of `Dream`. By default `horizon`, `sampling_steps` and,
@@ -110,7 +111,7 @@ def load_dream(
     'horizon': trained.horizon, 'sampling_steps': trained.sampling_steps,
   }  # fmt: skip
   if prompt is not None:
-    defaults['prompt'] = config.stages(prompt)
+    defaults['prompt'] = config.stages(prompt or None)
   elif heads:
     defaults['stop_at_event'] = trained.stop_at_event
   world = World.from_config(config)
