@@ -149,8 +149,6 @@ def test_the_end_is_drawn_or_judged():
   judged = run(termination=middle)
   expected = np.maximum.accumulate(plain.cont < middle, axis=1)
   np.testing.assert_array_equal(judged.terminal, expected)
-  again = run()
-  np.testing.assert_array_equal(again.terminal, drawn.terminal)
   stopped = run(stop_at_event=True, termination='never').cont
   expected = plain.cont * (1 - np.clip(plain.reward, 0, 1))
   np.testing.assert_allclose(stopped, expected, atol=1e-6)

@@ -4,7 +4,6 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from dreamer4_jax.play import DreamStep, LoadedDream
 from experiments import dream_ppo
@@ -65,13 +64,10 @@ def test_it_learns_in_a_dream_what_it_then_does_in_reality():
 
 def test_it_practises_in_a_world_model(capsys):
   dreams = loaded(rows=3, horizon=3)
-  net, params, log = dream_ppo.train(dreams, SHORT, jax.random.key(0))
+  _, params, log = dream_ppo.train(dreams, SHORT, jax.random.key(0))
   assert len(log) == 2 == len(capsys.readouterr().out.splitlines())
   assert all(np.isfinite([*row.values()]).all() for row in log)
   assert 1 <= log[0]['length'] <= 3
   assert {p.name for p in CONFIG.actions} <= params['params'].keys()
   _, again, _ = dream_ppo.train(dreams, SHORT, jax.random.key(0))
   jax.tree.map(np.testing.assert_array_equal, params, again)
-  other = dream_ppo.train(dreams, SHORT, jax.random.key(1))[1]
-  with pytest.raises(AssertionError):
-    jax.tree.map(np.testing.assert_array_equal, params, other)
