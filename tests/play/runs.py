@@ -29,13 +29,13 @@ def write_dataset(path, config=CONFIG, episodes=4):
 
   def episode(number):
     events = np.zeros((LENGTH, 2), np.uint8)
-    events[2 + number % 3, 0] = events[-1, 1] = 1
+    events[2 + number % 3, 0] = events[-2, 1] = 1
     return writer.Episode(
       steps={
         'observation': rng.integers(0, 256, (LENGTH, 20, 12, 3), np.uint8),
         'action': random_actions(rng, (LENGTH,)),
         'action_known': ~last,
-        'reward': last.astype(np.float32),
+        'reward': events.sum(axis=1).astype(np.float32),
         'events': events,
       },
       terminal=True,
@@ -90,16 +90,16 @@ def tiny_dream(fields=None, **settings):
 
 def tiny_contexts(rows=2, frames=6, task=None):
   """Clips of frames; the second begins an episode shortly before its end."""
-  batch = make_batch(rows, frames, starts=[(1, 4)] if rows > 1 else [])
+  batch = make_batch(rows, frames, starts=[(1, frames - 2)] if rows > 1 else [])
   batch = jax.tree.map(jnp.asarray, batch)
   if task is not None:
     batch = batch.replace(task=jnp.full((rows, frames), task, jnp.int32))
   return batch
 
 
-def loaded(rows=8, frames=6, **settings):
+def loaded(rows=8, length=6, **settings):
   """Returns a `LoadedDream` of the tiny world."""
   _, params = world_and_params()
   return LoadedDream(
-    tiny_dream(**settings), params, tiny_contexts(rows, frames)
+    tiny_dream(**settings), params, tiny_contexts(rows, length)
   )

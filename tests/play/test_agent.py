@@ -55,9 +55,9 @@ def test_one_stream_leads_with_no_batch_and_a_person_may_take_over():
     np.random.default_rng(3), ()
   )  # fmt: skip
   step = jax.jit(
-    lambda state, frame, first, task: act(
+    lambda state, frame, first, task, t: act(
       WORLD, PARAMS, state, Observation(frame, first), task,
-      jax.random.key(0), 0.0,
+      jax.random.fold_in(jax.random.key(0), t), 0.0,
     )[::2]
   )  # fmt: skip
   for t in range(3):
@@ -66,7 +66,7 @@ def test_one_stream_leads_with_no_batch_and_a_person_may_take_over():
       given = jax.tree.map(lambda x: jnp.asarray(x)[None], other)
       state = state.replace(prev_action=given)
     expected, state = step(
-      state, jnp.asarray(FRAMES[:1, t]), first, jnp.array([1])
+      state, jnp.asarray(FRAMES[:1, t]), first, jnp.array([1]), t
     )
     actions = agent.step(
       FRAMES[0, t], prev_action=other if t == 2 else None, task='door'
