@@ -99,7 +99,7 @@ class Agent:
     """Forgets everything; the next frame is a first one. Draws go on."""
     self._memory: Pursuit | None = None
     self._events: Array | None = None
-    self._batched = False
+    self._batched, self._fresh = False, True
 
   @property
   def tasks(self) -> list[str] | str | None:
@@ -168,7 +168,7 @@ class Agent:
     first = np.broadcast_to(np.asarray(is_first, bool), (rows,))
     if self._memory is None:
       self._remember(rows, batched)
-      first = np.ones(rows, bool)
+    first = first | self._fresh
     known = len(self._events)
     require(
       (known, self._batched) == (rows, batched),
@@ -197,7 +197,7 @@ class Agent:
       self._held(task, rows),
       jax.random.fold_in(self._key, self._turn),
     )
-    self._turn += 1
+    self._turn, self._fresh = self._turn + 1, False
     actions = jax.tree.map(np.array, jax.device_get(actions))
     return actions if batched else {k: v[0] for k, v in actions.items()}
 

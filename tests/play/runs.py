@@ -58,15 +58,18 @@ def write_dataset(path, config=CONFIG, episodes=4):
 def write_run(path, phases=('dynamics', 'finetune', 'imagination')):
   """Writes a run with a dataset beside it; returns its directory."""
   data = write_dataset(path / 'data')
-  config = CONFIG.edit({
+  return save_run(path / 'run', phases, CONFIG.edit({
     'data.sources.0.path': data,
     'eval.context_frames': 3,
     'phases.imagination.horizon': 4,
     'phases.imagination.sampling_steps': 2,
-  })  # fmt: skip
-  run = path / 'run'
+  }))  # fmt: skip
+
+
+def save_run(run, phases, config):
+  """Writes a run whose phases hold random parameters."""
   saved.save(config, run)
-  _, params = world_and_params()
+  _, params = world_and_params(config)
   own = {'dynamics': ('tokenizer', 'latents', 'dynamics')}
   own['finetune'] = (*own['dynamics'], 'task', 'policy', 'reward',
                      'continuation')  # fmt: skip

@@ -9,6 +9,7 @@ from dreamer4_jax.evals import streaming_agent
 from dreamer4_jax.play import Agent
 from dreamer4_jax.rollout import act, init_actor
 from dreamer4_jax.types import EnvStep, Observation
+from tests.models import vector_world
 from tests.models.tiny_world import make_batch, random_actions, world_and_params
 
 WORLD, PARAMS = world_and_params()
@@ -101,6 +102,17 @@ def test_where_nobody_says_what_happened_the_reward_head_does(monkeypatch):
   assert agent.tasks == 'key'
   agent.step(FRAMES[0, 5], events=['key'])
   assert agent.tasks == 'door'
+
+
+def test_vectors_are_seen_beside_the_frame():
+  world, params = world_and_params(vector_world.CONFIG)
+  clip = vector_world.make_batch(1, 2)
+  agent = Agent.of(world, params)
+  with pytest.raises(ValueError, match=r"expected \['arm', 'grip'\]"):
+    agent.step(clip.frames[0, 0])
+  seen = {name: x[0, 0] for name, x in clip.vectors.items()}
+  action = agent.step(clip.frames[0, 0], vectors=seen)
+  assert action.keys() == {part.name for part in world.space}
 
 
 def test_what_does_not_fit_is_refused():

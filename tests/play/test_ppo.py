@@ -1,15 +1,20 @@
 """PPO of `experiments/dream_ppo.py`, for a few updates."""
 
+import json
+import sys
+
 from flax import struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dreamer4_jax.play import DreamStep, LoadedDream
 from experiments import dream_ppo
+from tests.cli import small_run
 from tests.evals.test_closed_loop import Line
 from tests.models.tiny_world import CONFIG, changed, world_and_params
-from tests.play.runs import loaded, tiny_contexts
+from tests.play.runs import loaded, save_run, tiny_contexts
 
 SHAPE = (20, 12, 3)
 SHORT = dream_ppo.Settings(updates=2, dreams=4, epochs=2, parts=2)
@@ -60,6 +65,25 @@ def test_it_learns_in_a_dream_what_it_then_does_in_reality():
   real = dream_ppo.evaluate(Path.world, Line(), net, params, episodes=4)
   assert real['ppo']['success'] > real['random']['success']
   assert real['ppo']['mean_return'] > real['random']['mean_return']
+
+
+def test_a_run_is_practised_in_and_the_real_game_is_played(
+  tmp_path, monkeypatch, capsys
+):
+  pytest.importorskip('pygame')
+  # Cart-pole, from frames, and a model that knows nothing of it.
+  config = small_run.make_config(small_run.write_dataset(tmp_path / 'noise'))
+  run = save_run(tmp_path / 'run', ['finetune'], config)
+  arguments = '--updates 1 --dreams 4 --horizon 2 --episodes 2'
+  monkeypatch.setattr(sys, 'argv', ['dream_ppo', str(run), *arguments.split()])
+  dream_ppo.main()
+  first, _, rest = capsys.readouterr().out.partition('\n')
+  assert json.loads(first)['update'] == 0
+  found = json.loads(rest[rest.index('{\n') :])  # pygame greets first.
+  assert set(found) == {'ppo', 'random'}
+  # Each step earns 1, up to the time limit of 6.
+  for played in found.values():
+    assert played['episodes'] == 2 and 1 <= played['mean_return'] <= 6
 
 
 def test_it_practises_in_a_world_model(capsys):
