@@ -20,6 +20,7 @@ with _epy.lazy_api_imports(globals()):
     models,
     nn,
     objectives,
+    play,
     rollout,
     runtime,
     sharding,
@@ -27,16 +28,19 @@ with _epy.lazy_api_imports(globals()):
     types,
   )
   from dreamer4_jax.config import Config
-  from dreamer4_jax.evals import dream, evaluate, play
+  from dreamer4_jax.evals import dream, evaluate
   from dreamer4_jax.models import Dynamics, Tokenizer, World
   from dreamer4_jax.nn import SpaceTimeTransformer
+  from dreamer4_jax.play import Agent, DreamEnv
   from dreamer4_jax.rollout import imagine
   from dreamer4_jax.training import train
   from dreamer4_jax.types import Batch
 
 __all__ = [
+  'Agent',
   'Batch',
   'Config',
+  'DreamEnv',
   'Dynamics',
   'SpaceTimeTransformer',
   'Tokenizer',

@@ -21,21 +21,32 @@ TRAIN, PMPO = (
   if 'jax.jit' in code or 'pmpo' in code
 )
 SIGNATURES = {
+  'Agent': '(run_dir, *, phase, temperature, seed)',
+  'Agent.step': '(self, frame, prev_action, task, is_first, *, events, '
+  'vectors)',
   'Batch.of': '(frames, action, *, first, **known)',
   'World.from_config': '(config, platform)',
   'checkpoint.load_params': '(run_dir, phase)',
   'config.experiments.load': '(name)',
   'data.held_out_clips': '(config, length, stream)',
+  'DreamEnv': '(run, *, observation, render_mode, **settings)',
   'dream': '(run_dir, out, *, clips, context_frames, horizon, '
   'sampling_steps, seed)',
   'evaluate': '(run_dir, *, config, episodes, seed)',
+  'evals.play': '(run_dir, out, *, config, agents, temperatures, episodes, '
+  'seed, videos)',
   'imagine': '(world, params, batch, key, *, policy, horizon, '
   'sampling_steps)',
   'objectives.sample': (
     '(denoise, noise, *given, steps, max_steps, lead_axes, taken)'
   ),
-  'play': '(run_dir, out, *, config, agents, temperatures, episodes, seed, '
-  'videos)',
+  'play.Dream.reset': '(self, params, contexts, key)',
+  'play.Dream.restart': '(self, params, now, which, contexts, key)',
+  'play.Dream.step': '(self, params, state, action, key)',
+  'play.DreamVectorEnv': '(run, num_envs, *, observation, render_mode, '
+  '**settings)',
+  'play.load_dream': '(run_dir, *, phase, starts, task, prompt, '
+  'context_signal, **settings)',
   'train': '(config, run_dir, phases, *, progress)',
   'training.dynamics_loss': '(world, params, batch, key, step)',
   'training.finetune_loss': '(world, params, batch, key, step)',
@@ -69,9 +80,9 @@ def spelled(function):
 def test_the_public_names_are_these():
   assert sorted(d4.__all__) == sorted(
     """
-    Batch Config Dynamics SpaceTimeTransformer Tokenizer World __version__ aot
-    checkpoint config data dream envs evals evaluate imagine models nn
-    objectives play rollout runtime sharding train training types
+    Agent Batch Config DreamEnv Dynamics SpaceTimeTransformer Tokenizer World
+    __version__ aot checkpoint config data dream envs evals evaluate imagine
+    models nn objectives play rollout runtime sharding train training types
   """.split()
   )
   assert all(getattr(d4, name) is not None for name in d4.__all__)

@@ -48,6 +48,9 @@ ROOMS = {
     'runtime',
   },
 }
+ROOMS['play'] = {
+  'models', 'nn', 'rollout', 'objectives', 'envs', 'checkpoint', 'data'
+}  # fmt: skip
 ROOMS['aot'] = {'models', 'rollout', 'nn', 'training', 'sharding'}
 ROOMS['__init__'] = set(ROOMS)  # The face, which imports lazily.
 ROOMS['cli'] = set(ROOMS) - {'__init__'}

@@ -16,12 +16,10 @@ from dreamer4_jax.data.format import REWARD_ONLY
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.models import Params, World, distributions
 from dreamer4_jax.rollout import (
-  act,
-  advance,
   init_actor,
   init_prompt,
   own_events,
-  restart,
+  pursue,
 )
 from dreamer4_jax.types import Actions, Array, EnvStep, Observation, PyTree
 
@@ -326,19 +324,15 @@ def streaming_agent(
   tasks = tasks or world.config.tasks
 
   def agent(params, memory, step, is_first, key):
-    actor, prompt, temperature = memory
-    prompt = restart(prompt, is_first)
-    prompt = advance(prompt, own_events(world, step.events, tasks))
-    actions, _, actor = act(
+    actions, _, memory = pursue(
       world,
       params,
-      actor,
+      memory,
       Observation(step.frame, is_first, step.vectors),
-      prompt.task(),
+      own_events(world, step.events, tasks),
       key,
-      temperature,
     )
-    return actions, (actor, prompt, temperature)
+    return actions, memory
 
   return agent, streaming_memory(world, episodes, prompt, temperature)
 

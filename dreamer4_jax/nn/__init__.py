@@ -22,6 +22,7 @@ with _epy.lazy_api_imports(globals()):
     fill,
     forget_last,
     init_cache,
+    splice,
     start_segment,
   )
   from dreamer4_jax.nn.fused import fuse
@@ -62,5 +63,6 @@ __all__ = [
   'logical_axes',
   'make_context',
   'resolve_backend',
+  'splice',
   'start_segment',
 ]

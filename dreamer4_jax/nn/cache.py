@@ -9,8 +9,10 @@ context is never attended to.
 from __future__ import annotations
 
 from flax import struct
+import jax
 import jax.numpy as jnp
 
+from dreamer4_jax.nn import rope
 from dreamer4_jax.nn.attention import KeyValues
 from dreamer4_jax.nn.config import TransformerConfig
 from dreamer4_jax.nn.partition import constrain
@@ -130,6 +132,43 @@ def forget_last(cache: TimeCache) -> TimeCache:
     slot_segments=cache.slot_segments.at[:, slot].set(NO_SEGMENT),
     slot=slot,
     frame=cache.frame - jnp.uint32(1),
+  )
+
+
+def splice(
+  cache: TimeCache, other: TimeCache, where: Array, *, rope_base: float
+) -> TimeCache:
+  """Puts the past of some streams in the place of that of others.
+
+  All streams of a cache share a clock. Only distances between frames count, so
+  the other past is turned to this clock: the frame that would come next there
+  comes next here.
+
+  Args:
+    cache: goes on where `where` is false.
+    other: of the same shape, whatever its clock.
+    where: `[B]` bool, the streams that are taken from `other`.
+    rope_base: of the transformer.
+  """
+  keys, values = other.entries.keys, other.entries.values
+  moved = cache.frame - other.frame  # Wraps, as positions do.
+  turn = rope.rotation(rope.angles(moved, keys.shape[-1] // 2, rope_base))
+  turn = jax.tree.map(lambda x: x.reshape(*(1,) * (keys.ndim - 1), -1), turn)
+  slots = cache.slot - other.slot
+
+  def pick(new: Array, old: Array, axis: int) -> Array:
+    shape = [1] * new.ndim
+    shape[axis] = -1
+    return jnp.where(where.reshape(shape), new, old)
+
+  ring = lambda x, axis: jnp.roll(x, slots, axis=axis)
+  return cache.replace(
+    entries=KeyValues(
+      keys=pick(ring(rope.rotate(keys, turn), -2), cache.entries.keys, 1),
+      values=pick(ring(values, -2), cache.entries.values, 1),
+    ),
+    slot_segments=pick(ring(other.slot_segments, -1), cache.slot_segments, 0),
+    segment=pick(other.segment, cache.segment, 0),
   )
 
 

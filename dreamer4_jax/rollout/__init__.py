@@ -3,14 +3,20 @@
 from dreamer4_jax.rollout.acting import (
   ActorState,
   Prompt,
+  Pursuit,
   act,
   advance,
   init_actor,
   init_prompt,
   own_events,
+  pursue,
   restart,
 )
-from dreamer4_jax.rollout.context import Context, prepare_context
+from dreamer4_jax.rollout.context import (
+  Context,
+  prepare_context,
+  take_back_last,
+)
 from dreamer4_jax.rollout.denoise import (
   FrameInput,
   Pending,
@@ -19,10 +25,12 @@ from dreamer4_jax.rollout.denoise import (
   context_levels,
   context_noise,
   denoise_frame,
+  draw_noise,
 )
 from dreamer4_jax.rollout.imagine import (
   Replay,
   Rollout,
+  arrival,
   arrivals,
   imagine,
   sample_policy,
@@ -30,6 +38,8 @@ from dreamer4_jax.rollout.imagine import (
 from dreamer4_jax.rollout.stream import (
   Stream,
   compiler_options,
+  draw_context,
+  draw_next,
   empty_stream,
   init_stream,
   next_frame,
@@ -41,6 +51,7 @@ __all__ = [
   'FrameInput',
   'Pending',
   'Prompt',
+  'Pursuit',
   'Replay',
   'Rollout',
   'Stream',
@@ -48,11 +59,15 @@ __all__ = [
   'advance',
   'append_and_denoise',
   'append_frame',
+  'arrival',
   'arrivals',
   'compiler_options',
   'context_levels',
   'context_noise',
   'denoise_frame',
+  'draw_context',
+  'draw_next',
+  'draw_noise',
   'empty_stream',
   'imagine',
   'init_actor',
@@ -61,6 +76,8 @@ __all__ = [
   'next_frame',
   'own_events',
   'prepare_context',
+  'pursue',
   'restart',
   'sample_policy',
+  'take_back_last',
 ]

@@ -8,6 +8,7 @@ action, and the policy reads the agent state of that pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from flax import struct
 import jax
@@ -105,6 +106,11 @@ def act(
   )
 
 
+Pursuit: TypeAlias = 'tuple[ActorState, Prompt, Array]'
+"""What an agent in pursuit of a prompt remembers: the streams, how far it has
+come, and its temperature `[]`."""
+
+
 @struct.dataclass
 class Prompt:
   """Progress of B agents through one list of (task, count).
@@ -167,6 +173,39 @@ def own_events(world: World, events: Array, tasks: Sequence[str]) -> Array:
     return events
   index = [tuple(tasks).index(name) for name in world.config.tasks]
   return events[..., np.array(index)]
+
+
+def pursue(
+  world: World,
+  params: Params,
+  memory: Pursuit,
+  seen: Observation,
+  events: Array,
+  key: Array,
+  task: Array | None = None,
+) -> tuple[Actions, Array, Pursuit]:
+  """Acts on one frame, in pursuit of the prompt.
+
+  The prompt begins anew where an episode does, and moves on to the next task on
+  the very frame on which an event is seen.
+
+  Args:
+    world: modules.
+    params: as of `act`.
+    memory: before the frame.
+    seen: the frame.
+    events: `[B, num_tasks]` that led to it.
+    key: all randomness.
+    task: held on this frame in the place of the prompt's, as in `act`.
+
+  Returns:
+    Actions, agent states `[B, D]`, and the memory after.
+  """
+  actor, prompt, temperature = memory
+  prompt = advance(restart(prompt, seen.is_first), events)
+  task = prompt.task() if task is None else task
+  actions, h, actor = act(world, params, actor, seen, task, key, temperature)
+  return actions, h, (actor, prompt, temperature)
 
 
 def advance(prompt: Prompt, events: Array) -> Prompt:

@@ -12,6 +12,7 @@ from dreamer4_jax.rollout.denoise import (
   Pending,
   context_levels,
   context_noise,
+  draw_noise,
 )
 from dreamer4_jax.types import Array, Batch
 
@@ -48,11 +49,11 @@ def prepare_context(
     params: parameters, entries `tokenizer`, `latents`, `dynamics`, and `task`
       with an agent.
     batch: clips of T frames.
-    key: draws the context noise, once per frame.
+    key: draws the context noise, once per frame; see `draw_noise`.
     with_agent: whether the agent token is present.
   """
   z = world.encode_clips(params, batch)
-  noisy = context_noise(world, z, jax.random.normal(key, z.shape))
+  noisy = context_noise(world, z, draw_noise(key, z.shape))
   output = world.denoise(
     params,
     noisy,

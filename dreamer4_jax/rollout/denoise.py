@@ -6,6 +6,8 @@ that of training, `objectives.shortcut`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flax import struct
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,8 @@ from dreamer4_jax.objectives import (
   sampling_levels,
 )
 from dreamer4_jax.types import Actions, Array, Levels
+
+Draw = Callable[[Array, tuple[int, ...]], Array]
 
 
 @struct.dataclass
@@ -163,6 +167,22 @@ def _predict(
     agent=inputs.agent,
     cache=cache,
   )
+
+
+def draw_noise(
+  key: Array, shape: tuple[int, ...], draw: Draw = jax.random.normal
+) -> Array:
+  """Draws numbers of `shape`, `[B, ...]`.
+
+  Args:
+    key: one for all rows; or `[B]`, one for each, so that no row depends on how
+      many others there are.
+    shape: leads with B.
+    draw: from a key and a shape, by default standard normal numbers.
+  """
+  if key.ndim and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    return jax.vmap(lambda own: draw(own, shape[1:]))(key)
+  return draw(key, shape)
 
 
 def context_noise(world: World, z: Array, noise: Array) -> Array:

@@ -188,10 +188,25 @@ def arrivals(
     Expected reward of the task held, and probability that the episode goes on,
     on arriving at each imagined frame, `[B, H]` float32.
   """
-  agent, arrived = world.config.agent, rollout.agent[:, 1:]
-  twohot = TwoHot(agent.bins, agent.bin_limit)
-  reward = twohot.mean(world.head(params, 'reward', arrived)[:, :, 0])
-  cont = world.head(params, 'continuation', arrived)[:, :, 0]
+  return arrival(world, params, rollout.agent[:, 1:])
+
+
+def arrival(world: World, params: Params, agent: Array) -> tuple[Array, Array]:
+  """Reads off agent states what their frames were arrived at with.
+
+  Args:
+    world: modules.
+    params: entries `reward`, `continuation`.
+    agent: `[..., D]` agent states.
+
+  Returns:
+    Expected reward of the task held, and probability that the episode goes on,
+    `[...]` float32.
+  """
+  config = world.config.agent
+  twohot = TwoHot(config.bins, config.bin_limit)
+  reward = twohot.mean(world.head(params, 'reward', agent)[..., 0, :])
+  cont = world.head(params, 'continuation', agent)[..., 0]
   return reward, jax.nn.sigmoid(cont)
 
 

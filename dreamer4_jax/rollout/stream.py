@@ -64,13 +64,46 @@ def init_stream(
     key: draws the context noise.
   """
   context = prepare_context(world, params, clips, key, with_agent=False)
-  _, decoder = tokenizer_caches(world.tokenizer, len(context.z))
-  ids = clips.segment_ids
-  _, new = world.decode(params, context.z, segment_ids=ids)
+  _, decoder = draw_context(world, params, context.z, clips.segment_ids)
   cache, pending = take_back_last(context, clips)
-  return Stream(
-    dynamics=cache, pending=pending, decoder=fill(decoder, new, ids)
-  )
+  return Stream(dynamics=cache, pending=pending, decoder=decoder)
+
+
+def draw_context(
+  world: World, params: Params, z: Array, segment_ids: Array
+) -> tuple[Array, TimeCache]:
+  """Draws the last frame of clips.
+
+  Args:
+    world: modules.
+    params: entries `tokenizer`, `latents`.
+    z: `[B, T, N_z, C]` standardised tokens.
+    segment_ids: `[B, T]` int32.
+
+  Returns:
+    `[B, H, W, C]` uint8, and the decoder's cache with all frames.
+  """
+  _, decoder = tokenizer_caches(world.tokenizer, len(z))
+  images, new = world.decode(params, z, segment_ids=segment_ids)
+  return _pixels(images[:, -1]), fill(decoder, new, segment_ids)
+
+
+def draw_next(
+  world: World, params: Params, z: Array, decoder: TimeCache
+) -> tuple[Array, TimeCache]:
+  """Draws the next frame of a stream.
+
+  Args:
+    world: modules.
+    params: entries `tokenizer`, `latents`.
+    z: `[B, 1, N_z, C]` standardised tokens.
+    decoder: its past.
+
+  Returns:
+    `[B, H, W, C]` uint8, and the cache with this frame.
+  """
+  images, new = world.decode(params, z, cache=decoder)
+  return _pixels(images[:, 0]), append(decoder, new)
 
 
 def empty_stream(world: World, batch: int) -> Stream:
@@ -153,8 +186,7 @@ def next_frame(
     jax.random.normal(start, shape),
     steps=steps,
   )
-  images, new = world.decode(params, z, cache=stream.decoder)
-  pixels = jnp.round(jnp.clip(images[:, 0], 0, 1) * 255).astype(jnp.uint8)
+  pixels, decoder = draw_next(world, params, z, stream.decoder)
   return pixels, Stream(
     dynamics=dynamics,
     pending=Pending(
@@ -162,8 +194,13 @@ def next_frame(
       inputs=inputs,
       segment=dynamics.segment,
     ),
-    decoder=append(stream.decoder, new),
+    decoder=decoder,
   )
+
+
+def _pixels(images: Array) -> Array:
+  """Images `[...]` in 0..1 to uint8."""
+  return jnp.round(jnp.clip(images, 0, 1) * 255).astype(jnp.uint8)
 
 
 def _shape(world: World, batch: int) -> tuple[int, ...]:

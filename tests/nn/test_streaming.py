@@ -10,6 +10,7 @@ from dreamer4_jax.nn import (
   forget_last,
   init_cache,
   masks,
+  splice,
   start_segment,
 )
 
@@ -175,3 +176,21 @@ def test_the_slot_about_to_be_overwritten_is_not_visible(stack):
     cache = append(cache, new)
   cache = start_segment(cache, jnp.array([True]))
   assert not cache.visible().any()
+
+
+def test_a_past_is_put_in_the_place_of_another(stack):
+  config, _, stream = stack
+  empty, still = init_cache(config, 2, TOKENS), jnp.zeros((2, FRAMES), bool)
+  _, old = stream(empty, clip(), starts())
+  _, new = stream(empty, clip()[:, 3:10] + 1, still)
+  assert old.frame != new.frame
+  where = jnp.asarray([False, True])
+  both = splice(old, new, where, rope_base=config.rope_base)
+  rest = -clip()[:, :6]  # The ring is written all over again.
+  got, after = stream(both, rest, still)
+  np.testing.assert_allclose(got[0], stream(old, rest, still)[0][0], atol=2e-5)
+  np.testing.assert_allclose(got[1], stream(new, rest, still)[0][1], atol=2e-5)
+  assert after.frame == FRAMES + 6
+  # On the same clock nothing is computed.
+  same = splice(old, old, where, rope_base=config.rope_base)
+  jax.tree.map(np.testing.assert_array_equal, same, old)
