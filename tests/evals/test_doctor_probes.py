@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dreamer4_jax.config import ActionComponent
-from dreamer4_jax.evals.doctor import agent, findings, probes
+from dreamer4_jax.evals import findings, probes
+from dreamer4_jax.evals.doctor import agent
 
 SPACE = (
   ActionComponent(name='move', kind='categorical', size=4),

@@ -24,7 +24,7 @@ from dreamer4_jax.envs.checks import check_environment
 from dreamer4_jax.evals import files, tiles
 from dreamer4_jax.evals.doctor import agent, world
 from dreamer4_jax.evals.doctor.clips import Held, held_out
-from dreamer4_jax.evals.doctor.findings import (
+from dreamer4_jax.evals.findings import (
   Finding,
   Scale,
   as_json,

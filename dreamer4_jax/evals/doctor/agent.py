@@ -13,7 +13,7 @@ import numpy as np
 from dreamer4_jax.config import Config
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.evals.doctor.clips import Held, in_pieces, values_of
-from dreamer4_jax.evals.doctor.findings import Finding, Scale, judge, note
+from dreamer4_jax.evals.findings import Finding, Scale, judge, note
 from dreamer4_jax.models import Params, World, distributions
 from dreamer4_jax.objectives import TwoHot
 from dreamer4_jax.rollout import (

@@ -13,11 +13,10 @@ import numpy as np
 
 from dreamer4_jax.config import Config
 from dreamer4_jax.envs import Environment
-from dreamer4_jax.evals import tiles, video
+from dreamer4_jax.evals import probes, tiles, video
 from dreamer4_jax.evals.closed_loop import random_agent, streaming_agent
-from dreamer4_jax.evals.doctor import probes
 from dreamer4_jax.evals.doctor.clips import Held, in_pieces
-from dreamer4_jax.evals.doctor.findings import Finding, Scale, judge, note
+from dreamer4_jax.evals.findings import Finding, Scale, judge, note
 from dreamer4_jax.models import Params, World
 from dreamer4_jax.rollout import Replay, context_levels, context_noise, imagine
 from dreamer4_jax.types import Actions, Batch, Levels
