@@ -12,6 +12,8 @@ SHIFTS = (-3, -2, -1, 0, 1, 2, 3)
 """Steps by which actions are moved."""
 _FEATURES = 768
 _PENALTIES = (1e-2, 1.0, 30.0, 1000.0)
+_FAR = 6.0
+"""Standard deviations at which features are cut off."""
 
 
 def predicted(x: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -29,7 +31,8 @@ def predicted(x: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
   x = np.asarray(x, np.float32)
   mean, spread = x[~test].mean(axis=0), x[~test].std(axis=0)
   keep = spread > 1e-8
-  x = (x[:, keep] - mean[keep]) / spread[keep]
+  # What is rare must not decide alone.
+  x = np.clip((x[:, keep] - mean[keep]) / spread[keep], -_FAR, _FAR)
   seen = np.flatnonzero(~test)
   fit, inner = np.split(seen, [len(seen) - len(seen) // 4])
   y = np.asarray(y, np.float64)

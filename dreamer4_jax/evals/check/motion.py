@@ -7,8 +7,6 @@ changed, wherever that is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 FINE = 64
@@ -57,9 +55,9 @@ def moving(frames: np.ndarray) -> np.ndarray:
     frames: `[T, h, w, c]` of `shrink`.
 
   Returns:
-    `[T - 1, m]` float32: the change in blocks and its size, the correlation of
-    both frames by offset, and random features of patches around what changed
-    most.
+    `[T - 1, m]` float32: the change in blocks and its size, how far things
+    moved along each strip, the correlation of both frames by offset, and random
+    features of patches around what changed most.
   """
   small = shrink(frames, _COARSE)
   change = small[1:] - small[:-1]
@@ -69,12 +67,31 @@ def moving(frames: np.ndarray) -> np.ndarray:
     [
       change.reshape(count, -1),
       size.reshape(count, -1),
+      _strips(frames[1:] - frames[:-1]),
       _offsets(frames.mean(axis=-1), _SHIFTS['fine']),
       _offsets(small.mean(axis=-1), _SHIFTS['coarse']),
       _places(frames),
     ],
     axis=1,
   )
+
+
+def _strips(change: np.ndarray) -> np.ndarray:
+  """Sum and first moment `[T - 1, m]` of the change along rows and columns.
+
+  A thing of one colour that stays in its strip, as a paddle does, changes the
+  moment in proportion to its way, however small it is.
+  """
+  found = []
+  for turned in (change, change.swapaxes(1, 2)):
+    along = np.linspace(-1, 1, turned.shape[1], dtype=np.float32)
+    wide = max(1, turned.shape[2] // (2 * _COARSE))
+    for weight in (np.ones_like(along), along):
+      moment = np.einsum('h,thwc->twc', weight, turned)
+      count = moment.shape[1] // wide
+      strips = moment[:, : count * wide].reshape(len(change), count, wide, -1)
+      found.append(strips.sum(axis=2).reshape(len(change), -1))
+  return np.concatenate(found, axis=1)
 
 
 def _offsets(grey: np.ndarray, reach: int) -> np.ndarray:
@@ -87,7 +104,8 @@ def _offsets(grey: np.ndarray, reach: int) -> np.ndarray:
   centred = (grey - grey.mean(axis=(1, 2), keepdims=True)) * window
   spectrum = np.fft.rfft2(centred).astype(np.complex64)
   cross = spectrum[1:] * spectrum[:-1].conj()
-  cross /= abs(cross) + 1e-4 * (abs(cross).mean(axis=(1, 2), keepdims=True)) + 1e-12
+  size = abs(cross)
+  cross /= size + 1e-4 * size.mean(axis=(1, 2), keepdims=True) + 1e-12
   found = np.fft.irfft2(cross, s=(height, width)).astype(np.float32)
   down, across = min(reach, (height - 1) // 2), min(reach, (width - 1) // 2)
   found = np.roll(found, (down, across), (1, 2))
