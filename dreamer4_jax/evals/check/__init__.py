@@ -189,9 +189,9 @@ def when(curve: timing.Curve | None, lag: int = 0) -> Finding:
   text = ', '.join(f'{k:+d}: {v:.3f}' for k, v in curve.gain.items())
   text += f' (of {curve.rows:,} frames)'
   if curve.onset is None:
-    reason = 'beyond doubt' if curve.seen else 'at all'
+    verdict = 'unknown' if curve.seen else 'look'
     return finding(
-      None, f'cannot tell {reason}: {text}', 'unknown' if curve.seen else 'look',
+      None, f'cannot tell: {text}', verdict,
       'Frames tell nothing of the actions near them. Is the world slow, or are '
       'these the actions of other recordings?',
     )  # fmt: skip

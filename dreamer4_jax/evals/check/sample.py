@@ -1,4 +1,4 @@
-"""Reads a bounded sample of a dataset: clips, and what they are examined for."""
+"""Reads a bounded sample of a dataset, and keeps what describes it."""
 
 from __future__ import annotations
 

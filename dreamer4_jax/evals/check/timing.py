@@ -1,9 +1,9 @@
 """Do actions stand where they act? A small probe of pixels.
 
 The action that leads from frame t to frame t + 1 is the one of which frame
-t + 1 tells something new. Whatever older actions did is to be seen in the frames
-before; so a probe that predicts `action[t + k]` from frames t - 1, t and t + 1
-is compared with one that is given frames t - 1 and t alone. Without the
+t + 1 tells something new. Whatever older actions did is to be seen in the
+frames before; so a probe that predicts `action[t + k]` from frames t - 1, t and
+t + 1 is compared with one that is given frames t - 1 and t alone. Without the
 comparison, worlds with inertia, or those that draw the last action into the
 picture, would seem to be a step early.
 
