@@ -169,6 +169,7 @@ def episodes(name, count, by=0, seed=0):
         'action': {k: shifted(v, by) for k, v in actions.items()},
         'action_known': known,
         'reward': np.where(known, number % 2, 0.0).astype(np.float32),
+        'events': np.zeros((LENGTH, 1), bool),
       },
       terminal=False,
     )

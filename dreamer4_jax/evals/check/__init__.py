@@ -215,11 +215,14 @@ def _rewards(
   if not description.tasks:
     return found
   if description.tasks == fmt.REWARD_ONLY:
+    differ = spread['max'] > spread['min']
     return [
-      judge('rewards', 'returns differ', spread['max'] - spread['min'],
-            Scale(fine=1e-6, wrong=-1.0, digits=3),
-            'Every episode earns the same; no policy can improve on it.'),
-      *found,
+      Finding(
+        phase='rewards', name='return of an episode', value=spread['mean'],
+        text=text, usual='not all the same',
+        verdict='fine' if differ else 'look',
+        advice='Every episode earns the same; no policy can improve on it.',
+      )
     ]  # fmt: skip
   for task, entry in summary['events'].items():
     many = f'{entry["count"]:,}, in {entry["episodes"]:.1%} of the episodes'
