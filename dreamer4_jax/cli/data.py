@@ -48,6 +48,7 @@ def add_commands(commands) -> None:
     '--json', action='store_true', help='print JSON instead of text'
   )
   info.set_defaults(run=_info)
+  _add_check(actions)
   show = actions.add_parser(
     'show', help='draw some episodes', description=_show.__doc__
   )
@@ -79,6 +80,52 @@ def add_commands(commands) -> None:
     '--split', default='train', help='which (default: train)'
   )
   novelty.set_defaults(run=_novelty)
+
+
+def _add_check(actions) -> None:
+  check = actions.add_parser(
+    'check',
+    help='examine whether a dataset can teach what it should',
+    description=_check.__doc__,
+  )
+  check.add_argument('path', help='directory of the dataset')
+  check.add_argument(
+    '--split', default='train', help='which is examined (default: train)'
+  )
+  check.add_argument(
+    '--clips',
+    type=_positive,
+    default=320,
+    help='at most so many clips of 32 steps are read (default: 320)',
+  )
+  check.add_argument(
+    '--lag',
+    type=int,
+    default=0,
+    help='frames that the world takes to show an action (default: 0)',
+  )
+  check.add_argument(
+    '--json', action='store_true', help='print JSON instead of text'
+  )
+  check.set_defaults(run=_check)
+
+
+def _check(args: argparse.Namespace) -> int:
+  """Prints a verdict for each figure; exit status 1 if something is wrong.
+
+  Frames, actions, rewards, splits, and whether actions stand where they act,
+  by a small probe that is trained within minutes.
+  """
+  from dreamer4_jax.evals import check, findings
+
+  found = check.examine(
+    args.path, split=args.split, clips=args.clips, lag=args.lag
+  )
+  if args.json:
+    print(json.dumps(findings.as_json(found), indent=2))
+  else:
+    print(findings.page(found, f'Check of {args.path}'))
+  return int(any(f.verdict == 'wrong' for f in found))
 
 
 def _info(args: argparse.Namespace) -> int:
