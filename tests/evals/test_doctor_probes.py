@@ -68,42 +68,6 @@ def test_a_ridge_regression_explains_what_is_linear_and_nothing_else():
   assert np.isfinite(probes.explained(x, y, np.arange(600) >= 400)).all()
 
 
-def episodes(delay, seed=0, rows=120, frames=16):
-  """Positions that an action moves, which is said `delay` steps too late."""
-  rng = np.random.default_rng(seed)
-  more = frames + 8
-  move = rng.integers(0, 4, (rows, more))
-  look = rng.uniform(-1, 1, (rows, more, 2))
-  step = np.array([[0, 1], [0, -1], [1, 0], [-1, 0]])[move] + 0.3 * look
-  place = np.cumsum(step, axis=1)
-  z = np.concatenate([place, rng.normal(size=(rows, more, 3))], axis=-1)
-  at = slice(4, 4 + frames)
-  said = slice(4 - delay, 4 - delay + frames)
-  actions = probes.encode_actions(
-    {'move': move[:, said], 'look': look[:, said]}, SPACE
-  )
-  return z[:, at], actions
-
-
-@pytest.mark.parametrize('delay', [-1, 0, 1, 2])
-def test_the_timing_of_actions_is_found(delay):
-  z, actions = episodes(delay)
-  assert actions.shape == (120, 16, 6)
-  known = np.ones(actions.shape[:2], bool)
-  curve = probes.action_timing(z, actions, known)
-  assert set(curve) == set(probes.SHIFTS)
-  assert max(curve, key=curve.get) == delay
-  others = [v for k, v in curve.items() if k != delay]
-  assert curve[delay] > 0.5 and max(others) < 0.1
-
-
-def test_frames_that_actions_do_not_change_explain_nothing():
-  z, actions = episodes(0)
-  z = np.random.default_rng(1).normal(size=z.shape)
-  known = np.ones(actions.shape[:2], bool)
-  assert max(probes.action_timing(z, actions, known).values()) < 0.1
-
-
 def test_a_marginal_policy_is_the_entropy_of_the_actions():
   from dreamer4_jax.config import Config
   from dreamer4_jax.types import Batch

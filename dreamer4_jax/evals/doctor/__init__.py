@@ -133,7 +133,7 @@ def _world(
   params = _load(run_dir, last)
   spec = env and env.spec.tiles
   palette = spec and tiles.find_palette(spec, [held.batch.frames])
-  found = frames.recorded(model, params, held)
+  found = [frames.recorded(held, config.actions)]
   found += frames.tokenizer(model, params, held, palette)
   if env and env.spec.facts:
     seeds = range(e.seed, e.seed + episodes)

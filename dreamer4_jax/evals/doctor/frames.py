@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 from typing import Any
 
@@ -10,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dreamer4_jax.config import ActionComponent
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.evals import probes, tiles, video
+from dreamer4_jax.evals.check import timing, when
 from dreamer4_jax.evals.closed_loop import random_agent, streaming_agent
-from dreamer4_jax.evals.doctor.clips import Held, in_pieces
+from dreamer4_jax.evals.doctor.clips import Held
 from dreamer4_jax.evals.findings import Finding, Scale, judge, note
 from dreamer4_jax.models import Params, World
-from dreamer4_jax.types import Batch
 
 _PROBED = 200
 """Steps of the episodes that probes see."""
@@ -26,46 +28,22 @@ _EARLY = (
 )
 
 
-def recorded(world: World, params: Params, held: Held) -> list[Finding]:
-  """Says whether actions stand where they act, by a probe of the latents."""
+def recorded(held: Held, space: Sequence[ActionComponent]) -> Finding:
+  """Says whether actions stand where they act; see `evals.check.timing`.
+
+  Args:
+    held: clips of frames.
+    space: the action space.
+  """
   batch = held.batch
-  name = 'actions explain the change of a frame'
-  known = np.asarray(batch.prev_action_mask)
-  if known.sum() < 500:
-    return [note('data', name, f'only {int(known.sum())} actions are known')]
-
-  @jax.jit
-  def encode(params: Params, part: Batch):
-    z, _ = world.latents(
-      params, part.frames, vectors=part.vectors, segment_ids=part.segment_ids
+  actions = probes.encode_actions(batch.action, space)
+  clips = [
+    timing.Clip.of_frames(int(episode), frames, action, known)
+    for episode, frames, action, known in zip(
+      held.episode, batch.frames, actions, batch.action_mask, strict=True
     )
-    return z
-
-  z = in_pieces(lambda part: encode(params, part), batch)
-  actions = probes.encode_actions(batch.prev_action, world.space)
-  curve = probes.action_timing(z, actions, known)
-  best = max(curve, key=curve.get)
-  text = ', '.join(f'{k:+d}: {v:.2f}' for k, v in curve.items())
-  if curve[best] < 0.02:
-    return [
-      Finding(
-        phase='data', name=name, value=0.0, text=text, verdict='look',
-        usual='best at +0',
-        advice='Frames tell nothing of the actions near them: are they those '
-        'of these recordings?',
-      )
-    ]  # fmt: skip
-  late = 'late' if best > 0 else 'early'
-  return [
-    Finding(
-      phase='data', name=name, value=float(best), text=text,
-      usual='best at +0',
-      # A tie between neighbours is no proof.
-      verdict='fine' if curve[0] > 0.9 * curve[best] else 'wrong',
-      advice=f'The actions of the recordings are {abs(best)} row(s) {late}: '
-      'what led to a frame stands beside another. Convert them again.',
-    )
-  ]  # fmt: skip
+  ]
+  return dataclasses.replace(when(timing.measure(clips)), phase='data')
 
 
 def tokenizer(
