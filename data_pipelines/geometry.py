@@ -72,13 +72,13 @@ def plan(shown: tuple[float, float], size: tuple[int, int], fit: str) -> Plan:
   elif fit == 'crop':
     scale = max(ratios)
     scaled = tuple(
-      max(wanted, round(found * scale))
+      max(wanted, int(found * scale + 0.5))
       for wanted, found in zip(size, shown, strict=True)
     )
   else:
     scale = min(ratios)
     scaled = tuple(
-      max(1, min(wanted, round(found * scale)))
+      max(1, min(wanted, int(found * scale + 0.5)))
       for wanted, found in zip(size, shown, strict=True)
     )
   if scaled[0] * scaled[1] > MOST_PIXELS:

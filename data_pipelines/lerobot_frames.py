@@ -91,7 +91,7 @@ def nearest(
     ):
       held, following, number = following, next(frames, None), number + 1
     if held is None:
-      return
+      raise convert.SkipError('no frame in the video')
     match.last = held.time
     if following is None and time > held.time + tolerance:
       return

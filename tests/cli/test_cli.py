@@ -264,8 +264,9 @@ def test_the_listing_has_every_field_with_type_value_and_meaning(
     ('mesh.data=-1  (int)', 'Data-parallel devices.'),
     (
       'env.image_size=none  (2 values (int) with commas between them or none)',
-      "Height and width to which simulators' frames are brought; none keeps "
-      'them. The other environments have sizes of their own.',
+      'Height and width of frames, for simulators and grid worlds; none takes '
+      'what they show, of a grid 8 pixels a tile. Craftax has a size of its '
+      'own.',
     ),
     (
       'compute.dtype=float32  (one of float32, bfloat16)',

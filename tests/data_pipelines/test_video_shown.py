@@ -1,6 +1,7 @@
 """What a container says about its pixels, times and frames, one film each."""
 
 import fractions
+import struct
 
 import numpy as np
 import pytest
@@ -469,3 +470,27 @@ def test_the_picture_on_the_cover_is_not_the_film(tmp_path):
     assert file.streams.video[0].width == 16
   found, _ = only(path, tmp_path / 'd')
   np.testing.assert_array_equal(found, frames(5))
+
+
+def test_an_mp4_s_clean_aperture_is_what_is_shown(tmp_path):
+  """Phones encode a few rows more than they show.
+
+  github.com/MediaArea/MediaInfoLib/issues/1771,
+  github.com/katajakasa/SDL_kitchensink/issues/154
+  """
+  path = tmp_path / 'x.mp4'
+  film(path, frames(3), **H264)
+  data = bytearray(path.read_bytes())
+  # 28 x 20 pixels around the middle.
+  clap = struct.pack('>I4s8I', 40, b'clap', 28, 1, 20, 1, 0, 1, 0, 1)
+  entry = data.index(b'avc1', data.index(b'stsd')) - 4
+  end = entry + int.from_bytes(data[entry : entry + 4])
+  boxes = [data.index(name) - 4 for name in
+           (b'moov', b'trak', b'mdia', b'minf', b'stbl', b'stsd')]  # fmt: skip
+  for at in (*boxes, entry):
+    size = int.from_bytes(data[at : at + 4]) + len(clap)
+    data[at : at + 4] = size.to_bytes(4)
+  data[end:end] = clap
+  path.write_bytes(data)
+  found, _ = only(path, tmp_path / 'd')
+  np.testing.assert_array_equal(found, frames(3)[:, 2:-2, 2:-2])

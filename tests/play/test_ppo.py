@@ -76,10 +76,11 @@ def test_a_run_is_practised_in_and_the_real_game_is_played(
   run = save_run(tmp_path / 'run', ['finetune'], config)
   arguments = '--updates 1 --dreams 4 --horizon 2 --episodes 2'
   monkeypatch.setattr(sys, 'argv', ['dream_ppo', str(run), *arguments.split()])
+  capsys.readouterr()  # pygame greets.
   dream_ppo.main()
   first, _, rest = capsys.readouterr().out.partition('\n')
   assert json.loads(first)['update'] == 0
-  found = json.loads(rest[rest.index('{\n') :])  # pygame greets first.
+  found = json.loads(rest)
   assert set(found) == {'ppo', 'random'}
   # Each step earns 1, up to the time limit of 6.
   for played in found.values():

@@ -273,7 +273,14 @@ CLIPS = {
 
 def drawn(number, **shares):
   """Clips of a batch, from the random stream of that number."""
-  return Draws(length=5, batch_size=8, seed=1000 * number + 5, **shares)
+  # By default a prompt asks for each task once.
+  agents = shares.get('purpose', 'video') != 'video'
+  return Draws(
+    length=5,
+    batch_size=8,
+    seed=1000 * number + 5,
+    **{'milestones': agents, **shares},
+  )
 
 
 HALF = {'relevant_share': 0.5}
@@ -364,6 +371,7 @@ DATA = [
   ('data.separate_images', 0.5, {'separate_images': 0.5}),
   ('data.novel_share', 0.5, {'novel_share': 0.5}),
   ('data.switch_tasks', 0.25, {'switch_tasks': 0.25}),
+  ('data.lead', 7, {'lead': 7}),
 ]
 LOADER = [
   ('data.sources', (SourceConfig(path='other'),), 0, ['other']),
@@ -524,6 +532,6 @@ def test_no_field_is_forgotten():
     # Watched here.
     'phases', 'forcing', 'optimizer', 'data', 'saving', 'accumulate',
     # Of models, devices and evaluation.
-    'seed', 'actions', 'vectors', 'tasks', 'tokenizer', 'dynamics', 'agent',
+    'seed', 'actions', 'vectors', 'tasks', 'prompt', 'tokenizer', 'dynamics', 'agent',
     'compute', 'env', 'eval', 'mesh',
   }  # fmt: skip

@@ -96,7 +96,9 @@ def hand_over(monkeypatch):
 
     monkeypatch.setattr(phases, 'run_phase', run_phase)
     world = make_fake(None, config)
-    phases._train_phase(world, 'run', phase, None, clips, False, None)
+    phases._train_phase(
+      world, 'run', phase, None, clips, False, None, phases.STEPS[phase]
+    )
     return seen
 
   monkeypatch.setattr(phases.checkpoint, 'load_params', lambda *_: ({}, None))
