@@ -532,6 +532,6 @@ def test_no_field_is_forgotten():
     # Watched here.
     'phases', 'forcing', 'optimizer', 'data', 'saving', 'accumulate',
     # Of models, devices and evaluation.
-    'seed', 'actions', 'vectors', 'tasks', 'prompt', 'tokenizer', 'dynamics', 'agent',
-    'compute', 'env', 'eval', 'mesh',
+    'seed', 'actions', 'vectors', 'tasks', 'prompt', 'tokenizer', 'dynamics',
+    'agent', 'compute', 'env', 'eval', 'mesh',
   }  # fmt: skip
