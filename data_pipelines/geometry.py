@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from data_pipelines.episodes import EpisodeError
+from dreamer4_jax.config import require
 
 Fit = Literal['crop', 'pad', 'stretch']
 FITS = ('crop', 'pad', 'stretch')
@@ -53,6 +54,11 @@ class Plan:
   size: tuple[int, int]
   top: int
   left: int
+
+
+def check_fit(fit: str) -> None:
+  """Raises `ValueError` if there is no such way to bring pictures to size."""
+  require(fit in FITS, 'fit', fit, f'must be one of {FITS}')
 
 
 def plan(shown: tuple[float, float], size: tuple[int, int], fit: str) -> Plan:

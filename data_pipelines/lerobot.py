@@ -68,12 +68,7 @@ class LeRobotConfig(convert.Output):
 
   def __post_init__(self):
     super().__post_init__()
-    require(
-      self.fit in geometry.FITS,
-      'fit',
-      self.fit,
-      f'must be one of {geometry.FITS}',
-    )
+    geometry.check_fit(self.fit)
     require(
       0 < self.tolerance < 0.5,
       'tolerance',

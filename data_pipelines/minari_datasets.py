@@ -55,6 +55,7 @@ class MinariConfig(convert.Output):
 
   def __post_init__(self):
     super().__post_init__()
+    geometry.check_fit(self.fit)
     convert.check_names('vectors', self.vectors, 'NAME=KEY or KEY')
 
 

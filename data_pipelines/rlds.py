@@ -74,6 +74,7 @@ class RldsConfig(convert.Output):
 
   def __post_init__(self):
     super().__post_init__()
+    geometry.check_fit(self.fit)
     require(
       len(self.actions) > 0 and all('=' in a for a in self.actions),
       'actions',

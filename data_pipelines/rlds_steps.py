@@ -135,7 +135,9 @@ def _wordings(steps: Sequence[Mapping[str, Any]], fields: Fields) -> list[str]:
   for step in steps:
     value = get(step, fields.instruction)
     if fields.names is not None:
-      value = fields.names[int(value)]
+      # TFDS numbers what has no class with -1.
+      known = 0 <= int(value) < len(fields.names)
+      value = fields.names[int(value)] if known else ''
     found.append(values.text(fields.instruction, value))
   return [text for text in dict.fromkeys(found) if text] or ['']
 

@@ -54,6 +54,7 @@ class VideoConfig(convert.Output):
 
   def __post_init__(self):
     super().__post_init__()
+    geometry.check_fit(self.fit)
     require(
       self.size is None or min(self.size) >= 1,
       'size',

@@ -2,6 +2,7 @@
 
 import io
 import json
+import types
 
 import numpy as np
 from PIL import Image
@@ -376,3 +377,16 @@ def test_lerobot_needs_no_reward(v2, tmp_path):
   report = run(v2, tmp_path / 'd', reward='')
   assert report['notes'][lib.MOVED_REWARD] == 0
   assert not EpisodeSource(tmp_path / 'd', 'train')[0]['reward'].any()
+
+
+def test_a_class_that_nobody_gave_is_no_instruction():
+  """TFDS writes -1 where there is no class: not the last of the names."""
+  fields = types.SimpleNamespace(instruction='task', names=('lift', 'drop'))
+  found = rlds_steps._wordings([{'task': -1}, {'task': 7}], fields)
+  assert found == ['']
+
+
+@pytest.mark.parametrize('config', [lib.LeRobotConfig, rlds.RldsConfig])
+def test_an_unknown_fit_is_refused(config):
+  with pytest.raises(ValueError, match="fit = 'squeeze': must be one of"):
+    config(dataset='x', out='y', fit='squeeze')
