@@ -178,10 +178,8 @@ def test_mistakes_are_named(tmp_path, capsys):
 
 
 def test_video_alone_is_examined_too(tmp_path, capsys):
-  clips = [episode(i, action={}, action_known=None) for i in range(4)]
-  for clip in clips:
-    clip.steps.pop('action')
-    clip.steps.pop('action_known')
+  unknown = {'action': {}, 'action_known': np.zeros(20, bool)}
+  clips = [episode(i, **unknown) for i in range(4)]
   path = written(tmp_path / 'd', clips, [], actions=())
   assert main(['data', 'check', str(path)]) == 0
   page = capsys.readouterr().out
