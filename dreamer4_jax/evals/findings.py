@@ -94,6 +94,7 @@ def note(
   phase: str, name: str, text: str, value: float | None = None
 ) -> Finding:
   """Makes a finding that is shown without a verdict."""
+  value = None if value is None else float(value)
   return Finding(
     phase=phase, name=name, value=value, text=text, usual='', verdict='unknown'
   )

@@ -98,7 +98,7 @@ def paddle(rng):
 
 def pendulum(rng):
   """A grey rod that a noisy controller turns by its torque."""
-  angle, speed = rng.uniform(-3, 3), 0.0
+  angle, speed = rng.uniform(-1, 1), 0.0
   rows, columns = np.mgrid[:32, :32] - 15.5
   frames, actions = [], []
   for _ in range(LENGTH):
@@ -109,7 +109,7 @@ def pendulum(rng):
     wish = -0.4 * speed - 0.3 * np.sin(angle) + rng.normal(0, 0.5)
     torque = np.clip(wish, -1, 1)
     actions.append([torque])
-    speed += 0.15 * torque - 0.08 * np.sin(angle)
+    speed += 0.3 * torque - 0.08 * np.sin(angle)
     angle += speed
   return frames, {'torque': np.array(actions, np.float32)}
 
