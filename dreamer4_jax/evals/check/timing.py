@@ -26,7 +26,7 @@ from dreamer4_jax.evals.check import motion
 
 REACH = 3
 """Steps by which actions are moved, at most."""
-SHARE = 0.2
+SHARE = 0.15
 """Of the largest gain, what counts as large."""
 DOUBT = 3.0
 """Standard errors beyond which there is no doubt."""
