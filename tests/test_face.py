@@ -47,7 +47,7 @@ SIGNATURES = {
   '**settings)',
   'play.load_dream': '(run_dir, *, phase, starts, task, prompt, '
   'context_signal, **settings)',
-  'train': '(config, run_dir, phases, *, progress)',
+  'train': '(config, run_dir, phases, *, progress, look)',
   'training.dynamics_loss': '(world, params, batch, key, step)',
   'training.finetune_loss': '(world, params, batch, key, step)',
   'training.imagination_loss': '(world, params, contexts, key)',

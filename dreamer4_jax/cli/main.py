@@ -124,6 +124,13 @@ def _add_train(commands) -> None:
     default=['all'],
     help='which phases to train, always in their order (default: all)',
   )
+  parser.add_argument(
+    '--play-along',
+    type=int,
+    metavar='EPISODES',
+    help='play so many episodes in the real environment with every checkpoint '
+    'of finetune and imagination, for a learning curve (default: none)',
+  )
   cluster.add_arguments(parser)
   parser.set_defaults(run=_train)
 
@@ -215,7 +222,12 @@ def _train(args: argparse.Namespace) -> int:
 
   chosen = {*args.phase}
   phases = tuple(p for p in PHASES if chosen & {p, 'all'})
-  train(config, run_dir, phases)
+  look = None
+  if args.play_along is not None:
+    from dreamer4_jax.evals import play_along
+
+    look = play_along(config, args.play_along)
+  train(config, run_dir, phases, look=look)
   return 0
 
 

@@ -12,6 +12,7 @@ from dreamer4_jax.evals.closed_loop import (
   streaming_agent,
   streaming_memory,
 )
+from dreamer4_jax.evals.curves import play_along
 from dreamer4_jax.evals.reality import Phantoms, Reality, dream_and_play
 from dreamer4_jax.evals.seeds import student_interval
 from dreamer4_jax.evals.similarity import (
@@ -77,6 +78,7 @@ __all__ = [
   'paired_comparison',
   'paired_difference',
   'play',
+  'play_along',
   'psnr',
   'random_agent',
   'reconstruction_tiles',

@@ -24,6 +24,7 @@ from dreamer4_jax.evals.statistics import milestones, wilson
 EPISODES = 'episodes.npz'
 """Every episode of an evaluation, see `policies.outcomes`."""
 _PICTURES = {
+  'training.png': 'the main curves of every phase, against train steps',
   'worst.png': 'the worst held-out frames, original above decoded',
   'dreams.png': 'held-out clips, real above dreamed',
   'extremes.mp4': 'the best, the median and the worst episode of rl',

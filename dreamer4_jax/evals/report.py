@@ -75,7 +75,11 @@ def agent_video(frames: np.ndarray, columns: int = 4) -> np.ndarray:
 
 
 def plot_training(run_dir: pathlib.Path, phases: tuple[str, ...]) -> None:
-  """Plots the main curves of every phase to `training.png`."""
+  """Plots the main curves of every phase to `training.png`.
+
+  Returns in the real environment have an axis of their own, at the right, where
+  they were measured while the run trained (`play_along`).
+  """
   curves = {
     'tokenizer': ('tokenizer/psnr',),
     'dynamics': ('dynamics/flow', 'dynamics/bootstrap'),
@@ -96,6 +100,11 @@ def plot_training(run_dir: pathlib.Path, phases: tuple[str, ...]) -> None:
     if phase in ('dynamics', 'finetune'):
       axis.set_yscale('log')
     axis.set(title=phase, xlabel='step')
+    real = [(r['step'], r['real/return']) for r in rows if 'real/return' in r]
+    if real:
+      beside = axis.twinx()
+      beside.plot(*zip(*real, strict=True), 'k.-', label='real return')
+      beside.legend(loc='lower right')
     axis.legend()
   figure.tight_layout()
   figure.savefig(run_dir / 'training.png', dpi=100)

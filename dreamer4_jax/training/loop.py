@@ -34,6 +34,8 @@ _LOG = logging.getLogger(__name__)
 
 Metrics = Mapping[str, Array]
 StepFn = Callable[[PyTree, PyTree, Array], tuple[PyTree, Metrics]]
+# (phase, steps done, state) -> metrics
+Look = Callable[[str, int, PyTree], Mapping[str, float]]
 
 
 class ClipIterator(Protocol):
@@ -71,12 +73,15 @@ class Work:
       with the state donated. Metrics are scalars by `module/name`; for those
       whose last part is `loss` or `skipped`, see `Watch`.
     iterators: an iterator for each of the phase's clip lengths.
+    look: called with every checkpoint that is due; what it returns is written
+      with the metrics. It must leave the state alone, and needs one process.
   """
 
   init_state: Callable[..., PyTree]
   given: tuple[PyTree, ...] = ()
   step_fn: StepFn
   iterators: Mapping[int, ClipIterator]
+  look: Look | None = None
 
 
 def run_phase(
@@ -176,6 +181,11 @@ def _check(
       f'{phase}: iterators for clip lengths {sorted(work.iterators)} were '
       f'given, {list(settings.clip_lengths)} are needed'
     )
+  if work.look is not None and jax.process_count() > 1:
+    raise ValueError(
+      f'look: needs one process, not {jax.process_count()}; evaluate the run '
+      'when it is trained'
+    )
   sharding.check_batch(mesh, settings.batch_size, config.accumulate)
 
 
@@ -247,6 +257,8 @@ def _steps(
         _save(checkpoints, done, state, item, config, watch)
       if asked:
         return state, done
+      if work.look and (due or done == settings.steps):
+        watch.note(done, work.look(phase, done, state))
   watch.check_end()
   return state, 0
 

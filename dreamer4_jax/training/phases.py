@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import functools
 import logging
 import pathlib
@@ -23,7 +24,7 @@ from dreamer4_jax.training import (
   imagination_step,
   tokenizer_step,
 )
-from dreamer4_jax.training.loop import ClipIterator, Work, run_phase
+from dreamer4_jax.training.loop import ClipIterator, Look, Work, run_phase
 from dreamer4_jax.training.state import TrainState
 
 _LOG = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def train_phases(
   progress: bool = True,
   world: World | None = None,
   steps: Mapping[str, Steps] = STEPS,
+  look: Look | None = None,
 ) -> None:
   """Trains phases one after another; resumes where it was interrupted.
 
@@ -81,6 +83,9 @@ def train_phases(
     world: modules, by default those of the config.
     steps: how some phases begin, and their train steps; the others are as in
       the paper.
+    look: called as `look(phase, steps done, state)` with every checkpoint that
+      is due; what it returns is written to `metrics.jsonl`. It needs one
+      process.
 
   Raises:
     ValueError: an unknown phase, a context longer than the clips, or data or
@@ -103,10 +108,19 @@ def train_phases(
     for phase in phases:
       if sigterm.received:
         raise PreemptedError(f'{phase}: asked to stop before it began')
-      _train_phase(
-        world, pathlib.Path(run_dir), phase, mesh, loaders, progress, sigterm,
-        {**STEPS, **steps}[phase],
-      )  # fmt: skip
+      work = _work(
+        world, pathlib.Path(run_dir), phase, loaders, {**STEPS, **steps}[phase]
+      )
+      run_phase(
+        phase,
+        config,
+        run_dir,
+        dataclasses.replace(work, look=look),
+        mesh=mesh,
+        progress=progress,
+        sigterm=sigterm,
+        clock=Clock(run_dir, phase),
+      )
     if sigterm.received:
       raise PreemptedError(f'asked to stop after {phases[-1]}')
 
@@ -122,17 +136,15 @@ def _check_batches(
       raise ValueError(f'phases.{phase}.{error}') from error
 
 
-def _train_phase(
+def _work(
   world: World,
   run_dir: pathlib.Path,
   phase: str,
-  mesh: jax.sharding.Mesh,
   loaders: Loaders,
-  progress: bool,
-  sigterm: Sigterm,
   steps: Steps,
-) -> None:
-  config, clock = world.config, Clock(run_dir, phase)
+) -> Work:
+  """Loads what a phase starts from, and makes its state, step and batches."""
+  config = world.config
   settings: PhaseConfig = getattr(config.phases, phase)
   before = PHASES.index(phase) - 1
   given = {}
@@ -153,21 +165,11 @@ def _train_phase(
   init, make_step = steps
   # A stream of its own: the loop's step keys come from the same seed.
   key = jax.random.fold_in(jax.random.key(config.seed), 1_000 + before)
-  work = Work(
+  return Work(
     init_state=functools.partial(init, world, key),
     given=(boxed(world, given),),
     step_fn=make_step(world),
     iterators=iterators,
-  )
-  run_phase(
-    phase,
-    config,
-    run_dir,
-    work,
-    mesh=mesh,
-    progress=progress,
-    sigterm=sigterm,
-    clock=clock,
   )
 
 

@@ -11,6 +11,7 @@ from dreamer4_jax import checkpoint
 from dreamer4_jax.config import PHASES, Config, saved
 from dreamer4_jax.training import checks
 from dreamer4_jax.training.clips import training_loader
+from dreamer4_jax.training.loop import Look
 from dreamer4_jax.training.phases import train_phases
 
 
@@ -20,6 +21,7 @@ def train(
   phases: Sequence[str] = PHASES,
   *,
   progress: bool = True,
+  look: Look | None = None,
 ) -> None:
   """Trains phases on the datasets of the config, or resumes them.
 
@@ -32,6 +34,8 @@ def train(
     phases: names of phases, in their order; each needs the one before, trained
       now or earlier.
     progress: show progress bars.
+    look: measures what training itself does not, see `train_phases`; such as
+      `evals.play_along`, for learning curves in the real environment.
 
   Raises:
     ValueError: something does not fit; the message names the field.
@@ -44,5 +48,10 @@ def train(
   if jax.process_index() == 0:
     saved.save(config, run_dir)
   train_phases(
-    config, run_dir, phases, loaders=training_loader, progress=progress
+    config,
+    run_dir,
+    phases,
+    loaders=training_loader,
+    progress=progress,
+    look=look,
   )

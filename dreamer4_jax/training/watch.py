@@ -126,16 +126,21 @@ class Watch:
     if self._best:
       self._mean.add(float(values[self._best]))
     if self.bad_steps:
-      self._note(step, str(bad) if bad else 'the gradient', skipped)
+      self._report(step, str(bad) if bad else 'the gradient', skipped)
     if self.bad_steps >= MAX_BAD_STEPS:
       self._raise()
+
+  def note(self, step: int, values: Mapping[str, float]) -> None:
+    """Writes what somebody else has measured, if that is anything."""
+    if values:
+      self._writer.write(step, values)
 
   def check_end(self) -> None:
     """Raises `FloatingPointError` if the last state may not be used."""
     if not self.state_is_good:
       self._raise()
 
-  def _note(self, step: int, what: str, skipped: bool) -> None:
+  def _report(self, step: int, what: str, skipped: bool) -> None:
     self._found = f'{what} at step {step}'
     self._bad += 1
     # Ten lines tell as much as a thousand.

@@ -120,6 +120,27 @@ def test_one_line_a_log_and_one_checkpoint_at_the_end(tmp_path):
   assert config == CONFIG
 
 
+def test_somebody_may_look_with_every_checkpoint(tmp_path, whole):
+  """Looking changes nothing; a phase that is cut short looks again or not."""
+  path, final = whole
+  seen = []
+
+  def look(phase, step, state):
+    seen.append((phase, step))
+    return {'real/return': float(state.params['b'])} if step > 5 else {}
+
+  cut = {2: Clips(2, stop_at=8), 4: Clips(4)}
+  with pytest.raises(Interrupted):
+    run(tmp_path, iterators=cut, look=look)
+  chex.assert_trees_all_equal(final, run(tmp_path, look=look))
+  assert seen == [('tokenizer', step) for step in (5, 10, 14)]
+  found = [line for line in lines(tmp_path) if 'real/return' in line]
+  assert [line['step'] for line in found] == [10, 14]
+  assert found[-1]['real/return'] == float(final.params['b'])
+  others = [line for line in lines(tmp_path) if 'real/return' not in line]
+  assert others == lines(path)
+
+
 def test_the_last_step_is_logged_whatever_log_every_says(tmp_path):
   run(tmp_path, {STEPS: 5, 'saving.log_every': 3})
   assert [line['step'] for line in lines(tmp_path)] == [3, 5]

@@ -108,6 +108,7 @@ def run(
   phase='tokenizer',
   step_fn=step_fn,
   mesh=None,
+  look=None,
   **others,
 ):
   """Trains a phase of `CONFIG` with other fields, by dotted name."""
@@ -119,6 +120,7 @@ def run(
       init_state=init_state,
       step_fn=step_fn,
       iterators=iterators or {2: Clips(2), 4: Clips(4)},
+      look=look,
     ),
     mesh=mesh or make_mesh(2, data=2),
     progress=False,

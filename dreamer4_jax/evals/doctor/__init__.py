@@ -182,7 +182,8 @@ def _agent(
 def _curves(config: Config, run_dir: pathlib.Path) -> list[Finding]:
   """Reads the last tenth of the imagination's metrics."""
   lines = (run_dir / 'imagination/metrics.jsonl').read_text().splitlines()
-  rows = [json.loads(line) for line in lines[-max(1, len(lines) // 10) :]]
+  rows = [row for row in map(json.loads, lines) if 'imagination/kl' in row]
+  rows = rows[-max(1, len(rows) // 10) :]
   mean = lambda key: float(np.mean([r[f'imagination/{key}'] for r in rows]))
   reward = mean('reward_per_rollout')
   return [
