@@ -80,29 +80,22 @@ def test_the_loop_of_a_phase_has_the_fields_of_that_phase(tmp_path):
 
 @pytest.fixture
 def hand_over(monkeypatch):
-  """Returns a function of phase and config to what the loop is given."""
+  """Returns a function of phase and config to its work."""
 
   def hand_over(phase, config):
     seen = {'asked': []}
-
-    def run_phase(phase, config, directory, work, **others):
-      del directory, others
-      seen.update(phase=phase, config=config, work=work)
 
     def clips(config, name, length, tokenizer):
       del config, tokenizer
       seen['asked'].append((name, length))
       return iter(range(1000))
 
-    monkeypatch.setattr(phases, 'run_phase', run_phase)
-    world = make_fake(None, config)
-    phases._train_phase(
-      world, 'run', phase, None, clips, False, None, phases.STEPS[phase]
+    seen['work'] = phases._work(
+      make_fake(None, config), 'run', phase, clips, phases.STEPS[phase]
     )
     return seen
 
   monkeypatch.setattr(phases.checkpoint, 'load_params', lambda *_: ({}, None))
-  monkeypatch.setattr(phases, 'Clock', lambda *_: None)
   monkeypatch.setattr(phases, 'boxed', lambda world, params: params)
   monkeypatch.setattr(
     tokenizer_step, 'latent_statistics', lambda *_: {'mean': 0}
@@ -116,7 +109,6 @@ def test_each_phase_gives_the_loop_clips_of_its_own_lengths(phase, hand_over):
     {f'phases.{p}.clip_lengths': (4 + i, 9 + i) for i, p in enumerate(PHASES)}
   )
   seen, number = hand_over(phase, config), PHASES.index(phase)
-  assert (seen['phase'], seen['config']) == (phase, config)
   assert set(seen['work'].iterators) == {4 + number, 9 + number}
   assert set(seen['asked']) == {(phase, n) for n in (4 + number, 9 + number)}
 

@@ -16,6 +16,7 @@ from dreamer4_jax.config import (
 from dreamer4_jax.models import World
 from dreamer4_jax.runtime.preemption import PreemptedError
 from dreamer4_jax.training import phases
+from dreamer4_jax.training.loop import Work
 from tests.training import toy
 
 
@@ -23,7 +24,7 @@ def test_sigterm_between_phases_is_not_lost(tmp_path, monkeypatch):
   begun = []
   settings = {'steps': 3, 'batch_size': 8, 'clip_lengths': (2, 4)}
 
-  def train_phase(_, run_dir, phase, mesh, loaders, progress, sigterm, steps):
+  def run_phase(phase, config, run_dir, work, *, sigterm, **_):
     begun.append(phase)
     short = {f'phases.{phase}.{k}': v for k, v in settings.items()}
     toy.run(run_dir, short, phase=phase, sigterm=sigterm)
@@ -37,7 +38,9 @@ def test_sigterm_between_phases_is_not_lost(tmp_path, monkeypatch):
       Config(seed=3), tmp_path, names, loaders=None, progress=False
     )
 
-  monkeypatch.setattr(phases, '_train_phase', train_phase)
+  work = Work(init_state=toy.init_state, step_fn=toy.step_fn, iterators={})
+  monkeypatch.setattr(phases, '_work', lambda *_: work)
+  monkeypatch.setattr(phases, 'run_phase', run_phase)
   stop_after = 'tokenizer'
   with pytest.raises(PreemptedError, match=r'dynamics: .* before it began'):
     train()
@@ -64,16 +67,12 @@ def test_statistics_come_from_iterators_that_only_know_next(monkeypatch):
     phases.checkpoint, 'load_params', lambda *_: ({'tokenizer': {}}, None)
   )
   monkeypatch.setattr(phases, 'boxed', lambda world, params: params)
-  monkeypatch.setattr(phases, 'run_phase', lambda *_, **__: None)
   monkeypatch.setattr(phases.tokenizer_step, 'latent_statistics', statistics)
-  phases._train_phase(
+  phases._work(
     world=World.from_config(Config()),
     run_dir='unused',
     phase='dynamics',
-    mesh=None,
     loaders=lambda *_: Numbers(),
-    progress=False,
-    sigterm=None,
     steps=phases.STEPS['dynamics'],
   )
   assert taken == list(range(1, phases.STATISTICS_BATCHES + 1))
