@@ -103,6 +103,8 @@ def test_results_have_what_the_report_needs(run):
   ends = ('', '_0.5', '_0.25', '_greedy')
   names = ['random', *(kind + end for kind in kinds for end in ends)]
   assert list(saved['agents']) == names
+  recordings = saved['recordings'].values()
+  assert sum(a['episodes'] for a in recordings) == 12
   for agent in saved['agents'].values():
     assert agent['episodes'] == 8 and 0 <= agent['success'] <= 1
     assert 1 <= agent['mean_length'] <= 12

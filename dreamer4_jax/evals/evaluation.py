@@ -41,6 +41,7 @@ from dreamer4_jax.evals.excerpts import (
   with_episodes,
 )
 from dreamer4_jax.evals.reality import Dreams, Reality, dream_and_play
+from dreamer4_jax.evals.recorded import recorded
 from dreamer4_jax.models import Params, World
 from dreamer4_jax.runtime.clock import Clock, seconds
 from dreamer4_jax.types import Batch
@@ -98,7 +99,8 @@ def evaluate(
   # First, so that a plot or video that fails costs only itself.
   files.write_json(run_dir / 'results.json', results)
   np.savez_compressed(
-    run_dir / 'episodes.npz', **policies.outcomes(env, found.episodes)
+    run_dir / 'episodes.npz',
+    **policies.outcomes(env, {**found.recordings, **found.episodes}),
   )
   (run_dir / 'report.md').write_text(report.markdown(results, found.horizons))
   _draw(found, run_dir, results)
@@ -114,6 +116,7 @@ class _Found:
   dynamics: dict[str, float | None]
   dreams: video.OpenLoop
   episodes: dict[str, policies.Episodes]
+  recordings: dict[str, policies.Episodes]
   reality: dict[str, Reality] | None
   parameters: dict[str, int]
   horizons: tuple[int, ...]
@@ -126,6 +129,7 @@ class _Found:
       'tokenizer': self.tokenizer,
       'dynamics': self.dynamics,
       'agents': policies.summaries(env, self.episodes),
+      'recordings': policies.summaries(env, self.recordings),
       **policies.compare_with_clones(self.episodes),
       'rl_vs_clones': policies.compare_achievements(
         env, self.episodes, [config.tasks[k] for k, _ in config.stages()]
@@ -167,6 +171,7 @@ def _measure(config: Config, run_dir: pathlib.Path, env: Environment) -> _Found:
     dynamics=_dream_figures(dreams, horizons, palette),
     dreams=dreams,
     episodes=episodes,
+    recordings=recorded(config, env.spec.tasks),
     reality=_reality(config, world, known, env),
     parameters={
       name: sum(x.size for x in jax.tree.leaves(own))

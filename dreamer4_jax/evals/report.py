@@ -158,6 +158,7 @@ def markdown(results: Mapping[str, Any], horizons: tuple[int, ...]) -> str:
     '',
     *_comparisons(results),
     *_achievements(results),
+    *_recordings(results),
     '',
     '![success](success.png)',
     '',
@@ -307,6 +308,23 @@ def _achievements(results: Mapping[str, Any]) -> list[str]:
     cells = (_difference(found[k]) for k in ('achievements', 'milestones'))
     lines.append(f'| {pair} | {" | ".join(cells)} |')
   return lines
+
+
+def _recordings(results: Mapping[str, Any]) -> list[str]:
+  """What held-out recordings contain, where results say so."""
+  found = results.get('recordings')
+  if not found:
+    return []
+  counts = ', '.join(f'{a["episodes"]} of {name}' for name, a in found.items())
+  return [
+    '',
+    'Held-out recordings, by the noise of their player, measured alike. They '
+    'are of other worlds, and as long as the recorder let them be:',
+    '',
+    *_table(found),
+    '',
+    f'Episodes: {counts}.',
+  ]
 
 
 def _comparisons(results: Mapping[str, Any]) -> list[str]:

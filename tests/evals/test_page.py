@@ -11,7 +11,7 @@ from dreamer4_jax.evals import page
 from tests.evals.test_seeds import results
 
 TASKS = ('wood', 'table', 'pickaxe', 'drink')
-POLICIES = ('random', 'bc', 'bc_0.5', 'rl', 'rl_greedy')
+POLICIES = ('random', 'bc', 'bc_0.5', 'rl', 'rl_greedy', 'recorded_0.1')
 
 
 def write_run(directory, seed, prompt=('wood', 'table:2', 'pickaxe')):
@@ -55,6 +55,10 @@ def test_one_command_makes_a_page_and_all_that_belongs_to_it(
   line = next(x for x in table if x.startswith('| rl | '))
   cells = [cell.strip() for cell in line.split('|')[1:-1]]
   assert cells[1].startswith(f'{np.mean(expected):.2f} [')
+  # The same recordings count once, and have no interval over runs.
+  line = next(x for x in table if x.startswith('| recorded_0.1 | '))
+  once = runs[0]['recorded_0.1/achieved'].sum(1).mean()
+  assert line.split('|')[2].strip() == f'{once:.2f}'
   assert cells[2].startswith(f'{np.mean(asked):.2f} [')
   shares = np.mean([r['rl/achieved'][:, :3].mean(0) for r in runs], axis=0)
   assert cells[3:] == [f'{x:.2f}' for x in shares]

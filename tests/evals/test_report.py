@@ -84,7 +84,11 @@ def make_results(tiles):
 
 @pytest.mark.parametrize('tiles', [False, True])
 def test_figures_are_told_where_there_are_any(tiles):
-  text = report.markdown(make_results(tiles), (1, 4))
+  results = make_results(tiles)
+  if tiles:
+    results['recordings'] = {'recorded_0.5': results['agents']['rl']}
+  text = report.markdown(results, (1, 4))
+  assert ('Episodes: 8 of recorded_0.5.' in text) == tiles
   lines = text.splitlines()
   assert lines[0] == '# toy:x, seed 0'
   assert 'Tokenizer: 34.4 dB on held-out episodes; 26.2 dB on the' in text
