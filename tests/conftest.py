@@ -26,19 +26,25 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.02)
 
+# What takes longest comes first.
 _LONGEST = (
   'cli/test_run.py',
+  'test_distributed.py',
+  'test_quickstart.py',
+  'test_pong.py',
+  'training/test_imagination_step.py',
+  'training/test_finetune_step.py',
+  'training/test_many_devices.py',
+  'play/test_dream.py',
+  'data_pipelines/test_recorders.py',
+  'play/test_ppo.py',
   'data_pipelines/test_collect.py',
   'data_pipelines/test_craftax_player.py',
   'data_pipelines/test_pretokenise.py',
-  'data_pipelines/test_recorders.py',
-  'play/test_dream.py',
+  'envs/test_craftax_env.py',
+  'evals/test_check.py',
   'test_benchmarks.py',
-  'test_distributed.py',
-  'test_pong.py',
-  'test_quickstart.py',
-  'training/test_imagination_step.py',
-  'training/test_many_devices.py',
+  'training/test_world_rate.py',
 )
 _INTERFACES = (
   'checkpoint/',
@@ -75,13 +81,26 @@ def pytest_addoption(parser):
   )
 
 
+def pytest_configure(config):
+  config.addinivalue_line(
+    'markers',
+    'slow: whole trainings, kills and several processes; more than ten seconds '
+    'of computing',
+  )
+
+
 def _is_in(item, paths):
   return str(item.path.relative_to(_ROOT)).startswith(paths)
 
 
+def _rank(item):
+  found = (i for i, path in enumerate(_LONGEST) if _is_in(item, path))
+  return next(found, len(_LONGEST))
+
+
 def pytest_collection_modifyitems(config, items):
   """Begins with the longest files, so that no process waits for them."""
-  items.sort(key=lambda item: not _is_in(item, _LONGEST))
+  items.sort(key=_rank)
   if config.getoption('--interfaces'):
     left_out = [item for item in items if not _is_in(item, _INTERFACES)]
     config.hook.pytest_deselected(items=left_out)
