@@ -5,6 +5,10 @@ import logging
 import os
 import pathlib
 
+# Before NumPy is imported: where several processes share the cores, threads of
+# each that wait for one another take several times the time of one.
+os.environ['OPENBLAS_NUM_THREADS'] = '1'
+
 import jax
 import pytest
 
