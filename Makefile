@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-versions lint clean
+.PHONY: quickstart test test-slow test-versions lint clean
 
 # Builds the dataset, trains all phases, evaluates and writes a report. Goes on
 # where it was when it is called again.
@@ -11,8 +11,16 @@ quickstart: .venv/installed
 	$(BIN)/dreamer4 quickstart experiments/quickstart.py --set seed=$(SEED) \
 	  --run-dir runs/quickstart$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 
+PYTEST := $(BIN)/python -m pytest -x -q -rs --durations=15 -n auto \
+  --dist loadfile --no-loadscope-reorder
+
+# All but whole trainings, kills and what takes several processes, which are in
+# test-slow; every change has to pass both.
 test: lint
-	$(BIN)/python -m pytest -x -q -rs --durations=15 -n auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not slow'
+
+test-slow: .venv/tests-installed
+	$(PYTEST) -m slow
 
 # The suite on the lowest versions that setup.cfg allows, and on the newest on
 # every Python that is found; make test-versions VERSIONS="oldest 3.12" chooses,

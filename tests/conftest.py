@@ -5,6 +5,10 @@ import logging
 import os
 import pathlib
 
+# Before NumPy is imported: where several processes share the cores, threads of
+# each that wait for one another take several times the time of one.
+os.environ['OPENBLAS_NUM_THREADS'] = '1'
+
 import jax
 import pytest
 
@@ -26,19 +30,25 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.02)
 
+# What takes longest comes first.
 _LONGEST = (
   'cli/test_run.py',
+  'test_distributed.py',
+  'test_quickstart.py',
+  'test_pong.py',
+  'training/test_imagination_step.py',
+  'training/test_finetune_step.py',
+  'training/test_many_devices.py',
+  'play/test_dream.py',
+  'data_pipelines/test_recorders.py',
+  'play/test_ppo.py',
   'data_pipelines/test_collect.py',
   'data_pipelines/test_craftax_player.py',
   'data_pipelines/test_pretokenise.py',
-  'data_pipelines/test_recorders.py',
-  'play/test_dream.py',
+  'envs/test_craftax_env.py',
+  'evals/test_check.py',
   'test_benchmarks.py',
-  'test_distributed.py',
-  'test_pong.py',
-  'test_quickstart.py',
-  'training/test_imagination_step.py',
-  'training/test_many_devices.py',
+  'training/test_world_rate.py',
 )
 _INTERFACES = (
   'checkpoint/',
@@ -50,7 +60,15 @@ _INTERFACES = (
   'data_pipelines/test_rlds.py',
   'data_pipelines/test_video.py',
   'envs/',
-  'evals/',
+  'evals/test_dataset.py',
+  'evals/test_page.py',
+  'evals/test_reality.py',
+  'evals/test_report.py',
+  'evals/test_seeds.py',
+  'evals/test_similarity.py',
+  'evals/test_statistics.py',
+  'evals/test_tiles.py',
+  'evals/test_video.py',
   'nn/test_alone.py',
   'nn/test_attention.py',
   'nn/test_backends.py',
@@ -75,13 +93,26 @@ def pytest_addoption(parser):
   )
 
 
+def pytest_configure(config):
+  config.addinivalue_line(
+    'markers',
+    'slow: whole trainings, kills and several processes; more than ten seconds '
+    'of computing',
+  )
+
+
 def _is_in(item, paths):
   return str(item.path.relative_to(_ROOT)).startswith(paths)
 
 
+def _rank(item):
+  found = (i for i, path in enumerate(_LONGEST) if _is_in(item, path))
+  return next(found, len(_LONGEST))
+
+
 def pytest_collection_modifyitems(config, items):
   """Begins with the longest files, so that no process waits for them."""
-  items.sort(key=lambda item: not _is_in(item, _LONGEST))
+  items.sort(key=_rank)
   if config.getoption('--interfaces'):
     left_out = [item for item in items if not _is_in(item, _INTERFACES)]
     config.hook.pytest_deselected(items=left_out)

@@ -181,6 +181,7 @@ def lines(phase_dir):
   return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mesh', MESHES)
 @pytest.mark.parametrize('phase', TRAINED)
 def test_they_learn_what_one_process_learns(home, alone, phase, mesh):
@@ -217,6 +218,7 @@ def wait_for(process, text):
   raise AssertionError(f'{text!r} was not printed')
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_stops_both_and_one_process_goes_on(home):
   phase_dir = home / 'stopped/tokenizer'
   more = ['--phase', 'tokenizer', '--set', 'phases.tokenizer.steps=100000']

@@ -24,8 +24,9 @@ def weights():
   from flax.core.meta import unbox
 
   world = World.from_config(CONFIG)
-  made = unbox(world.init(jax.random.key(0), ('task', 'policy', 'value')))
-  return jax.tree.map(np.asarray, made)
+  modules = ('task', 'policy', 'value')
+  made = jax.jit(lambda key: world.init(key, modules))(jax.random.key(0))
+  return jax.tree.map(np.asarray, unbox(made))
 
 
 def test_weights_and_config_come_back(weights, tmp_path):

@@ -12,6 +12,7 @@ from dreamer4_jax.cli import startup
 from dreamer4_jax.cli.main import main
 
 pytest.importorskip('ale_py', reason='ale-py has no wheel for this Python')
+pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[1]
 # The smallest models and the fewest steps that go the whole way.

@@ -18,6 +18,8 @@ from dreamer4_jax.evals.evaluation import FRAMES_A_CLIP, _held_out
 from dreamer4_jax.models import World
 from dreamer4_jax.training.clips import training_loader
 
+pytestmark = pytest.mark.slow
+
 
 def toy(path):
   """The quickstart's experiment with toy models and two steps a phase."""

@@ -25,6 +25,7 @@ from tests.cli import small_run
 
 pytest.importorskip('gymnasium')
 pytest.importorskip('pygame')
+pytestmark = pytest.mark.slow
 
 README = (wheel.ROOT / 'README.md').read_text()
 SNIPPETS = re.findall(r'```python\n(.*?)```', README, re.DOTALL)

@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import pathlib
-import subprocess
-import sys
+import signal
 import time
 
 import jax
@@ -21,6 +21,7 @@ from dreamer4_jax.data import (
   pipeline,
   transforms,
 )
+from tests.data import drawing
 
 EXPECTED = Description(
   actions=(ActionComponent(name='action', kind='categorical', size=5),),
@@ -291,48 +292,34 @@ def test_a_missing_dataset_is_named(make, tmp_path):
     make(datasets='')
 
 
-DRAW = """
-import hashlib, json, os, sys, time
-import jax
-from dreamer4_jax.data import Draws, EpisodeSource, make_loader
-path, log, total = sys.argv[1], sys.argv[2], int(sys.argv[3])
-source = EpisodeSource(path, 'train')
-draws = Draws(
-  batch_size=4, length=12, seed=1, relevant_share=0.5, separate_images=0.3)
-loader = make_loader(path, 'train', source.description, draws, threads=2)
-done = {'seen': [], 'state': None}
-if os.path.exists(log):
-  done = json.load(open(log))
-  loader.set_state(done['state'])
-while len(done['seen']) < total:
-  digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(next(loader)):
-    digest.update(leaf.tobytes())
-  done['seen'].append(digest.hexdigest())
-  done['state'] = loader.get_state()
-  json.dump(done, open(log + '.tmp', 'w'))
-  os.replace(log + '.tmp', log)
-  time.sleep(0.01)
-"""
-
-
 def test_ten_kills_change_nothing(path, tmp_path):
   """SIGKILL at random moments; what was drawn and the state go together."""
   total, logs = 120, [str(tmp_path / n) for n in ('whole', 'killed')]
-  command = [sys.executable, '-c', DRAW, path]
-  env = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
-  env['PYTHONPATH'] = str(pathlib.Path(__file__).parents[2])
-  subprocess.run([*command, logs[0], str(total)], check=True, env=env)
+  context = multiprocessing.get_context('forkserver')
+  context.set_forkserver_preload(['tests.data.drawing'])
+
+  def start(log):
+    process = context.Process(target=drawing.draw, args=(path, log, total))
+    process.start()
+    return process
+
+  def finish(log):
+    process = start(log)
+    process.join()
+    assert process.exitcode == 0
+
+  finish(logs[0])
   seen = lambda log: json.loads(pathlib.Path(log).read_text())['seen']
   rng, kills = np.random.default_rng(0), 0
   while kills < 10:
     goal = rng.integers(kills * 11, kills * 11 + 11)
-    process = subprocess.Popen([*command, logs[1], str(total)], env=env)
+    process = start(logs[1])
     while not os.path.exists(logs[1]) or len(seen(logs[1])) <= goal:
-      assert process.poll() is None
+      assert process.is_alive()
       time.sleep(0.005)
     process.kill()
-    process.wait()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     kills += 1
-  subprocess.run([*command, logs[1], str(total)], check=True, env=env)
+  finish(logs[1])
   assert seen(logs[1]) == seen(logs[0]) and len(set(seen(logs[0]))) == total

@@ -54,10 +54,14 @@ def world():
   )
 
 
+def init(world):
+  made = jax.jit(lambda key: world.init(key, ('tokenizer',)))(jax.random.key(0))
+  return jax.tree.map(np.asarray, unbox(made))
+
+
 @pytest.fixture(scope='module')
 def weights(world):
-  weights = unbox(world.init(jax.random.key(0), ('tokenizer',)))
-  return jax.tree.map(np.asarray, weights)
+  return init(world)
 
 
 @pytest.fixture(scope='module')
@@ -133,8 +137,7 @@ def test_vectors_are_in_the_latents(frames, tmp_path, monkeypatch, world):
   part = VectorComponent(name='arm', size=2, mean=(0.5,), std=(2.0,))
   config = dataclasses.replace(world.config, vectors=(part,))
   seeing = World.from_config(config)
-  weights = unbox(seeing.init(jax.random.key(1), ('tokenizer',)))
-  weights = jax.tree.map(np.asarray, weights)
+  weights = init(seeing)
   monkeypatch.setattr(lib, 'load_params', lambda run, phase: (weights, config))
   rng = np.random.default_rng(0)
 

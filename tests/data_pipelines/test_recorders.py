@@ -71,6 +71,7 @@ def test_an_error_arrives_as_it_was(tmp_path):
   assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_killed_recorder_stops_the_others_and_costs_nothing(tmp_path):
   config = settings(tmp_path / 'd')
   seen = []
@@ -114,6 +115,7 @@ collect.collect(test.settings(sys.argv[1], episodes=test.ENDLESS))
 """
 
 
+@pytest.mark.slow
 def test_recorders_end_with_their_parent(tmp_path):
   env = {
     **os.environ,

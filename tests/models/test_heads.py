@@ -10,10 +10,15 @@ from tests.models.tiny_world import CONFIG, MODULES, world_and_params
 H = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16)), jnp.float32)
 
 
+def init(world, *modules):
+  made = jax.jit(lambda key: world.init(key, modules))(jax.random.key(0))
+  return nn.unbox(made)
+
+
 def test_reward_and_value_are_exactly_zero_at_initialisation():
   world = World.from_config(CONFIG)
   twohot = TwoHot(CONFIG.agent.bins, CONFIG.agent.bin_limit)
-  params = nn.unbox(world.init(jax.random.key(0), ('reward', 'value')))
+  params = init(world, 'reward', 'value')
   for module, distances in (('reward', 3), ('value', 1)):
     logits = world.head(params, module, H)
     assert logits.shape == (2, 3, distances, 31)
@@ -63,7 +68,7 @@ def test_tasks_given_as_vectors_are_projected():
   )
   world = World.from_config(config)
   rng = np.random.default_rng(0)
-  own = nn.unbox(world.init(jax.random.key(0), ('task',)))['task']
+  own = jax.eval_shape(lambda: init(world, 'task')['task'])
   own = jax.tree.map(lambda x: rng.normal(size=x.shape).astype('f4'), own)
   table = rng.normal(size=(2, 5)).astype(np.float32)
   params = {'task': own, 'task_vectors': jnp.asarray(table)}

@@ -1,7 +1,6 @@
 import dataclasses
 import functools
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 
 from dreamer4_jax.models import Tokenizer, tokenizer_caches
 from dreamer4_jax.nn import append, start_segment
-from tests.models.tiny_world import make_batch, world_and_params
+from tests.models.tiny_world import CONFIG, make_batch, world_and_params
 
 FRAMES = 9
 BATCH = make_batch(2, FRAMES, starts=[(1, 5)])
@@ -55,11 +54,11 @@ def test_latents_lie_strictly_between_minus_one_and_one(latents):
 
 def test_the_gain_scales_what_the_tanh_bounds(latents):
   config = dataclasses.replace(WORLD.config.tokenizer, bottleneck_gain=0.25)
-  small, _ = Tokenizer(config).apply(
+  scaled = jax.jit(functools.partial(Tokenizer(config).apply, method='encode'))
+  small, _ = scaled(
     {'params': PARAMS['tokenizer']},
     jnp.asarray(BATCH.frames),
     segment_ids=BATCH.segment_ids,
-    method='encode',
   )
   before, after = (
     np.arctanh(np.asarray(z, np.float64)) for z in (latents, small)
@@ -87,9 +86,8 @@ def test_padding_is_as_black_as_a_black_image():
   black = dataclasses.replace(WORLD.config.tokenizer, frame_shape=(24, 12, 3))
   frames = jnp.asarray(BATCH.frames)
   padded = jnp.pad(frames, [(0, 0), (0, 0), (0, 4), (0, 0), (0, 0)])
-  found, _ = Tokenizer(black).apply(
-    {'params': PARAMS['tokenizer']}, padded, method='encode'
-  )
+  apply = jax.jit(functools.partial(Tokenizer(black).apply, method='encode'))
+  found, _ = apply({'params': PARAMS['tokenizer']}, padded)
   np.testing.assert_allclose(encode(frames)[0], found, atol=1e-6)
 
 
@@ -99,8 +97,9 @@ def test_a_larger_grid_is_padding_that_no_image_shows(latents):
   )
   assert config.grid == (5, 2)
   tokenizer, frames = Tokenizer(config), jnp.asarray(BATCH.frames)[..., :10, :]
-  params = tokenizer.init(jax.random.key(0), frames[:1, :1])
-  z, images = jax.jit(tokenizer.apply)(params, frames)
+  params = jax.eval_shape(tokenizer.init, jax.random.key(0), frames[:1, :1])
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
+  z, images = jax.jit(tokenizer.apply)(zeros, frames)
   assert z.shape == latents.shape and images.shape == frames.shape
   for small in ((2, 2), (5, 1)):
     text = rf'patch_grid = \({small[0]}, {small[1]}\): .* none, or .*\(3, 2\)'
@@ -183,22 +182,29 @@ def test_standardised_tokens_decode_to_the_same_images(latents):
   np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+def six_latents():
+  """The config of a tokenizer with as many latents as patches; parameters."""
+  world, params = world_and_params(CONFIG.edit({'tokenizer.num_latents': 6}))
+  return world.config.tokenizer, params['tokenizer']
+
+
 def test_aligned_latents_start_from_their_patches():
   # Six patches. With the outputs of all blocks at 0 nothing is mixed: latent i
   # is made of patch i alone, and patch i of latent i.
-  sizes = dataclasses.replace(WORLD.config.tokenizer, num_latents=6)
+  sizes, params = six_latents()
   frames = jnp.asarray(BATCH.frames)
-  params = nn.unbox(Tokenizer(sizes).init(jax.random.key(1), frames)['params'])
   still = lambda path, x: x * (path[-2].key not in ('out', 'down'))
   params = jax.tree_util.tree_map_with_path(still, params)
 
   def touched(aligned):
     config = dataclasses.replace(sizes, aligned_latents=aligned)
-    apply = functools.partial(Tokenizer(config).apply, {'params': params})
+    model = functools.partial(Tokenizer(config).apply, {'params': params})
+    apply = jax.jit(model)
+    draw = jax.jit(functools.partial(model, method='decode'))
     z, images = apply(frames)
     # Another first patch, of 8 pixels, or another first latent.
     other, _ = apply(frames.at[:, :, :8, :8].add(1))
-    moved, _ = apply(z.at[:, :, 0].add(0.1), method='decode')
+    moved, _ = draw(z.at[:, :, 0].add(0.1))
     pixels = np.abs(moved - images).max((0, 1, 4)) > 1e-4
     return np.abs(other - z).max((0, 1, 3)) > 1e-5, pixels
 
@@ -211,14 +217,15 @@ def test_aligned_latents_start_from_their_patches():
 
 
 def test_an_aligned_latent_sees_nothing_of_a_patch_that_is_hidden():
-  config = dataclasses.replace(
-    WORLD.config.tokenizer, num_latents=6, aligned_latents=True
-  )
+  sizes, params = six_latents()
+  model = Tokenizer(dataclasses.replace(sizes, aligned_latents=True))
   frames = jnp.asarray(BATCH.frames)
-  mask = jnp.zeros((2, FRAMES, 6), bool).at[:, :, 0].set(True)
-  model = Tokenizer(config)
-  params = model.init(jax.random.key(1), frames, mask=mask)
-  encode = lambda x: model.apply(params, x, mask=mask, method='encode')[0]
+  mask = np.arange(6) == np.zeros((2, FRAMES, 1))
+
+  @jax.jit
+  def encode(x):
+    return model.apply({'params': params}, x, mask=mask, method='encode')[0]
+
   a = encode(frames)
   np.testing.assert_array_equal(a, encode(frames.at[:, :, :8, :8].add(1)))
   assert np.abs(a - encode(frames.at[:, :, 8:, 8:].add(1))).max() > 1e-4
@@ -228,7 +235,9 @@ def test_noise_on_the_latents_is_in_units_of_their_spread(latents):
   frames = jnp.asarray(BATCH.frames)
   noise = jax.random.normal(jax.random.key(2), latents.shape)
   ids = jnp.asarray(BATCH.segment_ids)
-  z, decoded = method('reconstruct', noise=noise, segment_ids=ids)(frames)
+  z, decoded = jax.jit(method('reconstruct', noise=noise, segment_ids=ids))(
+    frames
+  )
   # The z without noise is returned.
   np.testing.assert_allclose(z, latents, atol=1e-6)
   spread = np.asarray(latents, np.float64).std((0, 1))
@@ -236,9 +245,11 @@ def test_noise_on_the_latents_is_in_units_of_their_spread(latents):
   np.testing.assert_allclose(decoded.images, images, atol=1e-4)
   # Where nothing varies, there is no noise and no NaN gradient.
   still = jnp.zeros_like(frames)
-  slope = jax.grad(
-    lambda params: WORLD.tokenizer.apply(
-      {'params': params}, still, noise=noise, method='reconstruct'
-    )[1].images.sum()
+  slope = jax.jit(
+    jax.grad(
+      lambda params: WORLD.tokenizer.apply(
+        {'params': params}, still, noise=noise, method='reconstruct'
+      )[1].images.sum()
+    )
   )(PARAMS['tokenizer'])
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(slope))

@@ -174,7 +174,7 @@ def test_the_parts_work_alone_and_make_the_whole():
 def test_attention_alone_keeps_to_its_mask():
   x, module = draw(2, 5, 16), Attention(SMALL)
   causal = np.tri(5, dtype=bool)
-  params = module.init(jax.random.key(0), x)
+  params = jax.jit(module.init)(jax.random.key(0), x)
   run = jax.jit(lambda x: module.apply(params, x, causal))
   (before, entries), (after, _) = run(x), run(x.at[:, 3].add(1.0))
   assert before.shape == x.shape and entries.keys.shape == (2, 1, 5, 8)
@@ -245,7 +245,8 @@ def test_forward_mode_passes_without_the_fast_gradient(soft_cap):
   )
   slow = dataclasses.replace(config, fast_gradient=False)
   x, along = draw(2, 1, 3, 2, 8)
-  params = SpaceTimeTransformer(config).init(jax.random.key(0), x)
+  init = jax.jit(SpaceTimeTransformer(config).init)
+  params = init(jax.random.key(0), x)
 
   def loss(config, x):
     y, _ = SpaceTimeTransformer(config).apply(params, x)

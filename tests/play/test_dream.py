@@ -1,5 +1,7 @@
 """Dreams step by step, against rollouts in one go."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,26 +21,23 @@ FRAMES, STEPS = 6, 2  # More than the ring holds.
 KEY = jax.random.key(3)
 
 
+@functools.cache
+def programs(dream):
+  """Compiles `reset` and `step` by themselves: dreams share what they can."""
+  return jax.jit(dream.reset), jax.jit(dream.step)
+
+
 def unroll(dream, actions, batch=BATCH, key=KEY):
   """Dreams with the keys of `imagine`; steps are stacked `[B, H, ...]`."""
   context, key = jax.random.split(key)
-
-  @jax.jit
-  def run(actions, batch):
-    def body(state, inputs):
-      i, action = inputs
-      state, shown = dream.step(
-        PARAMS, state, action, jax.random.fold_in(key, i)
-      )
-      return state, (shown, state.agent)
-
-    state, first = dream.reset(PARAMS, batch, context)
-    swap = lambda tree: jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
-    count = jnp.arange(jax.tree.leaves(actions)[0].shape[1])
-    state, found = jax.lax.scan(body, state, (count, swap(actions)))
-    return first, *swap(found), state
-
-  return run(actions, batch)
+  reset, step = programs(dream)
+  state, first = reset(PARAMS, batch, context)
+  actions, found = jax.tree.map(np.asarray, actions), []
+  for i in range(jax.tree.leaves(actions)[0].shape[1]):
+    action = jax.tree.map(lambda a, i=i: a[:, i], actions)
+    state, shown = step(PARAMS, state, action, jax.random.fold_in(key, i))
+    found.append((shown, state.agent))
+  return first, *jax.tree.map(lambda *x: np.stack(x, axis=1), *found), state
 
 
 def close(found, expected):
@@ -112,19 +111,17 @@ def test_without_heads_it_dreams_what_a_replay_shows():
 def test_a_policy_in_the_loop_dreams_as_imagination_does(rollout):
   dream, policy = tiny_dream(frames=False), sample_policy(WORLD, PARAMS)
 
-  @jax.jit
-  def run():
-    context, key = jax.random.split(KEY)
-    state, _ = dream.reset(PARAMS, BATCH, context)
-    found = []
-    for i in range(3):
-      own = jax.random.fold_in(key, i)
-      action = policy(jax.random.split(own, 3)[0], state.agent, i)
-      state, shown = dream.step(PARAMS, state, action, own)
-      found.append((action, shown.latents))
-    return jax.tree.map(lambda *x: jnp.stack(x, axis=1), *found)
-
-  actions, z = run()
+  policy = jax.jit(policy)
+  reset, step = programs(dream)
+  context, key = jax.random.split(KEY)
+  state, _ = reset(PARAMS, BATCH, context)
+  found = []
+  for i in range(3):
+    own = jax.random.fold_in(key, i)
+    action = policy(jax.random.split(own, 3)[0], state.agent, i)
+    state, shown = step(PARAMS, state, action, own)
+    found.append((action, shown.latents))
+  actions, z = jax.tree.map(lambda *x: np.stack(x, axis=1), *found)
   close(z, rollout.z[:, :3])
   for name, x in actions.items():
     np.testing.assert_allclose(x, rollout.actions[name][:, :3], atol=1e-6)
@@ -185,19 +182,20 @@ def test_some_dreams_begin_anew_and_the_others_go_on(heads):
   actions = [
     jax.tree.map(jnp.asarray, random_actions(rng, (2,))) for _ in range(6)
   ]
-  step = jax.jit(lambda s, a: dream.step(PARAMS, s, a, keys))
-  reset = jax.jit(lambda batch: dream.reset(PARAMS, batch, keys))
-  old = reset(BATCH)
+  reset, step = (
+    functools.partial(program, PARAMS) for program in programs(dream)
+  )
+  old = reset(BATCH, keys)
   for action in actions[:3]:
-    old = step(old[0], action)
-  new = reset(fresh)
+    old = step(old[0], action, keys)
+  new = reset(fresh, keys)
   both = jax.jit(lambda now: dream.restart(PARAMS, now, which, fresh, keys))(
     old
   )
   np.testing.assert_array_equal(both[1].frame[0], old[1].frame[0])
   np.testing.assert_array_equal(both[1].frame[1], new[1].frame[1])
   for action in actions[3:]:
-    old, new, both = (step(s[0], action) for s in (old, new, both))
+    old, new, both = (step(s[0], action, keys) for s in (old, new, both))
     for name in ('latents', 'reward', 'cont', 'timeout'):
       a, b, c = (getattr(s[1], name) for s in (both, old, new))
       np.testing.assert_allclose(a[0], b[0], atol=2e-5)

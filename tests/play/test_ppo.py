@@ -16,6 +16,7 @@ from tests.evals.test_closed_loop import Line
 from tests.models.tiny_world import CONFIG, changed, world_and_params
 from tests.play.runs import loaded, save_run, tiny_contexts
 
+pytestmark = pytest.mark.slow
 SHAPE = (20, 12, 3)
 SHORT = dream_ppo.Settings(updates=2, dreams=4, epochs=2, parts=2)
 

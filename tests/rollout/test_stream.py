@@ -1,5 +1,7 @@
 """Frames of play against rollouts, and the decoder's stream against a clip."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,37 +27,41 @@ WORLD, PARAMS = world_and_params()
 FRAMES, STEPS = 6, 2  # More frames than the ring holds.
 
 
+@functools.cache
+def player(world=WORLD):
+  """The program that plays a frame: `(params, stream, action, key)`."""
+  return jax.jit(functools.partial(next_frame, world, steps=STEPS))
+
+
+@jax.jit
+def tokens(cache, action, key):
+  """Draws the tokens of a frame; returns them, and the cache with them."""
+  start, noise = jax.random.split(key)
+  inputs = FrameInput(
+    prev_action=jax.tree.map(lambda a: a[:, None], action),
+    # Training never shows an action that leads to a first frame.
+    prev_action_mask=jnp.full((2, 1), cache.frame > 0),
+    agent=None,
+  )
+  shape = (2, 1, 2, 8)
+  z = denoise_frame(
+    WORLD, PARAMS, cache, inputs, jax.random.normal(start, shape), steps=STEPS
+  )
+  noise = jax.random.normal(noise, shape)
+  return z, append_frame(WORLD, PARAMS, cache, inputs, z, noise)[1]
+
+
 def test_played_frames_are_the_decoded_rollout():
   rng = np.random.default_rng(0)
   actions = [random_actions(rng, (2,)) for _ in range(FRAMES)]
   keys = jax.random.split(jax.random.key(3), FRAMES)
-  play = jax.jit(
-    lambda stream, action, key: next_frame(
-      WORLD, PARAMS, stream, action, key, steps=STEPS
-    )
-  )
+  play = player()
   stream, shown = empty_stream(WORLD, 2), []
   for action, key in zip(actions, keys, strict=True):
-    image, stream = play(stream, action, key)
+    image, stream = play(PARAMS, stream, action, key)
     shown.append(image)
   assert play._cache_size() == 1
   assert shown[0].shape == (2, 20, 12, 3) and shown[0].dtype == jnp.uint8
-
-  @jax.jit
-  def tokens(cache, action, key):
-    start, noise = jax.random.split(key)
-    inputs = FrameInput(
-      prev_action=jax.tree.map(lambda a: a[:, None], action),
-      # Training never shows an action that leads to a first frame.
-      prev_action_mask=jnp.full((2, 1), cache.frame > 0),
-      agent=None,
-    )
-    shape = (2, 1, 2, 8)
-    z = denoise_frame(
-      WORLD, PARAMS, cache, inputs, jax.random.normal(start, shape), steps=STEPS
-    )
-    noise = jax.random.normal(noise, shape)
-    return z, append_frame(WORLD, PARAMS, cache, inputs, z, noise)[1]
 
   cache, z = dynamics_cache(WORLD.dynamics, 2, agent=False), []
   for action, key in zip(actions, keys, strict=True):
@@ -77,55 +83,40 @@ def test_play_goes_on_where_real_frames_end():
   clips = jax.tree.map(jnp.asarray, make_batch(2, past, starts=[(1, past - 1)]))
   key = jax.random.key(5)
   rng = np.random.default_rng(0)
-  actions = jax.tree.map(jnp.asarray, random_actions(rng, (2, 2)))
+  actions = [random_actions(rng, (2,)) for _ in range(2)]
 
-  @jax.jit
-  def play(clips, actions):
-    stream = init_stream(WORLD, PARAMS, clips, key)
-    shown = []
-    for t in range(2):
-      action = jax.tree.map(lambda a, t=t: a[:, t], actions)
-      image, stream = next_frame(
-        WORLD, PARAMS, stream, action, jax.random.key(t), steps=STEPS
-      )
+  begin = jax.jit(lambda clips: init_stream(WORLD, PARAMS, clips, key))
+
+  def play(clips):
+    stream, shown = begin(clips), []
+    for t, action in enumerate(actions):
+      image, stream = player()(PARAMS, stream, action, jax.random.key(t))
       shown.append(image)
-    return jnp.stack(shown, axis=1), stream
+    return np.stack(shown, axis=1), stream
 
-  @jax.jit
-  def by_hand(clips, actions):
-    """The same frames: caches filled frame by frame, and decoded in one go."""
-    context = prepare_context(WORLD, PARAMS, clips, key, with_agent=False)
-    cache, z = context.cache, [context.z]
-    for t in range(2):
-      start, noise = jax.random.split(jax.random.key(t))
-      inputs = FrameInput(
-        prev_action=jax.tree.map(lambda a, t=t: a[:, t : t + 1], actions),
-        prev_action_mask=jnp.ones((2, 1), bool),
-        agent=None,
-      )
-      shape = (2, 1, 2, 8)
-      new = denoise_frame(
-        WORLD, PARAMS, cache, inputs, jax.random.normal(start, shape),
-        steps=STEPS,
-      )  # fmt: skip
-      noise = jax.random.normal(noise, shape)
-      _, cache = append_frame(WORLD, PARAMS, cache, inputs, new, noise)
-      z.append(new)
-    ids = clips.segment_ids
-    ids = jnp.concatenate([ids, jnp.repeat(ids[:, -1:], 2, axis=1)], axis=1)
-    z = jnp.concatenate(z, axis=1)
-    return WORLD.decode(PARAMS, z, segment_ids=ids)[0][:, past:]
+  # The same frames: caches filled frame by frame, and decoded in one go.
+  context = jax.jit(
+    lambda clips: prepare_context(WORLD, PARAMS, clips, key, with_agent=False)
+  )(clips)
+  cache, z = context.cache, [context.z]
+  for t, action in enumerate(actions):
+    new, cache = tokens(cache, action, jax.random.key(t))
+    z.append(new)
+  ids = clips.segment_ids
+  ids = jnp.concatenate([ids, jnp.repeat(ids[:, -1:], 2, axis=1)], axis=1)
+  decode = jax.jit(lambda z: WORLD.decode(PARAMS, z, segment_ids=ids)[0])
+  images = decode(jnp.concatenate(z, axis=1))[:, past:]
+  expected = np.clip(np.asarray(images), 0, 1) * 255
 
-  shown, stream = play(clips, actions)
-  expected = np.clip(np.asarray(by_hand(clips, actions)), 0, 1) * 255
+  shown, stream = play(clips)
   np.testing.assert_allclose(shown, expected, atol=0.51)
   # The last frame waits for the next action.
   assert stream.dynamics.frame + 1 == past + 2 == stream.decoder.frame
   # Real frames and real actions both matter for what comes.
   other = clips.replace(frames=255 - clips.frames)
-  assert np.any(play(other, actions)[0] != shown)
+  assert np.any(play(other)[0] != shown)
   other = {k: jnp.zeros_like(v) for k, v in clips.prev_action.items()}
-  moved = play(clips.replace(prev_action=other), actions)[0]
+  moved = play(clips.replace(prev_action=other))[0]
   assert np.any(moved[0] != shown[0])
 
 
@@ -133,29 +124,21 @@ def test_the_first_action_of_a_game_without_a_past_has_no_effect():
   rng = np.random.default_rng(0)
   action = random_actions(rng, (2,))
   other = {**action, 'move': (action['move'] + 1) % 3}
-  stream = empty_stream(WORLD, 2)
-  play = jax.jit(
-    lambda action: next_frame(
-      WORLD, PARAMS, stream, action, jax.random.key(0), steps=STEPS
-    )[0]
-  )
-  np.testing.assert_array_equal(play(action), play(other))
+  stream, key = empty_stream(WORLD, 2), jax.random.key(0)
+  a, b = (player()(PARAMS, stream, x, key)[0] for x in (action, other))
+  np.testing.assert_array_equal(a, b)
 
 
 def test_the_action_matters():
   rng = np.random.default_rng(0)
   action = random_actions(rng, (2,))
   other = {**action, 'move': (action['move'] + 1) % 3}
-  stream = next_frame(
-    WORLD, PARAMS, empty_stream(WORLD, 2), action, jax.random.key(1),
-    steps=STEPS,
-  )[1]  # fmt: skip
-  play = jax.jit(
-    lambda action: next_frame(
-      WORLD, PARAMS, stream, action, jax.random.key(0), steps=STEPS
-    )[0]
+  _, stream = player()(
+    PARAMS, empty_stream(WORLD, 2), action, jax.random.key(1)
   )
-  assert np.any(play(action) != play(other))
+  key = jax.random.key(0)
+  a, b = (player()(PARAMS, stream, x, key)[0] for x in (action, other))
+  assert np.any(a != b)
 
 
 def test_weights_may_be_laid_out_beforehand():
@@ -170,25 +153,17 @@ def test_weights_may_be_laid_out_beforehand():
     assert dtype == (jnp.bfloat16 if small else jnp.float32)
   stream = empty_stream(world, 2)
   action = random_actions(np.random.default_rng(0), (2,))
-  play = jax.jit(
-    lambda params: next_frame(
-      world, params, stream, action, jax.random.key(0), steps=STEPS
-    )
-  )
+  play = lambda params: player(world)(params, stream, action, jax.random.key(0))
   jax.tree.map(np.testing.assert_array_equal, play(PARAMS), play(cast))
 
 
 def frames_of(world, params, count=3):
   """Plays; returns the pictures, and the stream after."""
   rng = np.random.default_rng(0)
-  play = jax.jit(
-    lambda stream, action, key: next_frame(
-      world, params, stream, action, key, steps=STEPS
-    )
-  )
   stream, shown = empty_stream(world, 2), []
   for key in jax.random.split(jax.random.key(1), count):
-    image, stream = play(stream, random_actions(rng, (2,)), key)
+    action = random_actions(rng, (2,))
+    image, stream = player(world)(params, stream, action, key)
     shown.append(np.asarray(image, np.int32))
   return np.stack(shown), stream
 
@@ -213,9 +188,7 @@ def test_a_model_without_a_past_plays():
     pending=stream.pending.replace(noisy=stream.pending.noisy + 1)
   )
   action = random_actions(np.random.default_rng(3), (2,))
-  a, b = (
-    next_frame(world, PARAMS, s, action, jax.random.key(2), steps=STEPS)[0]
-    for s in (stream, again)
-  )
+  key = jax.random.key(2)
+  a, b = (player(world)(PARAMS, s, action, key)[0] for s in (stream, again))
   np.testing.assert_array_equal(a, b)
   assert np.ptp(shown) > 50
