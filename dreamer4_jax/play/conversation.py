@@ -19,7 +19,7 @@ from dreamer4_jax.play.recordings import Recordings
 from dreamer4_jax.play.session import Seen, Session
 
 _LOG = logging.getLogger(__name__)
-_MOST_NEWS = 64
+_MOST_NEWS = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,7 +224,7 @@ class Conversation:
     session = self._session
     calls = {
       'press': session.press,
-      'release': session.hands.release,
+      'release': session.release,
       'steer': session.steer,
       'move': session.move,
       'blur': session.hands.release_all,

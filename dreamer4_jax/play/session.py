@@ -193,10 +193,22 @@ class Session:
     Raises:
       ValueError: there is no such control.
     """
-    known = self.hands.controls
-    require(control in known, 'control', control, f'must be of {[*known]}')
+    self._known(control)
     self.hands.press(control)
     self.seq = max(seq, self.seq)
+
+  def release(self, control: str) -> None:
+    """Lets go of a control.
+
+    Raises:
+      ValueError: there is no such control.
+    """
+    self._known(control)
+    self.hands.release(control)
+
+  def _known(self, control: str) -> None:
+    known = self.hands.controls
+    require(control in known, 'control', control, f'must be of {[*known]}')
 
   def steer(self, part: str, values: Sequence[float]) -> None:
     """Sets the sliders of a component, which stay.

@@ -196,9 +196,9 @@ function hint(said) {
     && p.controls.length === p.size);
   let text = '';
   if (said && said.cont !== null && said.cont < 0.5) {
-    text = 'It thinks that the episode is over: ⌫ begins again';
+    text = 'It thinks this is the end: ⌫ begins again';
   } else if (state?.paused && view.number < state.last) {
-    text = 'Rewound. Resume and act: the old future stays as a branch';
+    text = 'Resume and act: the old future stays as a branch';
   } else if (state?.paused) {
     text = 'Paused';
   } else if (state?.mode === 'human' && waits && view.number <= 0) {

@@ -28,7 +28,7 @@ export class View {
   fit() {
     const {width, height} = this.canvas;
     const dense = devicePixelRatio || 1;
-    const room = Math.min((this.screen.clientWidth - 24) / width,
+    const room = Math.min((this.screen.clientWidth - 16) / width,
       Math.max(0.62 * innerHeight, 220) / height);
     const scale = Math.max(1, Math.floor(room * dense)) / dense;
     this.canvas.style.width = `${width * scale}px`;
