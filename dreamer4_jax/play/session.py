@@ -118,7 +118,6 @@ class Session:
     self._timeline, self._branches = Timeline(budget), []
     self.position, self._at, self._state = -1, -1, None
     self._next = self._last = -math.inf
-    self._resumed = math.inf  # Since when it plays without a pause.
     self._singles, self.settings.paused = 0, False
     self._changed()
 
@@ -168,7 +167,7 @@ class Session:
     self.rules.check(chosen)
     for name, value in chosen.items():
       setattr(self.settings, name, value)
-    self._singles, self._resumed = 0, math.inf
+    self._singles, self._next = 0, -math.inf
     self._tell()
 
   def step_once(self) -> None:
@@ -268,10 +267,9 @@ class Session:
       return now
     if s.mode == 'human' and self.hands.waits():
       return math.inf
-    self._resumed = min(self._resumed, now)
     if self.hands.tapped and self._turns():
       return min(self._next, self._last + _FASTEST)
-    return max(self._next, self._resumed, self._last + 1 / RATES[1])
+    return max(self._next, self._last + 1 / RATES[1])
 
   def _turns(self) -> bool:
     """Whether the dream waits for its player where nothing is held."""
@@ -332,10 +330,10 @@ class Session:
       wait = max(period, _REPEAT) if self._tapped else period
       self._next = self._last + wait
       return
-    late = self._last - max(self._next, self._resumed)
-    missed = int(late / period)  # Left out, and never made up for.
-    self.dropped += missed
-    self._next = max(self._next, self._resumed) + (missed + 1) * period
+    due = self._last if math.isinf(self._next) else self._next
+    missed = int((self._last - due) / period)
+    self.dropped += missed  # Left out, and never made up for.
+    self._next = due + (missed + 1) * period
 
   @property
   def recording(self) -> int | None:
@@ -366,6 +364,7 @@ class Session:
 
   def show_again(self) -> None:
     """Tells a listener that is new where the dream is."""
+    self._next = -math.inf
     self._tell()
     if self.position >= 0:
       self._show(self.position, 0.0)
