@@ -304,4 +304,4 @@ function draw() {
 setInterval(draw, 250);
 
 // For whoever measures: benchmarks and tests.
-window.dream = {view, link, state: () => state};
+window.dream = {view, link, state: () => state, hands: () => hands};

@@ -12,7 +12,7 @@ export class View {
     this.context = canvas.getContext('2d');
     this.past = new Map();  // Frame number to what was said of it.
     this.number = -1;
-    this.arrived = this.drawn = 0;
+    this.arrived = this.drawn = this.shown = 0;
     this.times = [];
     this.sent = [];  // Pairs of seq and time of a key press.
     this.latencies = [];
@@ -43,6 +43,7 @@ export class View {
     if (turn < this.drawn) return;  // A later one was faster.
     this.drawn = turn;
     this.number = said.n;
+    this.shown += 1;
     this.context.drawImage(image, 0, 0);
     image.close();
     const now = performance.now();
