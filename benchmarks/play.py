@@ -102,7 +102,9 @@ def measure(config: PlayBenchmark, players: int) -> dict[str, Any]:
       executable_path=shutil.which('chromium'), args=['--no-sandbox']
     )
     pages = [_open(browser, port) for _ in range(players)]
-    time.sleep(2.0)
+    wanted = pages[0].evaluate('window.dream.steps()')
+    while len(pages[0].evaluate('window.dream.ready()')) < wanted:
+      time.sleep(1.0)  # Other numbers of steps are being compiled.
     rates = _frame_rates(pages, config.seconds)
     latency = _latencies(pages, config.taps)
     model = [page.text_content('#ms') for page in pages]

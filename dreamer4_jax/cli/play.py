@@ -45,8 +45,7 @@ def add_command(commands) -> None:
   )
   for name, default, meaning in (
     ('starts', 24, 'held-out moments to begin from'),
-    ('players', 4, 'players at once, all in one program; 1 is the fastest for '
-     'one'),
+    ('players', 4, 'players at once'),
     ('port', 8000, 'port to listen on, 0 for any'),
   ):  # fmt: skip
     parser.add_argument(

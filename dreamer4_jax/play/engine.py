@@ -7,6 +7,7 @@ ended. Who is late leaves frames out; nothing is ever queued.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+import dataclasses
 import itertools
 import logging
 import math
@@ -105,18 +106,31 @@ class Engine:
       (w for w in works if w.kind != 'begin'), key=lambda w: w.ask.steps
     )
     for steps, group in itertools.groupby(rest, lambda w: w.ask.steps):
-      results += self._together(steps, [*group])
+      for rows, works in self._parts(steps, [*group]):
+        results += self._together(steps, rows, works)
     return results
 
-  def _together(self, steps: int, works: list[Work]):
+  def _parts(self, steps: int, works: list[Work]) -> list[tuple[int, list]]:
+    """Splits works of K steps into calls: rows, and who takes part."""
+    most = self.programs.rows
+    alone = [w for w in works if w.ask.rows == 1]
+    rest = [w for w in works if w.ask.rows != 1]
+    bound = any(w.ask.rows == most for w in rest)  # To be done again so.
+    several = len(rest) > 1 and self.programs.ready(steps, most)
+    if rest and (bound or several):
+      return [(most, rest), *[(1, [w]) for w in alone]]
+    return [(1, [w]) for w in works]
+
+  def _together(self, steps: int, rows: int, works: list[Work]):
     before = self.clock()
     made = self.programs.step(
-      steps, [(w.state, w.ask, w.seed, w.number) for w in works]
+      steps, rows, [(w.state, w.ask, w.seed, w.number) for w in works]
     )
     took = self.clock() - before
     self.seconds += 0.1 * (took - self.seconds)
     for work, (state, frames) in zip(works, made, strict=True):
-      yield work, Result(state, _shown(frames, work.ask), took)
+      ask = dataclasses.replace(work.ask, rows=rows)
+      yield work, Result(state, _shown(frames, ask), took)
 
 
 def _shown(frames: Frames, ask: Ask | None) -> Shown:
@@ -127,7 +141,7 @@ def _shown(frames: Frames, ask: Ask | None) -> Shown:
     by = 'you' if all(own) else 'both' if any(own) else 'policy'
     action = {name: x[0] for name, x in frames.action.items()}
     taken = dict.fromkeys(ask.human, True)
-    ask = Ask(action, taken, ask.steps, ask.level, ask.task)
+    ask = dataclasses.replace(ask, action=action, human=taken)
   return Shown(
     picture=pictures.encode(frames.frame[0]),
     ask=ask,

@@ -1,10 +1,10 @@
 """Compiled frames of a world, for several players at once.
 
 Every player has a state of one row, with a clock of its own, so that anybody
-can go back at any time. A frame of all of them is one call: rows are stacked,
-and unused ones are filled with somebody else's. The program is the same however
-many play, so a frame depends on nothing but its own state, action and key, to
-the last bit.
+can go back at any time. A frame of several players is one call: rows are
+stacked, and unused ones are filled with somebody else's. There is a program for
+one and one for all; in each a frame depends on nothing but its own state,
+action and key, to the last bit.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Frames(NamedTuple):
 
 
 class Programs:
-  """Begins dreams and continues them, in `rows` rows.
+  """Begins dreams and continues them, alone or up to `rows` in a call.
 
   `dream` should never end by itself: `termination='never'` and a long horizon.
   """
@@ -61,31 +61,29 @@ class Programs:
     self.dream, self.rows = dream, rows
     self._params, self._contexts = params, contexts
     self._begin = jax.jit(self._begin_fn(), compiler_options=compiler_options())
-    self._steps: dict[int, Any] = {}
+    self._steps: dict[tuple[int, int], Any] = {}  # By K and rows.
 
   @property
   def starts(self) -> int:
     """How many clips there are."""
     return len(self._contexts.cont)
 
-  def ready(self, steps: int) -> bool:
-    """Whether frames of K steps are compiled."""
-    return steps in self._steps
+  def ready(self, steps: int, rows: int = 1) -> bool:
+    """Whether frames of K steps are compiled, in that many rows."""
+    return (steps, rows) in self._steps
 
-  def compile(self, steps: int) -> None:
-    """Compiles frames of K steps, and runs one."""
+  def compile(self, steps: int, rows: int = 1) -> None:
+    """Compiles frames of K steps in 1 or all rows, and runs one."""
     dream = dataclasses.replace(self.dream, sampling_steps=steps)
-    step = jax.jit(
-      _step_fn(dream, self.rows), compiler_options=compiler_options()
-    )
+    step = jax.jit(_step_fn(dream, rows), compiler_options=compiler_options())
     state, _ = self.begin(0, 0)
     world = dream.world
     zeros = jax.tree.map(np.asarray, no_action(world.space, ()))
     human = {name: True for name in zeros}
     level = world.config.dynamics.context_index
     call = state, Ask(zeros, human, steps, level, 0), 0, 1
-    self._steps[steps] = step
-    self.step(steps, [call])
+    self._run(step, rows, [call])
+    self._steps[steps, rows] = step
 
   def begin(self, start: int, seed: int) -> tuple[DreamState, Frames]:
     """Begins one dream, frame 0, where a clip ends."""
@@ -95,18 +93,25 @@ class Programs:
     return state, jax.device_get(shown)
 
   def step(
-    self, steps: int, calls: Sequence[tuple[PyTree, Ask, int, int]]
+    self,
+    steps: int,
+    rows: int,
+    calls: Sequence[tuple[PyTree, Ask, int, int]],
   ) -> list[tuple[DreamState, Frames]]:
     """Dreams a frame in up to `rows` dreams, with K = `steps`.
 
     Args:
       steps: K, compiled.
+      rows: of the program, compiled.
       calls: state, what is asked, seed and number of the frame, of each.
 
     Returns:
       State and what is shown, of each; frames are of one row.
     """
-    full = [*calls, *[calls[0]] * (self.rows - len(calls))]
+    return self._run(self._steps[steps, rows], rows, calls)
+
+  def _run(self, step: Any, rows: int, calls: Sequence[Any]) -> list[Any]:
+    full = [*calls, *[calls[0]] * (rows - len(calls))]
     states = tuple(state for state, *_ in full)
     asks = [ask for _, ask, *_ in full]
     stack = lambda trees: jax.tree.map(lambda *x: np.stack(x), *trees)
@@ -118,7 +123,7 @@ class Programs:
       np.asarray([ask.task for ask in asks], np.int32),
       np.asarray([ask.level for ask in asks], np.int32),
     )
-    new, shown = self._steps[steps](self._params, states, *inputs)
+    new, shown = step(self._params, states, *inputs)
     shown = jax.device_get(shown)
     row = lambda i: jax.tree.map(lambda x: x[i : i + 1], shown)
     return [(new[i], row(i)) for i in range(len(calls))]

@@ -206,10 +206,16 @@ class Server:
   _stopped = False
 
   def _compile_rest(self) -> None:
-    for steps in self._rules.steps[1:]:
+    first, *others = self._rules.steps
+    most = self.programs.rows
+    if most > 1:
+      self.programs.compile(first, most)
+    for steps in others:
       if self._stopped:
         return
       self.programs.compile(steps)
+      if most > 1:
+        self.programs.compile(steps, most)
       with self.engine.lock:
         for session in self.lobby.sessions:
           if session.listener:

@@ -116,6 +116,7 @@ class Session:
     self.start_index = index
     self.settings.task = self.rules.starts[index]
     self._timeline, self._branches = Timeline(budget), []
+    self._old: Timeline | None = None  # The past that was left last.
     self.position, self._at, self._state = -1, -1, None
     self._next = self._last = -math.inf
     self._singles, self.settings.paused = 0, False
@@ -123,7 +124,9 @@ class Session:
 
   def reset(self) -> None:
     """Begins again, from the same frame and with the same luck."""
+    old = self._timeline
     self.start(self.start_index)
+    self._old = old
 
   def rewind(self, number: int) -> None:
     """Shows an earlier frame, and pauses; who acts then branches off.
@@ -153,6 +156,7 @@ class Session:
       self._timeline,
       self._branches[index],
     )
+    self._old = None
     self.rewind(self._timeline.last)
 
   def choose(self, **chosen: Any) -> None:
@@ -299,7 +303,13 @@ class Session:
     self._tapped = self.hands.tapped
     self.hands.consume()
     steps = s.steps if ready(s.steps) else next(filter(ready, rules.steps))
-    ask = Ask(action, touched, steps, s.level, s.task)
+    # Done again, a frame is made by the program that made it before.
+    old = self._timeline
+    if self.position == old.last:
+      old = self._old or old
+    known = old.first < number <= old.last
+    rows = old[number].ask.rows if known else 0
+    ask = Ask(action, touched, steps, s.level, s.task, rows)
     self._last = now
     return Work(self, self._version, 'step', number, self._state, ask, *common)
 
@@ -311,6 +321,7 @@ class Session:
     if work.kind == 'replay':
       return
     if self.position < self._timeline.last:
+      self._old = self._timeline
       self._branches = [*self._branches, self._timeline][-BRANCHES:]
       self._timeline = self._timeline.upto(self.position)
       self._tell()

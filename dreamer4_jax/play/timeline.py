@@ -30,6 +30,7 @@ class Ask:
     level: how clear the frame will be to the model once it is past,
       `context_index`.
     task: id held.
+    rows: of the program that makes it; 0 for any. Programs differ by rounding.
   """
 
   action: Mapping[str, np.ndarray]
@@ -37,6 +38,7 @@ class Ask:
   steps: int
   level: int
   task: int
+  rows: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,8 @@ def programs(rows, heads=True, steps=(2,)):
   made = Programs(*game.loaded, rows)
   for k in steps:
     made.compile(k)
+    if rows > 1:
+      made.compile(k, rows)
   return made
 
 

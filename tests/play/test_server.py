@@ -17,11 +17,14 @@ import av
 import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from dreamer4_jax.play.game import Game
 from dreamer4_jax.play.lobby import Lobby, Refusal
 from dreamer4_jax.play.protocol import parse
 from dreamer4_jax.play.server import Server, Serving
 from tests.play.games import tiny_game
 from tests.play.serving import QUICK, Player, serving, until
+
+COMPILE_REST = Server._compile_rest
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -62,6 +65,11 @@ def nobody(request):
     lobby = request.getfixturevalue('core').lobby
     until(lambda: not lobby.sessions)
     lobby._places.clear()
+
+
+def last_steps(session):
+  ask = session.timeline[session.timeline.last].ask
+  return ask and ask.steps
 
 
 def get(port, path, **headers):
@@ -397,6 +405,21 @@ def test_a_token_is_asked_for(tmp_path):
       Player(core.port)
     player = Player(core.port, additional_headers=cookie)
     assert player.frame(0)
+    player.close()
+
+
+def test_other_numbers_of_steps_come_by_themselves(tmp_path, monkeypatch):
+  monkeypatch.setattr(Server, '_compile_rest', COMPILE_REST)
+  few = dataclasses.replace(tiny_game().rules(), steps=(2, 1))
+  monkeypatch.setattr(Game, 'rules', lambda self: few)
+  with serving(tmp_path, players=1) as core:
+    player = Player(core.port)
+    player.frame(0)
+    player.say('set', steps=1, mode='policy', rate=60)
+    session = core.lobby.sessions[0]
+    until(lambda: last_steps(session) == 1, 60)
+    if player.welcome['ready'] == [2]:  # Or it was faster.
+      assert player.wait('ready')['steps'] == 1
     player.close()
 
 

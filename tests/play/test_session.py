@@ -103,26 +103,42 @@ def test_the_policy_moves_by_itself_and_gives_way():
 
 
 def test_nobody_depends_on_neighbours():
-  alone, both = Table(), Table()
-  first, mine = alone.sit(3), both.sit(3)
-  other = both.sit(4)
-  for tap in ('move:0', 'move:2', 'move:1'):
-    other.press('keys:1')
-    other.press('move:1')
-    assert alone.act(first, tap) == both.act(mine, tap)
-  assert other.position == 3
-  assert other.timeline[3].picture != mine.timeline[3].picture
-  assert leaves_equal(first._state, mine._state)  # To the last bit.
-  # And with a program of one row, to rounding.
-  single = Table(rows=1)
-  same = single.sit(3)
+  found = []
+  for neighbour in ('move:1', 'move:2'):
+    table = Table()
+    mine, other = table.sit(3), table.sit(4 + len(found))
+    for tap in ('move:0', 'move:2', 'move:1'):
+      other.press(neighbour)
+      table.act(mine, tap)
+      other.hands.release_all()
+    assert mine.position == other.position == 3
+    found.append((mine, other))
+  (mine, other), (same, another) = found
+  past = lambda session: [session.timeline[n].picture for n in range(4)]
+  assert past(mine) == past(same) and past(other) != past(another)
+  assert leaves_equal(mine._state, same._state)  # To the last bit.
+  assert [mine.timeline[n].ask.rows for n in (1, 2, 3)] == [2, 2, 2]
+  # And to rounding alone, where there is a faster program.
+  alone = Table()
+  single = alone.sit(3)
   for n, tap in enumerate(('move:0', 'move:2', 'move:1'), start=1):
-    found = pictures.decode(single.act(same, tap)).astype(int)
-    expected = pictures.decode(first.timeline[n].picture)
-    assert np.abs(found - expected).max() <= 1
-  assert same.timeline[1].reward == pytest.approx(
-    first.timeline[1].reward, abs=1e-4
-  )
+    shown = pictures.decode(alone.act(single, tap)).astype(int)
+    expected = pictures.decode(mine.timeline[n].picture)
+    assert np.abs(shown - expected).max() <= 1
+    assert single.timeline[n].ask.rows == 1
+    assert single.timeline[n].reward == pytest.approx(
+      mine.timeline[n].reward, abs=1e-4
+    )
+  # Done again alone, a frame is made as it was made with others.
+  table.sessions.remove(another)
+  for again in (lambda: same.rewind(1), same.reset):
+    again()
+    table.tick()
+    same.choose(paused=False)
+    for tap in ('move:0', 'move:2', 'move:1')[same.position :]:
+      table.act(same, tap)
+    assert past(same) == past(mine)
+    assert leaves_equal(mine._state, same._state)
 
 
 def test_a_frame_does_what_a_dream_does():
@@ -232,7 +248,7 @@ def test_what_was_computed_for_another_place_is_void():
 
 
 def test_without_heads_people_can_play():
-  table = Table(heads=False)
+  table = Table(rows=1, heads=False)
   session = table.sit()
   pictures_ = {table.act(session, f'move:{i}') for i in range(3)}
   assert len(pictures_) == 3 and not session.rules.policy
@@ -323,4 +339,5 @@ def test_a_camera_of_classes_has_a_pointer():
 
 def test_sessions_share_one_program():
   made = programs(2)
-  assert made._steps[2]._cache_size() == made._begin._cache_size() == 1
+  assert made._begin._cache_size() == 1
+  assert [x._cache_size() for x in made._steps.values()] == [1, 1]

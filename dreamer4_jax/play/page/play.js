@@ -304,4 +304,5 @@ function draw() {
 setInterval(draw, 250);
 
 // For whoever measures: benchmarks and tests.
-window.dream = {view, link, state: () => state, hands: () => hands};
+window.dream = {view, link, state: () => state, hands: () => hands,
+  ready: () => [...ready], steps: () => world.steps.length};
