@@ -20,6 +20,7 @@ from dreamer4_jax.play.session import Seen, Session
 
 _LOG = logging.getLogger(__name__)
 _MOST_NEWS = 512
+_LAST_WORDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,20 @@ class Conversation:
       with contextlib.suppress(RuntimeError, WebSocketDisconnect, OSError):
         reason = self._out.reason or 'goodbye'
         code = 1000 if self._out.reason is None else 1008
+        if self._tokens < 0:
+          await self._drain()
         await asyncio.wait_for(self._socket.close(code, reason[:120]), 2)
+
+  async def _drain(self) -> None:
+    """Hears who still talks out, for a moment.
+
+    With something unread a connection is reset, and the reason is lost.
+    """
+    with contextlib.suppress(TimeoutError):
+      async with asyncio.timeout(_LAST_WORDS):
+        got = {'type': ''}
+        while got['type'] != 'websocket.disconnect':
+          got = await asyncio.wait_for(self._socket.receive(), 0.2)
 
   async def _write(self) -> None:
     while (what := await self._out.next()) is not None:
