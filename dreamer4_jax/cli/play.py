@@ -71,6 +71,11 @@ def add_command(commands) -> None:
     metavar='DIR',
     help='folder for what players record (default: recordings)',
   )
+  parser.add_argument(
+    '--real',
+    action='store_true',
+    help='offer the real game beside the dream, which needs its package',
+  )
   parser.set_defaults(run=_play)
 
 
@@ -88,6 +93,7 @@ def _play(args: argparse.Namespace) -> int:
     token=args.token,
     players=args.players,
     recordings=args.recordings,
+    real=args.real,
   )
   where = args.run_dir or game.find_pretrained(args.pretrained)
   loaded = game.load_game(

@@ -16,8 +16,10 @@ import time
 
 from dreamer4_jax.play import pictures
 from dreamer4_jax.play.programs import Frames, Programs
+from dreamer4_jax.play.reality import Real, Reality, Twin, psnr
 from dreamer4_jax.play.session import Result, Session, Work
 from dreamer4_jax.play.timeline import Ask, Shown
+from dreamer4_jax.types import PyTree
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class Engine:
     programs: Programs,
     sessions: Callable[[], Iterable[Session]],
     clock: Callable[[], float] = time.monotonic,
+    reality: Reality | None = None,
   ):
     """Prepares; `start` computes.
 
@@ -37,8 +40,9 @@ class Engine:
       programs: compiled frames.
       sessions: returns those that are played now, at most as many as rows.
       clock: returns seconds.
+      reality: the real game, for those who begin beside it.
     """
-    self.programs, self.clock = programs, clock
+    self.programs, self.clock, self._reality = programs, clock, reality
     self.seconds = 0.0  # That a call takes.
     self._sessions = sessions
     self.lock = threading.RLock()
@@ -88,7 +92,14 @@ class Engine:
       soon = now + self.seconds
       works = [s.work(self.programs.ready, now) for s, t in due.items()
                if t <= soon]  # fmt: skip
-    for work, result in self.compute(works):
+    try:
+      results = self.compute(works)
+    except Exception as error:
+      with self.lock:
+        for work in works:
+          work.session.fail(f'{type(error).__name__}: {error}')
+      raise
+    for work, result in results:
       with self.lock:
         work.session.done(work, result, self.clock())
     return 0.0
@@ -99,11 +110,13 @@ class Engine:
     begun = [w for w in works if w.kind == 'begin']
     for work in begun:
       before = self.clock()
-      state, frames = self.programs.begin(work.start, work.seed)
-      shown = _shown(frames, None)
+      state, shown = self._first(work)
       results.append((work, Result(state, shown, self.clock() - before)))
+    played = [w for w in works if w.kind != 'begin' and w.ask.world == 'game']
+    results += [(w, self._in_the_game(w)) for w in played]
     rest = sorted(
-      (w for w in works if w.kind != 'begin'), key=lambda w: w.ask.steps
+      (w for w in works if w.kind != 'begin' and w.ask.world == 'dream'),
+      key=lambda w: w.ask.steps,
     )
     for steps, group in itertools.groupby(rest, lambda w: w.ask.steps):
       for rows, works in self._parts(steps, [*group]):
@@ -124,13 +137,56 @@ class Engine:
   def _together(self, steps: int, rows: int, works: list[Work]):
     before = self.clock()
     made = self.programs.step(
-      steps, rows, [(w.state, w.ask, w.seed, w.number) for w in works]
+      steps, rows, [(self._dream(w), w.ask, w.seed, w.number) for w in works]
     )
     took = self.clock() - before
     self.seconds += 0.1 * (took - self.seconds)
     for work, (state, frames) in zip(works, made, strict=True):
-      ask = dataclasses.replace(work.ask, rows=rows)
-      yield work, Result(state, _shown(frames, ask), took)
+      shown = _shown(frames, dataclasses.replace(work.ask, rows=rows))
+      if isinstance(work.state, Twin):
+        real = self._reality.step(work.state.real, shown.ask.action)
+        state, shown = _beside(state, frames, shown, real)
+      yield work, Result(state, shown, took)
+
+  def _first(self, work: Work) -> tuple[PyTree, Shown]:
+    if work.start >= 0:
+      state, frames = self.programs.begin(work.start, work.seed)
+      return state, _shown(frames, None)
+    real = self._reality.begin(work.seed)
+    clip = self._reality.clip(real, work.session.settings.task)
+    state, frames = self.programs.begin_clip(clip, work.seed)
+    return _beside(state, frames, _shown(frames, None), real)
+
+  def _dream(self, work: Work) -> PyTree:
+    """The state of a dream; one that a game is left for begins."""
+    if not isinstance(work.state, Twin):
+      return work.state
+    if work.state.dream is not None:
+      return work.state.dream
+    clip = self._reality.clip(work.state.real, work.ask.task)
+    return self.programs.begin_clip(clip, work.seed)[0]
+
+  def _in_the_game(self, work: Work) -> Result:
+    before = self.clock()
+    real = self._reality.step(work.state.real, work.ask.action)
+    picture = pictures.encode(real.frame)
+    unknown = dict.fromkeys(('reward', 'cont'), math.nan)
+    shown = Shown(
+      picture=picture, ask=work.ask, by='you', over=real.over, **unknown
+    )
+    return Result(Twin(None, real), shown, self.clock() - before)
+
+
+def _beside(
+  state: PyTree, frames: Frames, shown: Shown, real: Real
+) -> tuple[Twin, Shown]:
+  """Puts the real game beside what is shown."""
+  return Twin(state, real), dataclasses.replace(
+    shown,
+    real=pictures.encode(real.frame),
+    psnr=psnr(frames.frame[0], real.frame),
+    over=real.over,
+  )
 
 
 def _shown(frames: Frames, ask: Ask | None) -> Shown:

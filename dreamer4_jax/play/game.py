@@ -21,11 +21,13 @@ from dreamer4_jax import checkpoint
 from dreamer4_jax.checkpoint import exported
 from dreamer4_jax.config import Config, require, saved
 from dreamer4_jax.data import EpisodeSource
+from dreamer4_jax.envs import make_env
 from dreamer4_jax.models import World, no_action
 from dreamer4_jax.play.card import write_card
 from dreamer4_jax.play.controls import make_panels
 from dreamer4_jax.play.dream import Dream
 from dreamer4_jax.play.loading import LoadedDream, Starts, load_dream
+from dreamer4_jax.play.reality import Reality
 from dreamer4_jax.play.rules import Rules
 from dreamer4_jax.types import Batch
 
@@ -59,8 +61,8 @@ class Game:
   labels: Mapping[str, list[str]]
   rate: float
 
-  def rules(self, budget: int = 256 << 20) -> Rules:
-    """Returns what sessions may choose from; see `Rules.budget`."""
+  def rules(self, budget: int = 256 << 20, real: bool = False) -> Rules:
+    """Returns what sessions may choose from; see `Rules`."""
     dream, params, contexts = self.loaded
     c = dream.world.config
     own = dream.sampling_steps
@@ -77,7 +79,19 @@ class Game:
       rate=self.rate,
       starts=tuple(held.tolist()),
       budget=budget,
+      real=real,
     )
+
+  def reality(self) -> Reality:
+    """Makes the real game; slow the first time.
+
+    Raises:
+      ImportError: its package is not installed.
+      ValueError: it does not fit the run.
+    """
+    world = self.loaded.dream.world
+    frames = self.loaded.contexts.cont.shape[1]
+    return Reality(make_env(world.config.env), world, frames)
 
 
 def load_game(

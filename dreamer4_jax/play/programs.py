@@ -87,8 +87,14 @@ class Programs:
 
   def begin(self, start: int, seed: int) -> tuple[DreamState, Frames]:
     """Begins one dream, frame 0, where a clip ends."""
+    return self.begin_clip(self._contexts, seed, start)
+
+  def begin_clip(
+    self, clips: Batch, seed: int, start: int = 0
+  ) -> tuple[DreamState, Frames]:
+    """Begins one dream where one of other clips ends, `[N, T, ...]`."""
     state, shown = self._begin(
-      self._params, self._contexts, np.int32(start), np.uint32(seed)
+      self._params, clips, np.int32(start), np.uint32(seed)
     )
     return state, jax.device_get(shown)
 

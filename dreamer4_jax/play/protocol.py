@@ -2,7 +2,8 @@
 
 A player sends JSON objects with a `type`; anything else is refused with the
 reason. The server answers with JSON, and with frames: a byte 1, the length of a
-JSON text as 4 bytes, little-endian, that text, and a PNG or JPEG.
+JSON text as 4 bytes, little-endian, that text, and a PNG or JPEG; beside a real
+game a second one, of as many bytes as `real` says.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ _FIELDS: dict[str, dict[str, tuple[Check, str]]] = {
   'blur': {},
   'set': {
     'mode': _text(10),
+    'world': _text(10),
     'steps': _whole(1, 1024),
     'level': _whole(0, _COUNT),
     'task': _whole(0, _COUNT),
@@ -69,7 +71,7 @@ _FIELDS: dict[str, dict[str, tuple[Check, str]]] = {
   'step': {},
   'rewind': {'frame': _whole(0, _COUNT)},
   'reset': {},
-  'start': {'index': _whole(0, _COUNT)},
+  'start': {'index': _whole(-1, _COUNT)},
   'branch': {'index': _whole(0, _COUNT)},
   'record': {'on': _FLAG},
 }
@@ -130,11 +132,16 @@ def pack_frame(seen: Seen) -> bytes:
     'by': shown.by,
     'ms': round(1000 * seen.seconds, 1),
     'seq': seen.seq,
+    'over': shown.over,
+    'world': shown.ask.world if shown.ask else 'dream',
+    'real': len(shown.real),
     'dropped': seen.dropped,
     'action': _plain(shown.ask.action if shown.ask else {}),
   }
   text = json.dumps(said, separators=(',', ':')).encode()
-  return _HEAD.pack(_FRAME, len(text)) + text + shown.picture
+  return b''.join(
+    (_HEAD.pack(_FRAME, len(text)), text, shown.picture, shown.real)
+  )
 
 
 def unpack_frame(data: bytes) -> tuple[dict[str, Any], bytes]:

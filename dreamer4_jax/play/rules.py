@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from dreamer4_jax.config import require
 from dreamer4_jax.play.controls import Panel
+from dreamer4_jax.play.timeline import World
 
 Mode = Literal['human', 'policy', 'mixed']
 MODES: tuple[str, ...] = get_args(Mode)
@@ -28,6 +29,7 @@ class Rules:
     rate: frames per second.
     starts: for each frame to begin with, the id of the task that is held first.
     budget: bytes for states of the past.
+    real: whether there is a real game to play beside.
   """
 
   panels: Sequence[Panel]
@@ -39,6 +41,7 @@ class Rules:
   rate: float = 10.0
   starts: tuple[int, ...] = (0,)
   budget: int = 64 << 20
+  real: bool = False
 
   @property
   def waits(self) -> bool:
@@ -73,6 +76,10 @@ class Rules:
         lambda x: RATES[0] <= x <= RATES[1],
         f'must be in {RATES[0]:g}..{RATES[1]:g} frames per second',
       ),
+      'world': (
+        lambda x: x == 'dream' or (self.real and x == 'game'),
+        'must be dream, or game where there is a real one',
+      ),
       'paused': (lambda x: isinstance(x, bool), 'must be true or false'),
     }
     for name, value in chosen.items():
@@ -89,4 +96,5 @@ class Settings:
   level: int
   task: int
   rate: float
+  world: World = 'dream'
   paused: bool = False

@@ -61,6 +61,7 @@ class Serving:
     limits: of each connection.
     silent: seconds until a silent session is closed.
     away: seconds that a place is kept for a player who is cut off.
+    real: offers the real game beside the dream.
   """
 
   host: str = '127.0.0.1'
@@ -71,6 +72,7 @@ class Serving:
   limits: Limits = dataclasses.field(default_factory=Limits)
   silent: float = 600.0
   away: float = 60.0
+  real: bool = False
 
   def __post_init__(self):
     require(
@@ -103,13 +105,18 @@ class Server:
       serving: how.
     """
     self._game, self.serving = game, serving
-    self._rules = game.rules()
+    self._rules = game.rules(real=serving.real)
     self.programs = Programs(*game.loaded, serving.players)
     self.programs.compile(self._rules.steps[0])
     self.lobby = Lobby(
       self._rules, serving.players, silent=serving.silent, away=serving.away
     )
-    self.engine = Engine(self.programs, lambda: self.lobby.sessions)
+    reality = game.reality() if serving.real else None
+    if reality:  # Compiles what begins a dream beside it.
+      self.programs.begin_clip(reality.clip(reality.begin(0), 0), 0)
+    self.engine = Engine(
+      self.programs, lambda: self.lobby.sessions, reality=reality
+    )
     self._recordings = Recordings(serving.recordings)
     self._thumbnail = functools.cache(self._draw)
 
@@ -184,6 +191,7 @@ class Server:
       'value': dream.heads and 'value' in self._game.loaded.params,
       'starts': self.programs.starts,
       'rates': RATES,
+      'real': rules.real,
       'height': height,
       'width': width,
       'players': self.serving.players,

@@ -107,14 +107,21 @@ class Session:
   def start(self, index: int) -> None:
     """Begins where another clip ends; what has been is forgotten.
 
+    Args:
+      index: of the clip; -1 begins beside a real game, if there is one.
+
     Raises:
       ValueError: there is no such clip.
     """
     count = len(self.rules.starts)
-    require(0 <= index < count, 'start', index, f'must be in 0..{count - 1}')
+    least = -1 if self.rules.real else 0
+    require(
+      least <= index < count, 'start', index, f'must be in {least}..{count - 1}'
+    )
     budget = self.rules.budget // (1 + BRANCHES)
     self.start_index = index
-    self.settings.task = self.rules.starts[index]
+    self.settings.task = self.rules.starts[index] if index >= 0 else 0
+    self.settings.world = 'dream'
     self._timeline, self._branches = Timeline(budget), []
     self._old: Timeline | None = None  # The past that was left last.
     self.position, self._at, self._state = -1, -1, None
@@ -169,6 +176,12 @@ class Session:
       ValueError: a value is not among those of the rules.
     """
     self.rules.check(chosen)
+    require(
+      self.start_index < 0 or chosen.get('world') != 'game',
+      'world',
+      'game',
+      'this dream has none beside it; start with the real game',
+    )
     for name, value in chosen.items():
       setattr(self.settings, name, value)
     self._singles, self._next = 0, -math.inf
@@ -181,7 +194,7 @@ class Session:
       ValueError: nothing is held, and the world knows no action for that.
     """
     require(
-      not (self.settings.mode == 'human' and self.hands.waits()),
+      not (self._human() and self.hands.waits()),
       'step',
       'nothing held',
       'this world has no action for it; hold a key meanwhile',
@@ -269,7 +282,7 @@ class Session:
       return math.inf
     if self._singles or self._at < self.position:
       return now
-    if s.mode == 'human' and self.hands.waits():
+    if self._human() and self.hands.waits():
       return math.inf
     if self.hands.tapped and self._turns():
       return min(self._next, self._last + _FASTEST)
@@ -277,7 +290,11 @@ class Session:
 
   def _turns(self) -> bool:
     """Whether the dream waits for its player where nothing is held."""
-    return self.settings.mode == 'human' and self.rules.waits
+    return self._human() and self.rules.waits
+
+  def _human(self) -> bool:
+    """Whether people alone act; the policy knows dreams only."""
+    return self.settings.mode == 'human' or self.settings.world == 'game'
 
   def work(self, ready: Callable[[int], bool], now: float) -> Work:
     """Returns the frame to compute next.
@@ -298,8 +315,8 @@ class Session:
       )
     s, rules = self.settings, self.rules
     action, touched = self.hands.action()
-    if s.mode != 'mixed':
-      touched = dict.fromkeys(touched, s.mode == 'human')
+    if s.mode != 'mixed' or self._human():
+      touched = dict.fromkeys(touched, self._human())
     self._tapped = self.hands.tapped
     self.hands.consume()
     steps = s.steps if ready(s.steps) else next(filter(ready, rules.steps))
@@ -309,7 +326,7 @@ class Session:
       old = self._old or old
     known = old.first < number <= old.last
     rows = old[number].ask.rows if known else 0
-    ask = Ask(action, touched, steps, s.level, s.task, rows)
+    ask = Ask(action, touched, steps, s.level, s.task, rows, s.world)
     self._last = now
     return Work(self, self._version, 'step', number, self._state, ask, *common)
 
@@ -334,6 +351,13 @@ class Session:
     self._show(self.position, result.seconds, work.seq)
     if work.kind == 'begin':
       self._tell()
+
+  def fail(self, reason: str) -> None:
+    """Pauses, and says why no frame came."""
+    self.settings.paused = True
+    self._tell()
+    if self.listener:
+      self.listener('error', {'reason': f'a frame failed: {reason}'[:400]})
 
   def _pace(self) -> None:
     period = 1 / self.settings.rate

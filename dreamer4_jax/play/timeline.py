@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+from typing import Literal
 
 import jax
 import numpy as np
 
 from dreamer4_jax.types import PyTree
 
+World = Literal['dream', 'game']
 MOST_FRAMES = 10_000
 """Frames that are remembered; older ones are forgotten."""
 
@@ -31,6 +33,7 @@ class Ask:
       `context_index`.
     task: id held.
     rows: of the program that makes it; 0 for any. Programs differ by rounding.
+    world: whether it is dreamed, or played in the real game.
   """
 
   action: Mapping[str, np.ndarray]
@@ -39,6 +42,7 @@ class Ask:
   level: int
   task: int
   rows: int = 0
+  world: World = 'dream'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,9 @@ class Shown:
     reward: expected reward of the task on arriving here.
     cont: probability that the episode goes on.
     value: of the agent's state; nan where no value head is trained.
-    psnr: of the picture beside that of the real game, in dB; nan without one.
+    real: the picture of the real game beside it, if there is one.
+    psnr: of the picture beside that one, in dB; nan without it.
+    over: whether the real game has ended.
   """
 
   picture: bytes
@@ -62,7 +68,9 @@ class Shown:
   reward: float = 0.0
   cont: float = 1.0
   value: float = float('nan')
+  real: bytes = b''
   psnr: float = float('nan')
+  over: bool = False
 
 
 class Timeline:
@@ -93,7 +101,7 @@ class Timeline:
   @property
   def bytes(self) -> int:
     """Bytes of states and pictures that are kept."""
-    pictures = sum(len(frame.picture) for frame in self._frames)
+    pictures = sum(len(f.picture) + len(f.real) for f in self._frames)
     return pictures + sum(map(_bytes, self._states.values()))
 
   def __getitem__(self, number: int) -> Shown:
@@ -148,4 +156,4 @@ class Timeline:
 
 
 def _bytes(state: PyTree) -> int:
-  return sum(x.nbytes for x in jax.tree.leaves(state))
+  return sum(getattr(x, 'nbytes', 8) for x in jax.tree.leaves(state))

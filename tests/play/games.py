@@ -3,14 +3,18 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from dreamer4_jax.envs import EnvSpec
 from dreamer4_jax.play import LoadedDream
 from dreamer4_jax.play.engine import Engine
 from dreamer4_jax.play.game import Game
 from dreamer4_jax.play.programs import Programs
+from dreamer4_jax.play.reality import Reality
 from dreamer4_jax.play.session import Session
-from tests.models.tiny_world import world_and_params
+from dreamer4_jax.types import EnvStep
+from tests.models.tiny_world import ACTIONS, world_and_params
 from tests.play.runs import tiny_contexts, tiny_dream
 
 LABELS = {'move': ['left', 'right', 'jump'], 'keys': ['grab', 'duck']}
@@ -38,15 +42,53 @@ def programs(rows, heads=True, steps=(2,)):
   return made
 
 
+class TinyGame:
+  """A game of noise: each frame follows from the one before and the action."""
+
+  spec = EnvSpec(
+    height=20, width=12, channels=3, actions=ACTIONS, tasks=('key', 'door'),
+    max_steps=50,
+  )  # fmt: skip
+
+  def reset(self, keys):
+    bits = jax.vmap(lambda k: jax.random.bits(k, (20, 12, 3), jnp.uint8))
+    return self._show(bits(keys), jnp.zeros(len(keys), jnp.int32))
+
+  def step(self, state, actions):
+    frame, count = state
+    moved = frame + jnp.uint8(7) * actions['move'].astype(jnp.uint8).reshape(
+      -1, 1, 1, 1
+    )
+    moved = moved + jnp.round(actions['look'][:, :1]).astype(jnp.uint8).reshape(
+      -1, 1, 1, 1
+    )
+    return self._show(jnp.roll(moved, 1, axis=2), count + 1)
+
+  def _show(self, frame, count):
+    no = jnp.zeros(len(count), bool)
+    shown = EnvStep(
+      frame=frame, reward=jnp.zeros(len(count)), terminal=no,
+      events=jnp.zeros((len(count), 2)), timeout=count >= 50,
+    )  # fmt: skip
+    return (frame, count), shown
+
+
+@functools.cache
+def tiny_reality():
+  """The game of noise, for dreams that begin with three frames."""
+  return Reality(TinyGame(), world_and_params()[0], 3)
+
+
 class Table:
   """Sessions and their engine, with a clock that stands still."""
 
-  def __init__(self, rows=2, idle=False, heads=True, **rules):
+  def __init__(self, rows=2, idle=False, heads=True, real=False, **rules):
     self.now, self.sessions, self.shown = 100.0, [], {}
     self.engine = Engine(
-      programs(rows, heads), lambda: self.sessions, lambda: self.now
-    )
-    self.rules = tiny_game(idle, heads).rules(**rules)
+      programs(rows, heads), lambda: self.sessions, lambda: self.now,
+      tiny_reality() if real else None,
+    )  # fmt: skip
+    self.rules = tiny_game(idle, heads).rules(real=real, **rules)
 
   def sit(self, seed=7):
     """A new session, which has begun."""

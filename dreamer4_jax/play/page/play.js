@@ -5,7 +5,7 @@ import {Link} from './link.js';
 import {View} from './view.js';
 
 const find = (id) => document.getElementById(id);
-const view = new View(find('dream'), find('screen'));
+const view = new View(find('dream'), find('real'), find('screen'));
 let world = null;
 let state = null;
 let hands = null;
@@ -30,6 +30,13 @@ const link = new Link({
     find('ms').textContent = said.ms ? `${said.ms} ms` : '–';
     find('dropped').textContent = said.dropped;
     hands?.light(said.action, world.panels);
+    const beside = said.real > 0;
+    if (find('beside').hidden === beside) {
+      find('beside').hidden = !beside;
+      view.fit();
+    }
+    find('what').textContent = said.world === 'game' ? 'Real game' : 'Dream';
+    find('what').hidden = !beside && said.world !== 'game';
     place(said.n);
     hint(said);
   },
@@ -93,6 +100,7 @@ function build() {
     hands = new Hands(world, link, find('panels'), find('screen'), next);
     find('starts').replaceChildren(...Array.from({length: world.starts},
       (_, i) => startButton(i)));
+    find('real-start').hidden = !world.real;
     find('steps').replaceChildren(...world.steps.map(stepChoice));
     find('task').replaceChildren(...world.tasks.map((name, i) =>
       new Option(name.replaceAll('_', ' '), i)));
@@ -143,7 +151,11 @@ function toGame() {
 
 function choices() {
   if (!world || !state) return;
-  for (const name of ['mode', 'steps']) {
+  find('world').hidden = state.start >= 0;
+  find('psnr-row').hidden = state.start >= 0;
+  find('real-start').setAttribute('aria-pressed', state.start < 0);
+  find('mode').hidden = state.world === 'game';
+  for (const name of ['mode', 'world', 'steps']) {
     for (const input of document.querySelectorAll(`#${name} input`)) {
       input.checked = input.value === String(state[name]);
       if (name === 'steps') {
@@ -195,7 +207,9 @@ function hint(said) {
   const waits = world.panels.some((p) => p.type === 'categorical'
     && p.controls.length === p.size);
   let text = '';
-  if (said && said.cont !== null && said.cont < 0.5) {
+  if (said?.over) {
+    text = 'The real game is over: ⌫ begins again';
+  } else if (said && said.cont !== null && said.cont < 0.5) {
     text = 'It thinks this is the end: ⌫ begins again';
   } else if (state?.paused && view.number < state.last) {
     text = 'Resume and act: the old future stays as a branch';
@@ -220,6 +234,14 @@ function noiseText() {
 const set = (chosen) => link.send({type: 'set', ...chosen});
 find('mode').addEventListener('change', (event) => {
   set({mode: event.target.value, paused: false});
+  toGame();
+});
+find('world').addEventListener('change', (event) => {
+  set({world: event.target.value, paused: false});
+  toGame();
+});
+find('real-start').addEventListener('click', () => {
+  link.send({type: 'start', index: -1});
   toGame();
 });
 find('steps').addEventListener('change', (event) => {

@@ -5,9 +5,15 @@ const LATENCIES = 200;
 const TRACES = {reward: [null, null], value: [null, null], cont: [0, 1],
   psnr: [null, null]};
 
+function bitmap(picture) {
+  const type = picture[0] === 0x89 ? 'image/png' : 'image/jpeg';
+  return createImageBitmap(new Blob([picture], {type}));
+}
+
 export class View {
-  constructor(canvas, screen) {
+  constructor(canvas, real, screen) {
     this.canvas = canvas;
+    this.real = real;
     this.screen = screen;
     this.context = canvas.getContext('2d');
     this.past = new Map();  // Frame number to what was said of it.
@@ -21,6 +27,7 @@ export class View {
 
   size(width, height) {
     Object.assign(this.canvas, {width, height});
+    Object.assign(this.real, {width, height});
     this.fit();
   }
 
@@ -28,24 +35,31 @@ export class View {
   fit() {
     const {width, height} = this.canvas;
     const dense = devicePixelRatio || 1;
-    const room = Math.min((this.screen.clientWidth - 16) / width,
+    const count = this.real.offsetParent ? 2 : 1;
+    const across = this.screen.clientWidth - 16 - 10 * (count - 1);
+    const room = Math.min(across / count / width,
       Math.max(0.62 * innerHeight, 220) / height);
     const scale = Math.max(1, Math.floor(room * dense)) / dense;
-    this.canvas.style.width = `${width * scale}px`;
-    this.canvas.style.height = `${height * scale}px`;
+    for (const canvas of [this.canvas, this.real]) {
+      canvas.style.width = `${width * scale}px`;
+      canvas.style.height = `${height * scale}px`;
+    }
   }
 
   async show(said, picture) {
     const turn = ++this.arrived;
     this.past.set(said.n, said);
-    const kind = picture[0] === 0x89 ? 'image/png' : 'image/jpeg';
-    const image = await createImageBitmap(new Blob([picture], {type: kind}));
+    const end = picture.length - said.real;
+    const [image, beside] = await Promise.all([
+      bitmap(picture.subarray(0, end)),
+      said.real ? bitmap(picture.subarray(end)) : null]);
     if (turn < this.drawn) return;  // A later one was faster.
     this.drawn = turn;
     this.number = said.n;
     this.shown += 1;
     this.context.drawImage(image, 0, 0);
     image.close();
+    if (beside) this.real.getContext('2d').drawImage(beside, 0, 0);
     const now = performance.now();
     this.times.push(now);
     while (this.sent.length && this.sent[0][0] <= said.seq) {
