@@ -102,9 +102,8 @@ def measure(config: PlayBenchmark, players: int) -> dict[str, Any]:
       executable_path=shutil.which('chromium'), args=['--no-sandbox']
     )
     pages = [_open(browser, port) for _ in range(players)]
-    wanted = pages[0].evaluate('window.dream.steps()')
-    while len(pages[0].evaluate('window.dream.ready()')) < wanted:
-      time.sleep(1.0)  # Other numbers of steps are being compiled.
+    while not pages[0].evaluate('window.dream.world().together'):
+      time.sleep(0.5)  # The frame of several players is being compiled.
     rates = _frame_rates(pages, config.seconds)
     latency = _latencies(pages, config.taps)
     model = [page.text_content('#ms') for page in pages]

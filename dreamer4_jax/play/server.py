@@ -10,6 +10,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import threading
 from typing import Any
@@ -44,6 +45,7 @@ _PAGE = pathlib.Path(__file__).parent / 'page'
 _TYPES = {'.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css',
           '.svg': 'image/svg+xml'}  # fmt: skip
 _SWEEP = 2.0
+_LOOK = 0.2
 _REQUEST = 10.0
 """Seconds until a connection has asked for something."""
 
@@ -118,6 +120,7 @@ class Server:
       self.programs, lambda: self.lobby.sessions, reality=reality
     )
     self._recordings = Recordings(serving.recordings)
+    self._stopped = threading.Event()
     self._thumbnail = functools.cache(self._draw)
 
   def app(self) -> ASGIApp:
@@ -183,7 +186,7 @@ class Server:
       'title': self._game.title,
       'panels': [panel.plain() for panel in rules.panels],
       'steps': sorted(rules.steps),
-      'ready': [k for k in rules.steps if self.programs.ready(k)],
+      **self._ready(),
       'levels': rules.levels,
       'tasks': rules.tasks,
       'policy': rules.policy,
@@ -207,33 +210,60 @@ class Server:
       yield
     finally:
       sweeper.cancel()
-      self._stopped = True
+      self._stopped.set()
       await asyncio.to_thread(self.engine.stop)
       await asyncio.to_thread(rest.join, 60)
 
-  _stopped = False
-
   def _compile_rest(self) -> None:
-    first, *others = self._rules.steps
-    most = self.programs.rows
-    if most > 1:
-      self.programs.compile(first, most)
-    for steps in others:
-      if self._stopped:
-        return
-      self.programs.compile(steps)
-      if most > 1:
-        self.programs.compile(steps, most)
-      with self.engine.lock:
-        for session in self.lobby.sessions:
-          if session.listener:
-            session.listener('ready', {'steps': steps})
+    """Compiles what is wanted, one after another, until the server ends."""
+    _give_way()
+    first, most = self._rules.steps[0], self.programs.rows
+    missing = [(first, most)] if most > 1 else []
+    while not self._stopped.wait(0 if missing else _LOOK):
+      for steps, rows in missing:
+        self.programs.compile(steps, rows)
+        self._tell_ready()
+      missing = self._missing()[:1]
+
+  def _missing(self) -> list[tuple[int, int]]:
+    """What sessions want and is not compiled: K alone first, then together."""
+    with self.engine.lock:
+      sessions = self.lobby.sessions
+    wanted = {s.settings.steps for s in sessions}
+    sizes = [1, self.programs.rows] if len(sessions) > 1 else [1]
+    return [
+      (steps, rows)
+      for rows in sizes
+      for steps in sorted(wanted)
+      if not self.programs.ready(steps, rows)
+    ]
+
+  def _tell_ready(self) -> None:
+    with self.engine.lock:
+      for session in self.lobby.sessions:
+        if session.listener:
+          session.listener('ready', self._ready())
+
+  def _ready(self) -> dict[str, Any]:
+    """Numbers of steps that are compiled, and whether for several players."""
+    first, most = self._rules.steps[0], self.programs.rows
+    return {
+      'ready': [k for k in self._rules.steps if self.programs.ready(k)],
+      'together': self.programs.ready(first, most),
+    }
 
   async def _sweep(self) -> None:
     while True:
       await asyncio.sleep(_SWEEP)
       with self.engine.lock:
         self.lobby.sweep(self.engine.clock())
+
+
+def _give_way() -> None:
+  """Lets all other threads go first, where the system can do that."""
+  if hasattr(os, 'setpriority'):
+    with contextlib.suppress(OSError):
+      os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 class _Impatient(H11Protocol):

@@ -41,7 +41,8 @@ const link = new Link({
     hint(said);
   },
   ready(news) {
-    ready.add(news.steps);
+    ready = new Set(news.ready);
+    world.together = news.together;
     choices();
   },
   error(news) {
@@ -154,6 +155,7 @@ function choices() {
   find('world').hidden = state.start >= 0;
   find('psnr-row').hidden = state.start >= 0;
   find('real-start').setAttribute('aria-pressed', state.start < 0);
+  find('none').hidden = state.start < 0;
   find('mode').hidden = state.world === 'game';
   for (const name of ['mode', 'world', 'steps']) {
     for (const input of document.querySelectorAll(`#${name} input`)) {
@@ -247,8 +249,8 @@ find('real-start').addEventListener('click', () => {
 find('steps').addEventListener('change', (event) => {
   const steps = Number(event.target.value);
   if (!ready.has(steps)) {
-    say('error', `${steps} steps are still being compiled; it switches by `
-      + 'itself');
+    say('error', `${steps} steps a frame are compiled first; the dream goes on `
+      + 'meanwhile, and switches by itself');
   }
   set({steps});
   toGame();
@@ -327,4 +329,4 @@ setInterval(draw, 250);
 
 // For whoever measures: benchmarks and tests.
 window.dream = {view, link, state: () => state, hands: () => hands,
-  ready: () => [...ready], steps: () => world.steps.length};
+  world: () => world};
