@@ -23,6 +23,7 @@ OPTIONAL = {
   'navix': (),
   'craftax': (),
   'gymnasium': ('ale-py',),
+  'play': (),
   'dm_control': ('labmaze', 'mujoco'),
   'video': ('av',),
   'minari': ('h5py',),

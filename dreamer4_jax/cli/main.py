@@ -20,6 +20,7 @@ from dreamer4_jax.cli import (
   evaluate,
   export,
   info,
+  play,
   report,
   startup,
 )
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   evaluate.add_commands(commands)
   doctor.add_command(commands)
   report.add_command(commands)
+  play.add_command(commands)
   data.add_commands(commands)
   export.add_command(commands)
   compile.add_command(commands)

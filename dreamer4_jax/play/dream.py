@@ -60,6 +60,9 @@ class DreamState:
     count: `[B]` int32 frames dreamed so far.
     terminal: `[B]` bool, the episode ended for good.
     timeout: `[B]` bool, the dream has reached its horizon.
+    context_index: `[B]` int32, how clear frames to come will be to the model
+      once they are past, in 0..max_steps - 1; None, as after `reset`, is
+      `dynamics.context_index`.
   """
 
   dynamics: TimeCache
@@ -71,6 +74,7 @@ class DreamState:
   count: Array
   terminal: Array
   timeout: Array
+  context_index: Array | None = None
 
   @property
   def over(self) -> Array:
@@ -294,6 +298,8 @@ class Dream:
       State and step, new where `which` is true.
     """
     (old, shown), (new, first) = now, self.reset(params, contexts, key)
+    if old.context_index is not None:
+      new = self.at_level(new, old.context_index)
     config = self.world.config
 
     def ring(a: TimeCache | None, b: TimeCache | None, base: float):
@@ -310,6 +316,20 @@ class Dream:
       prompt=old.prompt and restart(old.prompt, which),
     )
     return state, pick(first, shown)
+
+  def at_level(self, state: DreamState, index: Array) -> DreamState:
+    """Says how clear frames to come will be to the model once they are past.
+
+    Args:
+      state: of B dreams.
+      index: `[B]` int32 in 0..max_steps - 1, `dynamics.context_signal` on the
+        grid of levels.
+    """
+    pending, c = state.pending, self.world.config.dynamics
+    if pending is not None and pending.index is None:
+      own = jnp.full(index.shape, c.context_index, jnp.int32)
+      pending = pending.replace(index=own)
+    return state.replace(context_index=index, pending=pending)
 
   def _dream(
     self,
@@ -335,13 +355,20 @@ class Dream:
     steps, cache = self.sampling_steps, state.dynamics
     if self.heads:
       z = denoise_frame(world, params, cache, inputs, start, steps=steps)
-      h, cache = append_frame(world, params, cache, inputs, z, noise)
+      h, cache = append_frame(
+        world, params, cache, inputs, z, noise, state.context_index
+      )
       return z, state.replace(dynamics=cache, agent=h)
     z, cache = append_and_denoise(
       world, params, cache, state.pending, inputs, start, steps=steps
     )
-    noisy = context_noise(world, z, noise)
-    pending = Pending(noisy=noisy, inputs=inputs, segment=cache.segment)
+    index = state.context_index
+    pending = Pending(
+      noisy=context_noise(world, z, noise, index),
+      inputs=inputs,
+      segment=cache.segment,
+      index=index,
+    )
     return z, state.replace(dynamics=cache, pending=pending)
 
   def _ends(self, cont: Array, key: Array) -> Array:

@@ -119,7 +119,8 @@ def load_dream(
   params, _ = checkpoint.load_params(run_dir, phase)
   needed = ('tokenizer', 'latents', 'dynamics')
   if heads:
-    needed += ('task', 'task_vectors', 'reward', 'continuation', 'policy')
+    needed += ('task', 'task_vectors', 'reward', 'continuation', 'policy',
+               'value')  # fmt: skip
   params = {name: params[name] for name in needed if name in params}
   params = jax.jit(world.for_inference)(jax.tree.map(jnp.asarray, params))
   contexts = read_contexts(world, params, starts or Starts(), heads=heads)

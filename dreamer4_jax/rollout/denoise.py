@@ -49,11 +49,13 @@ class Pending:
     noisy: `[B, 1, N_z, C]` its tokens at the context level.
     inputs: what conditioned it, without an agent.
     segment: `[B]` int32 that it belongs to; `NO_SEGMENT` if there is none.
+    index: `[B]` int32 of its level, see `context_levels`.
   """
 
   noisy: Array
   inputs: FrameInput
   segment: Array
+  index: Array | None = None
 
 
 def denoise_frame(
@@ -121,7 +123,7 @@ def append_and_denoise(
   """
   max_steps = world.config.dynamics.max_steps
   levels, lead = sampling_levels(steps, max_steps), noise.shape[:2]
-  now = context_levels(world, lead)
+  now = context_levels(world, lead, pending.index)
   if cache.length == 1:
     # No frame sees another: there is nothing to share a pass for.
     output = _predict(world, params, cache, pending.inputs, pending.noisy, now)
@@ -185,16 +187,28 @@ def draw_noise(
   return draw(key, shape)
 
 
-def context_noise(world: World, z: Array, noise: Array) -> Array:
+def context_noise(
+  world: World, z: Array, noise: Array, index: Array | None = None
+) -> Array:
   """Corrupts clean tokens to the context level, `(1 - tau) noise + tau z`."""
-  return corrupt(z, noise, context_levels(world, z.shape[:2]))
+  return corrupt(z, noise, context_levels(world, z.shape[:2], index))
 
 
-def context_levels(world: World, shape: tuple[int, ...]) -> Levels:
-  """Returns the level that labels frames of the past, of shape `(B, T)`."""
+def context_levels(
+  world: World, shape: tuple[int, ...], index: Array | None = None
+) -> Levels:
+  """Returns the level that labels frames of the past.
+
+  Args:
+    world: modules.
+    shape: `(B, T)`.
+    index: `[B]` int32 in 0..max_steps - 1, how clear frames are to the model,
+      for a program that is told while it runs; None is that of the config.
+  """
   c = world.config.dynamics
   last = finest_step_index(c.max_steps)
-  return Levels(c.context_index, last, c.max_steps).broadcast(shape)
+  given = c.context_index if index is None else index[:, None]
+  return Levels(given, last, c.max_steps).broadcast(shape)
 
 
 def append_frame(
@@ -204,6 +218,7 @@ def append_frame(
   inputs: FrameInput,
   z: Array,
   noise: Array,
+  index: Array | None = None,
 ) -> tuple[Array | None, TimeCache]:
   """Runs the finished frame at the context level and appends it.
 
@@ -214,12 +229,13 @@ def append_frame(
     inputs: action and task.
     z: `[B, 1, N_z, C]` clean tokens.
     noise: `[B, 1, N_z, C]` standard normal, drawn once for this frame.
+    index: of its level, see `context_levels`.
 
   Returns:
     The agent state h `[B, D]` (None without an agent token), and the cache.
   """
-  noisy = context_noise(world, z, noise)
-  levels = context_levels(world, z.shape[:2])
+  noisy = context_noise(world, z, noise, index)
+  levels = context_levels(world, z.shape[:2], index)
   output = _predict(world, params, cache, inputs, noisy, levels)
   h = None if output.agent is None else output.agent[:, 0]
   return h, append(cache, output.new)

@@ -242,6 +242,31 @@ def test_past_frames_may_be_shown_with_another_noise():
   assert np.abs(clear - plain).max() > 1e-3
 
 
+def test_how_clear_past_frames_are_can_be_said_while_it_runs():
+  actions = jax.tree.map(
+    jnp.asarray, random_actions(np.random.default_rng(0), (2,))
+  )
+  plain = tiny_dream(frames=False)
+  other = tiny_dream({'dynamics.context_signal': 0.5}, frames=False)
+  step = jax.jit(
+    lambda dream, state: dream.step(PARAMS, state, actions, KEY),
+    static_argnums=0,
+  )
+
+  def run(dream, state):
+    found = []
+    for _ in range(3):
+      state, shown = step(dream, state)
+      found.append(shown.latents)
+    return jnp.stack(found)
+
+  state, _ = jax.jit(lambda: plain.reset(PARAMS, BATCH, KEY))()
+  told = run(plain, plain.at_level(state, jnp.full(2, 4, jnp.int32)))
+  np.testing.assert_allclose(told, run(other, state), atol=1e-5)  # 4 of 8.
+  clear = run(plain, plain.at_level(state, jnp.full(2, 7, jnp.int32)))
+  assert np.abs(told - clear)[1:].max() > 1e-3
+
+
 @pytest.mark.parametrize(
   'settings, message',
   [

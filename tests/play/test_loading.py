@@ -27,7 +27,7 @@ def test_a_run_is_dreamed_as_it_was_trained(run):
   _, expected = world_and_params()
   assert set(params) == {
     'tokenizer', 'latents', 'dynamics', 'task', 'reward', 'continuation',
-    'policy',
+    'policy', 'value',
   }  # fmt: skip
   for name in params:
     jax.tree.map(np.testing.assert_array_equal, params[name], expected[name])

@@ -1,0 +1,115 @@
+"""Worlds to be played: from runs, and as packages."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dreamer4_jax.checkpoint import exported
+from dreamer4_jax.cli.main import main
+from dreamer4_jax.play import game
+from tests.play.runs import write_run
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  return write_run(tmp_path_factory.mktemp('whole'))
+
+
+@pytest.fixture(scope='module')
+def package(run, tmp_path_factory):
+  out = tmp_path_factory.mktemp('package') / 'tiny'
+  args = ['export', str(run), '--play', '--out', str(out), '--starts', '5']
+  assert main(args) == 0
+  return out
+
+
+def test_a_run_is_played_as_it_was_trained(run):
+  found = game.load_game(run, starts=6)
+  rules = found.rules()
+  assert rules.steps == (2, 1, 4, 8) and rules.level == 7
+  assert len(rules.starts) == 6 and rules.tasks == ('key', 'door')
+  held = np.asarray(found.loaded.contexts.task)[:, -1]
+  assert rules.starts == tuple(held.tolist())
+  assert rules.policy and found.loaded.dream.termination == 'never'
+  assert game.load_game(run, starts=1, steps=4).rules().steps[0] == 4
+
+
+def test_a_world_without_an_agent_is_played_by_people(tmp_path):
+  young = write_run(tmp_path, ['dynamics'])
+  rules = game.load_game(young, starts=2).rules()
+  assert not rules.policy and rules.tasks == ()
+
+
+def test_a_package_is_the_same_world_in_little(run, package):
+  small = game.load_game(package)
+  whole = game.load_game(run, starts=5)
+  assert small.rules().steps == whole.rules().steps
+  assert small.loaded.dream.world.config == whole.loaded.dream.world.config
+  near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+  jax.tree.map(near, small.loaded.params, whole.loaded.params)
+  key = jax.random.key(0)
+  shown = [
+    jax.jit(own.loaded.dream.reset)(
+      own.loaded.params, own.loaded.contexts, key
+    )[1]
+    for own in (small, whole)
+  ]
+  apart = np.abs(shown[0].frame.astype(int) - shown[1].frame.astype(int))
+  assert apart.max() <= 4
+  # Nothing but what is needed, and in half the bytes.
+  weights, _ = exported.load(package)
+  assert {x.dtype for x in jax.tree.leaves(weights)} == {np.dtype('float16')}
+  assert 'prior' not in weights and 'value' in weights
+  card = (package / 'README.md').read_text()
+  assert 'dreamer4 play' in card and 'has not been evaluated' in card
+
+
+def test_the_card_has_the_figures_of_the_evaluation(run, tmp_path):
+  results = {'agents': {'rl': {'success': 0.75, 'episodes': 40}}}
+  (run / 'results.json').write_text(json.dumps(results))
+  out = game.save_game(run, tmp_path / 'out', starts=2)
+  assert '| rl | 40 | 75.0% |' in (out / 'README.md').read_text()
+  with pytest.raises(FileExistsError, match='exists; pass overwrite=True'):
+    game.save_game(run, out, starts=2)
+
+
+def test_what_is_too_large_is_not_written(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(game, 'MOST_BYTES', 1000)
+  with pytest.raises(ValueError, match=r'must be at most 1,000; take fewer'):
+    game.save_game(run, tmp_path / 'out', starts=2)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_a_package_that_lacks_a_file_is_named(package, tmp_path):
+  broken = shutil.copytree(package, tmp_path / 'broken')
+  (broken / 'starts.npz').unlink()
+  with pytest.raises(FileNotFoundError, match=r'starts\.npz: no such file'):
+    game.load_game(broken)
+
+
+@pytest.mark.parametrize(
+  'args, message',
+  [
+    (['play'], 'name a run, or a world with --pretrained, and not both'),
+    (['play', 'x', '--pretrained', 'doorkey'], 'and not both'),
+    (['play', '--pretrained', 'pong'], "--pretrained = 'pong': must be doork"),
+    (['play', 'nowhere'], 'no such file; name a directory that'),
+    (['play', 'x', '--host', '0.0.0.0'], 'others can reach this address'),
+    (['export', 'x', '--out', 'y', '--starts', '3'], 'belongs to --play'),
+  ],
+)
+def test_what_cannot_be_played_is_said(args, message, capsys):
+  pytest.importorskip('fastapi')
+  assert main(args) == 2
+  assert message in capsys.readouterr().err
+
+
+def test_weights_that_do_not_ship_are_said(tmp_path):
+  with pytest.raises(FileNotFoundError, match='no weights of it ship with th'):
+    game.find_pretrained('craftax', tmp_path)
+  (tmp_path / 'craftax').mkdir()
+  (tmp_path / 'craftax' / exported.WEIGHTS).write_bytes(b'')
+  assert game.find_pretrained('craftax', tmp_path) == tmp_path / 'craftax'
