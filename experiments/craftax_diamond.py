@@ -17,8 +17,8 @@ TASKS = (
 )  # fmt: skip
 
 # What leads to a diamond, needs included, by the median step at which held-out
-# recordings of the steadiest player have it. Zombies and skeletons are left out:
-# whoever is told to defeat one has to look for it.
+# recordings of the steadiest player have it. Zombies and skeletons are left
+# out: whoever is told to defeat one has to look for it.
 PROMPT = (
   'collect_sapling', 'place_plant', 'collect_wood', 'place_table',
   'make_wood_pickaxe', 'make_wood_sword', 'collect_stone', 'place_stone',

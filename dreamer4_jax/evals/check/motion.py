@@ -123,29 +123,35 @@ def _places(frames: np.ndarray) -> np.ndarray:
   rng = np.random.default_rng(2)
   size = 2 * side * side * channels
   filters = rng.standard_normal((size, _FILTERS), np.float32) / np.sqrt(size)
-  found = np.zeros((count - 1, 3 * _FILTERS), np.float32)
-  for t in range(count - 1):
-    changed = abs(frames[t + 1] - frames[t]).mean(axis=-1)
-    weight = _box(changed, side)[::_STRIDE, ::_STRIDE]
-    places = np.argsort(weight, axis=None)[::-1][:_PLACES]
-    weight = weight.ravel()[places]
-    if weight[0] <= 1e-6:
-      continue
-    y, x = np.divmod(places, columns)
-    pair = np.stack([cut[t, y, x], cut[t + 1, y, x]], axis=1)
-    seen = np.maximum((pair.reshape(len(y), -1) - 0.5) @ filters * 4, 0)
-    weight = weight / weight.sum()
-    where = np.stack([np.ones(len(y)), y / rows - 0.5, x / columns - 0.5])
-    found[t] = ((where * weight).astype(np.float32) @ seen).ravel()
-  return found
+  changed = abs(frames[1:] - frames[:-1]).mean(axis=-1)
+  weight = _box(changed, side)[:, ::_STRIDE, ::_STRIDE].reshape(count - 1, -1)
+  places = np.argsort(weight, axis=1)[:, ::-1][:, :_PLACES]
+  weight = np.take_along_axis(weight, places, axis=1)
+  y, x = np.divmod(places, columns)
+  t = np.arange(count - 1)[:, None]
+  pair = np.stack([cut[t, y, x], cut[t + 1, y, x]], axis=2)
+  # One product for the whole clip: thousands of small ones keep BLAS's threads
+  # waiting for each other.
+  seen = (pair.reshape(-1, size) - 0.5) @ filters
+  seen = np.maximum(4 * seen, 0).reshape(*places.shape, _FILTERS)
+  still = weight[:, :1] <= 1e-6
+  weight = np.where(
+    still, 0, weight / np.where(still, 1, weight.sum(1)[:, None])
+  )
+  where = np.stack(
+    [np.ones(y.shape), y / rows - 0.5, x / columns - 0.5], axis=1
+  )
+  where = (where * weight[:, None]).astype(np.float32)
+  return np.einsum('twp,tpf->twf', where, seen).reshape(count - 1, -1)
 
 
 def _box(x: np.ndarray, side: int) -> np.ndarray:
-  """Sums of `side` x `side` windows of `[h, w]`."""
-  total = np.pad(x, ((1, 0), (1, 0))).cumsum(0, np.float64).cumsum(1)
+  """Sums of `side` x `side` windows of `[T, h, w]`."""
+  total = np.pad(x, ((0, 0), (1, 0), (1, 0)))
+  total = total.cumsum(1, np.float64).cumsum(2)
   return (
-    total[side:, side:]
-    - total[:-side, side:]
-    - total[side:, :-side]
-    + total[:-side, :-side]
+    total[:, side:, side:]
+    - total[:, :-side, side:]
+    - total[:, side:, :-side]
+    + total[:, :-side, :-side]
   )
