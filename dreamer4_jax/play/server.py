@@ -323,6 +323,7 @@ def serve(
   tell('Compiling; it takes a minute the first time.')
   web = make_uvicorn(Server(game, serving))
   socket = web.config.bind_socket()
+  socket.listen()  # Whoever is told comes in, if after a moment.
   port = socket.getsockname()[1]
   token = urllib.parse.quote(serving.token, safe='')
   query = f'/?token={token}' if token else '/'
