@@ -170,6 +170,7 @@ class Stranger:
   def __init__(self, port: int, seed: int):
     self._port, self._rng = port, random.Random(seed)
     self._session: str | None = None
+    self._last: int | None = None
     self.frames, self.reconnects, self.errors = 0, 0, 0
     self.seconds: list[float] = []
     self._connect()
@@ -227,10 +228,11 @@ class Stranger:
       self._say('ping', t=0)
     elif act == 'start':
       self._say('start', index=self._rng.randrange(self._world['starts']))
-    elif act == 'rewind':
+      self._last = None
+    elif act == 'rewind' and self._last is not None:
       self._say('rewind', frame=self._last)
       self._say('set', paused=False)
-    else:
+    elif act == 'cut':
       self._socket.close()
 
 

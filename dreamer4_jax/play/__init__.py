@@ -1,6 +1,7 @@
 """A trained run to act in, or to act with: dreams, and the agent.
 
-`Dream` is pure. `DreamEnv` and `DreamVectorEnv` are Gymnasium environments
+`Dream` is pure. `Game` is what `dreamer4 play` serves, and `save_game` writes
+one to give away. `DreamEnv` and `DreamVectorEnv` are Gymnasium environments
 around it, and need the extra gymnasium.
 """
 
@@ -8,6 +9,7 @@ from etils import epy as _epy
 
 from dreamer4_jax.play.agent import Agent
 from dreamer4_jax.play.dream import Dream, DreamState, DreamStep
+from dreamer4_jax.play.game import Game, load_game, save_game
 from dreamer4_jax.play.loading import (
   LoadedDream,
   Starts,
@@ -25,8 +27,11 @@ __all__ = [
   'DreamState',
   'DreamStep',
   'DreamVectorEnv',
+  'Game',
   'LoadedDream',
   'Starts',
   'load_dream',
+  'load_game',
   'read_contexts',
+  'save_game',
 ]

@@ -253,6 +253,8 @@ class Conversation:
     calls[kind](**message)
 
   def _record(self, on: bool) -> None:
+    if on and self._saving:
+      raise Refusal('record: the last one is still being written')
     film = self._session.record(on)
     if film is None:
       return

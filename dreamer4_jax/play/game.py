@@ -61,7 +61,7 @@ class Game:
   labels: Mapping[str, list[str]]
   rate: float
 
-  def rules(self, budget: int = 256 << 20, real: bool = False) -> Rules:
+  def rules(self, budget: int = 32 << 20, real: bool = False) -> Rules:
     """Returns what sessions may choose from; see `Rules`."""
     dream, params, contexts = self.loaded
     c = dream.world.config

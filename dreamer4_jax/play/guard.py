@@ -69,7 +69,10 @@ class Guard:
     host, origin = headers.get('host', ''), headers.get('origin')
     if len(headers.getlist('host')) != 1:
       return 'Host: one is needed'
-    name = urllib.parse.urlsplit(f'//{host}').hostname or ''
+    try:
+      name = urllib.parse.urlsplit(f'//{host}').hostname or ''
+    except ValueError:
+      return f'Host: {host[:80]!r} is no name'
     if not self._token and not is_loopback(name):
       return f'Host: {name[:80]!r} is not this machine'
     if origin is None and scope['type'] == 'websocket':

@@ -92,7 +92,7 @@ class Lobby:
       if len(self._places) >= self._count:
         self._make_room()
       id = secrets.token_urlsafe(16)
-      session = Session(id, self._rules, secrets.randbits(32), now)
+      session = Session(id, self._rules, secrets.randbits(32))
       place = self._places[id] = _Place(session, now)
     place.heard, place.away, place.evict = now, None, evict
     place.session.listener = listener

@@ -40,7 +40,7 @@ class Rules:
   policy: bool = True
   rate: float = 10.0
   starts: tuple[int, ...] = (0,)
-  budget: int = 64 << 20
+  budget: int = 32 << 20
   real: bool = False
 
   @property

@@ -14,6 +14,7 @@ import os
 import pathlib
 import threading
 from typing import Any
+import urllib.parse
 
 from dreamer4_jax.config import require
 from dreamer4_jax.play import pictures
@@ -322,8 +323,10 @@ def serve(
   tell('Compiling; it takes a minute the first time.')
   web = make_uvicorn(Server(game, serving))
   socket = web.config.bind_socket()
+  socket.listen()  # Whoever is told comes in, if after a moment.
   port = socket.getsockname()[1]
-  query = f'/?token={serving.token}' if serving.token else '/'
+  token = urllib.parse.quote(serving.token, safe='')
+  query = f'/?token={token}' if token else '/'
   host = f'[{serving.host}]' if ':' in serving.host else serving.host
   tell(f'Play at http://{host}:{port}{query} (Ctrl+C ends it)')
   web.run([socket])

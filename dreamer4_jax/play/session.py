@@ -23,6 +23,8 @@ BRANCHES = 4
 MOST_FILM = 6000
 """Frames of a recording."""
 _FASTEST = 1 / 30
+_BEGIN = 0.2
+"""Seconds between two dreams that a player begins: it costs others."""
 _REPEAT = 0.25
 """Seconds until a key that stays pressed acts again, where the dream waits."""
 
@@ -82,7 +84,7 @@ Listener = Callable[[str, Any], None]
 class Session:
   """A dream that is played; frames are numbered from 0, where it begins."""
 
-  def __init__(self, id: str, rules: Rules, seed: int, now: float = 0.0):
+  def __init__(self, id: str, rules: Rules, seed: int):
     """Begins with the first start.
 
     Args:
@@ -90,7 +92,6 @@ class Session:
       rules: what can be chosen.
       seed: of all randomness; with it, a start and the actions, the same frames
         come again.
-      now: seconds.
     """
     self.id, self.rules, self.seed = id, rules, seed
     self.hands = Hands(rules.panels)
@@ -98,10 +99,9 @@ class Session:
       'human', rules.steps[0], rules.level, 0, rules.rate
     )
     self.listener: Listener | None = None
-    self.touched = now
     self.seq = self.dropped = 0
     self._film: list[tuple[int, Shown]] | None = None
-    self._version = 0
+    self._version, self._begun = 0, -math.inf
     self.start(0)
 
   def start(self, index: int) -> None:
@@ -276,7 +276,7 @@ class Session:
   def due(self, now: float) -> float:
     """Returns when its next frame is to be computed; infinity for never."""
     if self.position < 0:
-      return now
+      return max(now, self._begun + _BEGIN)
     s = self.settings
     if s.paused and not self._singles:
       return math.inf
@@ -306,6 +306,7 @@ class Session:
     """
     common = self.start_index, self.seed, self.seq
     if self.position < 0:
+      self._begun = now
       return Work(self, self._version, 'begin', 0, None, None, *common)
     number = self._at + 1
     if self._at < self.position:
@@ -346,7 +347,7 @@ class Session:
     if work.kind == 'step':
       self._singles = max(0, self._singles - 1)
       self._pace()
-    if self._film is not None:
+    if self._film is not None and len(self._film) < MOST_FILM:
       self._film.append((self.position, result.shown))
     self._show(self.position, result.seconds, work.seq)
     if work.kind == 'begin':
@@ -374,11 +375,6 @@ class Session:
   def recording(self) -> int | None:
     """Frames recorded so far, None if it is not recording."""
     return None if self._film is None else len(self._film)
-
-  @property
-  def full(self) -> bool:
-    """Whether a recording is as long as it may be."""
-    return self._film is not None and len(self._film) >= MOST_FILM
 
   @property
   def timeline(self) -> Timeline:

@@ -93,7 +93,7 @@ class Table:
   def sit(self, seed=7):
     """A new session, which has begun."""
     name = f's{len(self.shown)}'
-    session = Session(name, self.rules, seed, self.now)
+    session = Session(name, self.rules, seed)
     self.shown[name] = []
     session.listener = lambda kind, what: self.shown[name].append((kind, what))
     self.sessions.append(session)

@@ -22,7 +22,7 @@ def frame_of(picture):
 def begin(table):
   session = table.sit()
   session.start(-1)
-  table.tick()
+  table.tick(0.3)
   return session
 
 

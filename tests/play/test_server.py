@@ -370,6 +370,7 @@ def test_connections_that_ask_for_nothing_are_closed(core, monkeypatch):
     ({'Host': 'evil.example'}, "Host: 'evil.example' is not this machine"),
     ({'Host': '127.0.0.1.evil.example:80'}, 'is not this machine'),
     ({'Host': ''}, 'is not this machine'),
+    ({'Host': '['}, "Host: '[' is no name"),
     ({'Origin': 'http://evil.example'}, 'is not this server'),
     ({'Origin': 'null'}, 'is not this server'),
   ],

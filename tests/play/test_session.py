@@ -53,8 +53,12 @@ def test_who_goes_back_and_does_the_same_sees_the_same():
   session.branch(0)
   assert session.timeline[session.position] is whole[14]
   session.reset()
-  table.tick()
+  session.reset()
+  table.tick(0.3)
   assert session.timeline[0].picture == whole[0].picture
+  session.reset()
+  assert table.tick(0.1) == pytest.approx(0.1)  # It costs others.
+  table.tick(0.2)
   assert table.act(session, *taps[0]) == whole[1].picture
 
 
@@ -133,7 +137,7 @@ def test_nobody_depends_on_neighbours():
   table.sessions.remove(another)
   for again in (lambda: same.rewind(1), same.reset):
     again()
-    table.tick()
+    table.tick(0.3)
     same.choose(paused=False)
     for tap in ('move:0', 'move:2', 'move:1')[same.position :]:
       table.act(same, tap)
@@ -243,7 +247,7 @@ def test_what_was_computed_for_another_place_is_void():
   ((_, result),) = table.engine.compute([work._replace(ask=work.ask)])
   session.done(work, result, table.now)
   assert session.position == -1
-  table.tick()
+  table.tick(0.3)
   assert session.position == 0 and session.start_index == 2
 
 

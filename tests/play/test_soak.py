@@ -69,16 +69,16 @@ def test_hours_of_play_leave_memory_and_time_as_they_were():
         lobby.enter(session.id, hear, evict, now[0])
 
   memory, seconds = [], []
-  for number in range(1200):
+  for number in range(800):
     turn(number % 2)
     now[0] += 0.1
     before = time.perf_counter()
     engine.tick()
     seconds.append(time.perf_counter() - before)
-    if number % 120 == 119:
+    if number % 80 == 79:
       memory.append(resident())
-  assert frames[0] > 600 and news[0] > frames[0]
+  assert frames[0] > 400 and news[0] > frames[0]
   assert max(memory[5:]) <= 1.02 * memory[4]
   assert all(s.timeline.bytes < 4 << 20 for s in lobby.sessions)
-  early, late = map(statistics.median, (seconds[200:400], seconds[-200:]))
+  early, late = map(statistics.median, (seconds[150:300], seconds[-150:]))
   assert late < 3 * early  # Flat, on a machine that others use as well.

@@ -59,6 +59,9 @@ export class Link {
       this.send({type: 'hello'});
       return;
     }
+    if (news.type === 'error' && !this.session) {
+      this.on.status(news.reason, false, false);  // No place: asks again.
+    }
     if (this.on[news.type]) this.on[news.type](news);
   }
 

@@ -233,7 +233,11 @@ function noiseText() {
   find('noise-now').textContent = `${Math.round(100 * share)} %`;
 }
 
-const set = (chosen) => link.send({type: 'set', ...chosen});
+// At once here as well, or a second press would begin from what was before.
+const set = (chosen) => {
+  Object.assign(state, chosen);
+  link.send({type: 'set', ...chosen});
+};
 find('mode').addEventListener('change', (event) => {
   set({mode: event.target.value, paused: false});
   toGame();

@@ -26,6 +26,11 @@ export class View {
   }
 
   size(width, height) {
+    // Setting it clears the picture, and a player may only have come back.
+    if (this.canvas.width === width && this.canvas.height === height) {
+      this.fit();
+      return;
+    }
     Object.assign(this.canvas, {width, height});
     Object.assign(this.real, {width, height});
     this.fit();
