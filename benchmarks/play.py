@@ -37,7 +37,7 @@ from websockets.sync.client import connect
 
 from benchmarks import harness
 from dreamer4_jax.config import require
-from dreamer4_jax.play.protocol import unpack_frame
+from dreamer4_jax.play.serve.protocol import unpack_frame
 
 _READY = 600.0
 

@@ -75,7 +75,7 @@ _INTERFACES = (
   'nn/test_gpu_attention.py',
   'play/test_env.py',
   'play/test_loading.py',
-  'play/test_server.py',
+  'serve/test_server.py',
   'test_devices.py',
   'test_exported.py',
   'test_sharding.py',

@@ -39,9 +39,9 @@ def test_it_holds_every_module_and_no_package_called_experiments(wheel):
   assert {top for top in tops if '.dist-info' not in top} == set(PACKAGED[:2])
   for package in PACKAGED[:2]:
     assert f'{package}/py.typed' in names
-  page = ROOT / 'dreamer4_jax/play/page'
-  assert {f'dreamer4_jax/play/page/{p.name}' for p in page.iterdir()} <= names
-  assert f'{page.relative_to(ROOT)}/index.html' in names
+  page = ROOT / 'dreamer4_jax/play/serve/page'
+  shown = {str(p.relative_to(ROOT)) for p in page.iterdir()}
+  assert shown <= names and 'dreamer4_jax/play/serve/page/index.html' in shown
   for path in (ROOT / 'experiments').glob('*.py'):
     assert f'dreamer4_jax/experiments/{path.name}' in names
 

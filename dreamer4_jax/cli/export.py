@@ -66,7 +66,7 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _export_play(args: argparse.Namespace) -> int:
-  from dreamer4_jax.play import game
+  from dreamer4_jax.play.serve import game
 
   given = {} if args.starts is None else {'starts': args.starts}
   out = game.save_game(

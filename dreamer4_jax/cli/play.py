@@ -85,7 +85,7 @@ def _play(args: argparse.Namespace) -> int:
       'play: name a run, or a world with --pretrained, and not both'
     )
   startup.prepare()
-  from dreamer4_jax.play import game, server  # Slow, and not for --help.
+  from dreamer4_jax.play.serve import game, server  # Slow, and not for --help.
 
   serving = server.Serving(
     host=args.host,

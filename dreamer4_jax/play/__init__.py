@@ -1,15 +1,14 @@
 """A trained run to act in, or to act with: dreams, and the agent.
 
-`Dream` is pure. `Game` is what `dreamer4 play` serves, and `save_game` writes
-one to give away. `DreamEnv` and `DreamVectorEnv` are Gymnasium environments
-around it, and need the extra gymnasium.
+`Dream` is pure; `serve` has the page on which people play in one. `DreamEnv`
+and `DreamVectorEnv` are Gymnasium environments around it, and need the extra
+gymnasium.
 """
 
 from etils import epy as _epy
 
 from dreamer4_jax.play.agent import Agent
 from dreamer4_jax.play.dream import Dream, DreamState, DreamStep
-from dreamer4_jax.play.game import Game, load_game, save_game
 from dreamer4_jax.play.loading import (
   LoadedDream,
   Starts,
@@ -17,7 +16,10 @@ from dreamer4_jax.play.loading import (
   read_contexts,
 )
 
-with _epy.lazy_api_imports(globals()):  # They import Gymnasium.
+with _epy.lazy_api_imports(globals()):
+  from dreamer4_jax.play import serve
+
+  # They import Gymnasium.
   from dreamer4_jax.play.env import DreamEnv, DreamVectorEnv
 
 __all__ = [
@@ -27,11 +29,9 @@ __all__ = [
   'DreamState',
   'DreamStep',
   'DreamVectorEnv',
-  'Game',
   'LoadedDream',
   'Starts',
   'load_dream',
-  'load_game',
   'read_contexts',
-  'save_game',
+  'serve',
 ]

@@ -7,8 +7,8 @@ import dataclasses
 from typing import Any, Literal, get_args
 
 from dreamer4_jax.config import require
-from dreamer4_jax.play.controls import Panel
-from dreamer4_jax.play.timeline import World
+from dreamer4_jax.play.serve.controls import Panel
+from dreamer4_jax.play.serve.timeline import World
 
 Mode = Literal['human', 'policy', 'mixed']
 MODES: tuple[str, ...] = get_args(Mode)

@@ -13,9 +13,9 @@ import math
 from typing import Any, Literal, NamedTuple
 
 from dreamer4_jax.config import require
-from dreamer4_jax.play.controls import Hands, Panel
-from dreamer4_jax.play.rules import RATES, Rules, Settings
-from dreamer4_jax.play.timeline import Ask, Shown, Timeline
+from dreamer4_jax.play.serve.controls import Hands, Panel
+from dreamer4_jax.play.serve.rules import RATES, Rules, Settings
+from dreamer4_jax.play.serve.timeline import Ask, Shown, Timeline
 from dreamer4_jax.types import PyTree
 
 BRANCHES = 4

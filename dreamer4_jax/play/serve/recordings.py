@@ -9,8 +9,8 @@ import secrets
 import numpy as np
 
 from dreamer4_jax.config import require
-from dreamer4_jax.play import pictures
-from dreamer4_jax.play.session import Film
+from dreamer4_jax.play.serve import pictures
+from dreamer4_jax.play.serve.session import Film
 
 MOST = 200
 """Recordings that a server makes."""

@@ -17,12 +17,12 @@ import av
 import numpy as np
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from dreamer4_jax.play.game import Game
-from dreamer4_jax.play.lobby import Lobby, Refusal
-from dreamer4_jax.play.protocol import parse
-from dreamer4_jax.play.server import Server, Serving
-from tests.play.games import tiny_game
-from tests.play.serving import QUICK, Player, serving, until
+from dreamer4_jax.play.serve.game import Game
+from dreamer4_jax.play.serve.lobby import Lobby, Refusal
+from dreamer4_jax.play.serve.protocol import parse
+from dreamer4_jax.play.serve.server import Server, Serving
+from tests.serve.games import tiny_game
+from tests.serve.serving import QUICK, Player, serving, until
 
 COMPILE_REST = Server._compile_rest
 
@@ -357,7 +357,7 @@ def test_half_open_sockets_time_out(core, player, hurried):
 
 
 def test_connections_that_ask_for_nothing_are_closed(core, monkeypatch):
-  monkeypatch.setattr('dreamer4_jax.play.server._REQUEST', 0.3)
+  monkeypatch.setattr('dreamer4_jax.play.serve.server._REQUEST', 0.3)
   with socket.create_connection(('127.0.0.1', core.port)) as raw:
     raw.sendall(b'GET / HT')
     raw.settimeout(10)

@@ -8,11 +8,11 @@ import numpy as np
 
 from dreamer4_jax.envs import EnvSpec
 from dreamer4_jax.play import LoadedDream
-from dreamer4_jax.play.engine import Engine
-from dreamer4_jax.play.game import Game
-from dreamer4_jax.play.programs import Programs
-from dreamer4_jax.play.reality import Reality
-from dreamer4_jax.play.session import Session
+from dreamer4_jax.play.serve.engine import Engine
+from dreamer4_jax.play.serve.game import Game
+from dreamer4_jax.play.serve.programs import Programs
+from dreamer4_jax.play.serve.reality import Reality
+from dreamer4_jax.play.serve.session import Session
 from dreamer4_jax.types import EnvStep
 from tests.models.tiny_world import ACTIONS, world_and_params
 from tests.play.runs import tiny_contexts, tiny_dream

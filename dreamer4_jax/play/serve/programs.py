@@ -20,7 +20,7 @@ import numpy as np
 from dreamer4_jax.models import Params, no_action
 from dreamer4_jax.objectives import TwoHot
 from dreamer4_jax.play.dream import Dream, DreamState
-from dreamer4_jax.play.timeline import Ask
+from dreamer4_jax.play.serve.timeline import Ask
 from dreamer4_jax.rollout import compiler_options, sample_policy
 from dreamer4_jax.types import Actions, Array, Batch, PyTree
 

@@ -23,12 +23,12 @@ from dreamer4_jax.config import Config, require, saved
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.envs import make_env
 from dreamer4_jax.models import World, no_action
-from dreamer4_jax.play.card import write_card
-from dreamer4_jax.play.controls import make_panels
 from dreamer4_jax.play.dream import Dream
 from dreamer4_jax.play.loading import LoadedDream, Starts, load_dream
-from dreamer4_jax.play.reality import Reality
-from dreamer4_jax.play.rules import Rules
+from dreamer4_jax.play.serve.card import write_card
+from dreamer4_jax.play.serve.controls import make_panels
+from dreamer4_jax.play.serve.reality import Reality
+from dreamer4_jax.play.serve.rules import Rules
 from dreamer4_jax.types import Batch
 
 MOST_BYTES = 8_000_000

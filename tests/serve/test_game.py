@@ -9,7 +9,7 @@ import pytest
 
 from dreamer4_jax.checkpoint import exported
 from dreamer4_jax.cli.main import main
-from dreamer4_jax.play import game
+from dreamer4_jax.play.serve import game
 from tests.play.runs import write_run
 
 

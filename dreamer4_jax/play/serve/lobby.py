@@ -10,8 +10,8 @@ from collections.abc import Callable
 import dataclasses
 import secrets
 
-from dreamer4_jax.play.rules import Rules
-from dreamer4_jax.play.session import Listener, Session
+from dreamer4_jax.play.serve.rules import Rules
+from dreamer4_jax.play.serve.session import Listener, Session
 
 
 class Refusal(ValueError):

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax.play import pictures
-from dreamer4_jax.play.reality import Reality, psnr
+from dreamer4_jax.play.serve import pictures
+from dreamer4_jax.play.serve.reality import Reality, psnr
 from dreamer4_jax.types import Batch
 from tests.models.tiny_world import world_and_params
-from tests.play.games import Table, TinyGame, programs, tiny_reality
+from tests.serve.games import Table, TinyGame, programs, tiny_reality
 
 
 def frame_of(picture):

@@ -11,9 +11,9 @@ pytest.importorskip('websockets')
 import av
 import numpy as np
 
-from dreamer4_jax.play.server import Server
-from tests.play.browsers import BROWSERS
-from tests.play.serving import serving, until
+from dreamer4_jax.play.serve.server import Server
+from tests.serve.browsers import BROWSERS
+from tests.serve.serving import serving, until
 
 NUMBER = 'window.dream?.view.number ?? -1'
 PIXELS = """Array.from(document.getElementById('dream').getContext('2d')

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from dreamer4_jax.play import pictures
-from dreamer4_jax.play.controls import Hands, make_panels
-from dreamer4_jax.play.recordings import Recordings
-from dreamer4_jax.play.timeline import Shown, Timeline
+from dreamer4_jax.play.serve import pictures
+from dreamer4_jax.play.serve.controls import Hands, make_panels
+from dreamer4_jax.play.serve.recordings import Recordings
+from dreamer4_jax.play.serve.timeline import Shown, Timeline
 from tests.models.tiny_world import ACTIONS
-from tests.play.games import (
+from tests.serve.games import (
   LABELS,
   Table,
   leaves_equal,

@@ -12,11 +12,11 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from dreamer4_jax.play.engine import Engine
-from dreamer4_jax.play.lobby import Lobby, Refusal
-from dreamer4_jax.play.protocol import pack_frame, parse
-from dreamer4_jax.play.recordings import Recordings
-from dreamer4_jax.play.session import Seen, Session
+from dreamer4_jax.play.serve.engine import Engine
+from dreamer4_jax.play.serve.lobby import Lobby, Refusal
+from dreamer4_jax.play.serve.protocol import pack_frame, parse
+from dreamer4_jax.play.serve.recordings import Recordings
+from dreamer4_jax.play.serve.session import Seen, Session
 
 _LOG = logging.getLogger(__name__)
 _MOST_NEWS = 512

@@ -14,11 +14,11 @@ import math
 import threading
 import time
 
-from dreamer4_jax.play import pictures
-from dreamer4_jax.play.programs import Frames, Programs
-from dreamer4_jax.play.reality import Real, Reality, Twin, psnr
-from dreamer4_jax.play.session import Result, Session, Work
-from dreamer4_jax.play.timeline import Ask, Shown
+from dreamer4_jax.play.serve import pictures
+from dreamer4_jax.play.serve.programs import Frames, Programs
+from dreamer4_jax.play.serve.reality import Real, Reality, Twin, psnr
+from dreamer4_jax.play.serve.session import Result, Session, Work
+from dreamer4_jax.play.serve.timeline import Ask, Shown
 from dreamer4_jax.types import PyTree
 
 _LOG = logging.getLogger(__name__)

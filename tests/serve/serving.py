@@ -8,10 +8,10 @@ import time
 
 from websockets.sync.client import connect
 
-from dreamer4_jax.play.conversation import Limits
-from dreamer4_jax.play.protocol import unpack_frame
-from dreamer4_jax.play.server import Server, Serving, make_uvicorn
-from tests.play.games import tiny_game
+from dreamer4_jax.play.serve.conversation import Limits
+from dreamer4_jax.play.serve.protocol import unpack_frame
+from dreamer4_jax.play.serve.server import Server, Serving, make_uvicorn
+from tests.serve.games import tiny_game
 
 
 @contextlib.contextmanager

@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from dreamer4_jax.play.engine import Engine
-from dreamer4_jax.play.lobby import Lobby
-from tests.play.games import programs, tiny_game
+from dreamer4_jax.play.serve.engine import Engine
+from dreamer4_jax.play.serve.lobby import Lobby
+from tests.serve.games import programs, tiny_game
 
 STATM = pathlib.Path('/proc/self/statm')
 

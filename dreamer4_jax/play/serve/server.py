@@ -17,13 +17,13 @@ from typing import Any
 import urllib.parse
 
 from dreamer4_jax.config import require
-from dreamer4_jax.play import pictures
-from dreamer4_jax.play.engine import Engine
-from dreamer4_jax.play.game import Game
-from dreamer4_jax.play.lobby import Lobby
-from dreamer4_jax.play.programs import Programs
-from dreamer4_jax.play.recordings import Recordings
-from dreamer4_jax.play.rules import RATES
+from dreamer4_jax.play.serve import pictures
+from dreamer4_jax.play.serve.engine import Engine
+from dreamer4_jax.play.serve.game import Game
+from dreamer4_jax.play.serve.lobby import Lobby
+from dreamer4_jax.play.serve.programs import Programs
+from dreamer4_jax.play.serve.recordings import Recordings
+from dreamer4_jax.play.serve.rules import RATES
 
 try:
   from fastapi import FastAPI
@@ -39,8 +39,8 @@ except ModuleNotFoundError as error:
     "install 'dreamer4_jax[play]'`; dreamer4_jax.play.Dream does without"
   ) from error
 
-from dreamer4_jax.play.conversation import Conversation, Limits
-from dreamer4_jax.play.guard import COOKIE, Guard, is_loopback
+from dreamer4_jax.play.serve.conversation import Conversation, Limits
+from dreamer4_jax.play.serve.guard import COOKIE, Guard, is_loopback
 
 _PAGE = pathlib.Path(__file__).parent / 'page'
 _TYPES = {'.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css',
