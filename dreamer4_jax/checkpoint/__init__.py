@@ -15,6 +15,7 @@ from dreamer4_jax.checkpoint.loading import (
   load_arrays,
   load_params,
   load_state_dict,
+  trained_by,
 )
 from dreamer4_jax.checkpoint.manager import Checkpoints, Restored
 from dreamer4_jax.checkpoint.version import code_version
@@ -31,4 +32,5 @@ __all__ = [
   'load_arrays',
   'load_params',
   'load_state_dict',
+  'trained_by',
 ]

@@ -137,6 +137,25 @@ def latest_step(run_dir: str | pathlib.Path, phase: str) -> int:
     return manager.latest_step() or 0
 
 
+def trained_by(run_dir: str | pathlib.Path, phase: str) -> dict[str, str]:
+  """Returns the version of the code that wrote a phase's latest checkpoint.
+
+  Args:
+    run_dir: run directory.
+    phase: name of the phase.
+
+  Returns:
+    As `code_version`; empty if the checkpoint does not say, or there is none.
+  """
+  directory = pathlib.Path(run_dir).absolute() / phase / items.SUBDIR
+  step = latest_step(run_dir, phase)
+  if not step:
+    return {}
+  with items.open_for_reading(directory) as manager:
+    info = items.read_info(manager, directory / str(step))
+  return dict(info.get('code', {}))
+
+
 def check_run(run_dir: str | pathlib.Path, config: Config) -> None:
   """Checks a config against all checkpoints under a run directory.
 

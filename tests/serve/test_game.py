@@ -113,3 +113,24 @@ def test_weights_that_do_not_ship_are_said(tmp_path):
   (tmp_path / 'craftax').mkdir()
   (tmp_path / 'craftax' / exported.WEIGHTS).write_bytes(b'')
   assert game.find_pretrained('craftax', tmp_path) == tmp_path / 'craftax'
+
+
+def test_the_world_that_ships_turns_around_in_four_turns():
+  shipped = game.find_pretrained('doorkey')
+  files = [*shipped.iterdir()]
+  assert sum(f.stat().st_size for f in files) <= game.MOST_BYTES
+  assert '- **Trained by**: version' in (shipped / 'README.md').read_text()
+  own = game.load_game(shipped)
+  dream, params, contexts = own.loaded
+  left = own.labels['action'].index('left')
+  count = len(contexts.task)
+  state, shown = jax.jit(dream.reset)(params, contexts, jax.random.key(0))
+  step, frames = jax.jit(dream.step), [np.asarray(shown.frame)]
+  for t in range(4):
+    action = {'action': np.full(count, left)}
+    state, shown = step(params, state, action, jax.random.key(t))
+    frames.append(np.asarray(shown.frame))
+  far = [np.abs(f.astype(int) - frames[0]).max(axis=(1, 2, 3)) for f in frames]
+  # In the dream the player faces another way, and then the first one again.
+  assert count >= 20 and (np.array(far[1:4]) > 150).all()
+  assert np.mean(far[4] < 80) >= 0.9

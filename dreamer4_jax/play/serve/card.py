@@ -6,7 +6,7 @@ import json
 import pathlib
 from typing import Any
 
-from dreamer4_jax.checkpoint import code_version
+from dreamer4_jax.checkpoint import latest_step, trained_by
 from dreamer4_jax.config import PHASES, Config
 from dreamer4_jax.data import EpisodeSource
 
@@ -29,8 +29,9 @@ def write_card(
     title: of the world.
     size: bytes of weights and clips.
   """
-  version = code_version()
-  code = ', '.join(f'{k} {v}' for k, v in version.items())
+  done = [p for p in PHASES if latest_step(run_dir, p)]
+  version = trained_by(run_dir, done[-1])
+  code = ', '.join(f'{k} {v}' for k, v in version.items()) or 'not known'
   steps = ', '.join(f'{p} {getattr(config.phases, p).steps:,}' for p in PHASES)
   lines = [
     f'# {title}',
@@ -40,10 +41,10 @@ def write_card(
     f'- **Weights**: float16, {size:,} bytes with the clips that dreams begin '
     'with, which are of the held-out split.',
     f'- **Steps of training**: {steps}.',
-    f'- **Code**: {code}.',
+    f'- **Trained by**: {code}; seed {config.seed}.',
     f'- **Data**: {_data(config)}',
-    '- **Made by**: `dreamer4 export RUN --play --out DIR`; `config.json` is '
-    'the configuration of the run.',
+    f'- **Made by**: `dreamer4 export {run_dir} --play --out DIR`; '
+    '`config.json` is the configuration of the run.',
     '',
     '## Figures',
     '',
@@ -68,8 +69,14 @@ def _figures(run_dir: pathlib.Path) -> list[str]:
   path = run_dir / 'results.json'
   if not path.exists():
     return ['The run has not been evaluated.']
-  agents: dict[str, Any] = json.loads(path.read_text()).get('agents', {})
-  rows = ['| agent | episodes | success |', '|---|---|---|']
+  results: dict[str, Any] = json.loads(path.read_text())
+  agents = results.get('agents', {})
+  dreams = [f'{k} {v:.3g}' for k, v in results.get('dynamics', {}).items()
+            if k.startswith(('psnr_', 'exact_')) and k.count('_') == 1
+            and v is not None]  # fmt: skip
+  said = f'Dreams of held-out clips, by frames ahead: {", ".join(dreams)}.'
+  rows = [said, ''] if dreams else []
+  rows += ['| agent | episodes | success |', '|---|---|---|']
   for name, own in agents.items():
     success = own.get('success')
     said = 'not known' if success is None else f'{success:.1%}'
