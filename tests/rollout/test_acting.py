@@ -28,7 +28,7 @@ def one():
   """Returns `act` without context noise, compiled."""
   with pytest.MonkeyPatch.context() as patch:
     for module in (denoise, context):
-      patch.setattr(module, 'context_noise', lambda world, z, noise: z)
+      patch.setattr(module, 'context_noise', lambda world, z, *noise: z)
     yield jax.jit(lambda *args: act(WORLD, PARAMS, *args))
 
 
