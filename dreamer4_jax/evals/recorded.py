@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dreamer4_jax.config import Config
+from dreamer4_jax.config import Config, require
 from dreamer4_jax.data import EpisodeSource
 from dreamer4_jax.data.format import REWARD_ONLY
 from dreamer4_jax.evals.closed_loop import Episodes
@@ -40,6 +40,9 @@ def recorded(
   Returns:
     `recorded_VALUE` for each value of the attribute, the lowest first, or
     `recorded` if the episodes do not have it. Without frames.
+
+  Raises:
+    ValueError: the last task of the prompt is not among `tasks`.
   """
   source = EpisodeSource(
     config.data.path, split or config.data.eval_split, cache_bytes=0
@@ -59,6 +62,12 @@ def recorded(
   if tuple(names) != REWARD_ONLY:
     stages = config.stages()
     goal = config.tasks[stages[-1][0]]
+    require(
+      goal in names,
+      'tasks',
+      names,
+      f'must have {goal}, which the prompt ends in',
+    )
     times = sum(n for task, n in stages if config.tasks[task] == goal)
     success = count[:, names.index(goal)] >= times
   returns = index.returns

@@ -70,5 +70,5 @@ def test_success_is_what_the_prompt_asks_for_last(tmp_path):
 def test_rewards_alone_have_no_success(tmp_path):
   config = write(tmp_path / 'd', [{}], [])
   assert recorded(config, ('reward',))['recorded'].success is None
-  with pytest.raises(ValueError, match='is not in list'):
+  with pytest.raises(ValueError, match='must have wood, which the prompt'):
     recorded(config, ('stone',))
