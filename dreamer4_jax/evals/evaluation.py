@@ -27,6 +27,7 @@ from dreamer4_jax.data.held_out import (
 from dreamer4_jax.envs import Environment
 from dreamer4_jax.envs.checks import needed_environment
 from dreamer4_jax.evals import (
+  drawing,
   files,
   policies,
   provenance,
@@ -187,22 +188,22 @@ def _draw(
   rl = found.episodes['rl']
   frames = np.asarray(rl.frames[:VIDEOS])
   drawings: dict[str, Callable[[pathlib.Path], None]] = {
-    'training.png': lambda path: report.plot_training(run_dir, PHASES),
-    'success.png': lambda path: report.plot_success(run_dir, results),
+    'training.png': lambda path: drawing.plot_training(run_dir, PHASES),
+    'success.png': lambda path: drawing.plot_success(run_dir, results),
     'worst.png': lambda path: files.write_image(
-      path, report.worst_sheet(found.reconstructions)
+      path, drawing.worst_sheet(found.reconstructions)
     ),
     'dreams.png': lambda path: files.write_image(
-      path, report.dream_sheet(found.dreams)
+      path, drawing.dream_sheet(found.dreams)
     ),
     'dreams.mp4': lambda path: files.write_video(
-      path, report.dream_video(found.dreams)
+      path, drawing.dream_video(found.dreams)
     ),
     'agent.mp4': lambda path: files.write_video(
-      path, report.agent_video(frames)
+      path, drawing.agent_video(frames)
     ),
     'extremes.mp4': lambda path: files.write_video(
-      path, report.agent_video(_extremes(rl), columns=3)
+      path, drawing.agent_video(_extremes(rl), columns=3)
     ),
     'phantoms.png': lambda path: _draw_phantoms(path, found.reality or {}),
   }
@@ -319,6 +320,6 @@ def _reality(
 def _draw_phantoms(path: pathlib.Path, reality: Mapping[str, Reality]) -> None:
   """Draws phantoms if there are any; else removes those drawn earlier."""
   if any(len(agent.phantoms.task) for agent in reality.values()):
-    files.write_image(path, report.phantom_sheet(reality))
+    files.write_image(path, drawing.phantom_sheet(reality))
   else:
     path.unlink(missing_ok=True)

@@ -14,7 +14,13 @@ from dreamer4_jax import checkpoint
 from dreamer4_jax.config import PHASES, Config, require, saved
 from dreamer4_jax.data.held_out import DREAMS, check_held_out, held_out_clips
 from dreamer4_jax.envs.checks import needed_environment
-from dreamer4_jax.evals import files, policies, provenance, report, video
+from dreamer4_jax.evals import (
+  drawing,
+  files,
+  policies,
+  provenance,
+  video,
+)
 from dreamer4_jax.models import Params, World
 
 VIDEOS = 8
@@ -92,7 +98,7 @@ def play(
   np.savez_compressed(out / 'episodes.npz', **policies.outcomes(game, played))
   for name, e in played.items() if videos else ():
     with files.optional(out / f'{name}.mp4') as path:
-      files.write_video(path, report.agent_video(np.asarray(e.frames)))
+      files.write_video(path, drawing.agent_video(np.asarray(e.frames)))
   return results
 
 
@@ -161,9 +167,9 @@ def dream(
   out.mkdir(parents=True, exist_ok=True)
   files.write_json(out / 'dream.json', results)
   with files.optional(out / 'dream.png') as path:
-    files.write_image(path, report.dream_sheet(dreams, clips))
+    files.write_image(path, drawing.dream_sheet(dreams, clips))
   with files.optional(out / 'dream.mp4') as path:
-    files.write_video(path, report.dream_video(dreams, clips))
+    files.write_video(path, drawing.dream_video(dreams, clips))
   return results
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.envs import make_env
-from dreamer4_jax.evals import moments, reality, report
+from dreamer4_jax.evals import drawing, moments, reality
 from dreamer4_jax.rollout import Rollout, imagine, prepare_context
 from tests.evals.test_closed_loop import LIMIT, Line
 from tests.models.tiny_world import CONFIG, make_batch, world_and_params
@@ -142,7 +142,7 @@ def test_a_dream_that_promises_everything_is_all_phantom(monkeypatch):
   assert (first[worst.start == 0] == 0).all()
   assert (first[worst.task == 0] == 0).all()
   assert (worst.frames[worst.task == 0][:, :, 0, 0, 0] == 0).all()
-  assert report.phantom_sheet({'a': got, 'b': got}).ndim == 3
+  assert drawing.phantom_sheet({'a': got, 'b': got}).ndim == 3
 
 
 def test_returns_of_all_events_where_none_ends_them(monkeypatch):

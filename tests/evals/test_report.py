@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dreamer4_jax import evals
-from dreamer4_jax.evals import report
+from dreamer4_jax.evals import drawing, report
 
 FRAMES = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1) + np.zeros(
   (3, 4, 5, 3), np.uint8
@@ -22,7 +22,7 @@ def reconstructions():
 
 
 def test_the_worst_frames_above_what_became_of_them():
-  sheet = report.worst_sheet(reconstructions(), columns=2)
+  sheet = drawing.worst_sheet(reconstructions(), columns=2)
   # Two rows of two cards, a border of two pixels and a line between the frames,
   # 96 // 5 times as large.
   assert sheet.shape == (2 * (2 * 4 + 1 + 4) * 19, 2 * (5 + 4) * 19, 3)

@@ -16,7 +16,8 @@ from dreamer4_jax.play.serve.engine import Engine
 from dreamer4_jax.play.serve.lobby import Lobby, Refusal
 from dreamer4_jax.play.serve.protocol import pack_frame, parse
 from dreamer4_jax.play.serve.recordings import Recordings
-from dreamer4_jax.play.serve.session import Seen, Session
+from dreamer4_jax.play.serve.session import Session
+from dreamer4_jax.play.serve.timeline import Seen
 
 _LOG = logging.getLogger(__name__)
 _MOST_NEWS = 512

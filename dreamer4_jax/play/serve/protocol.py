@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dreamer4_jax.play.serve.lobby import Refusal
-from dreamer4_jax.play.serve.session import Seen
+from dreamer4_jax.play.serve.timeline import Seen
 
 MOST_BYTES = 2048
 """Length of a message from a player."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from dreamer4_jax.config import require
 from dreamer4_jax.play.serve import pictures
-from dreamer4_jax.play.serve.session import Film
+from dreamer4_jax.play.serve.timeline import Film
 
 MOST = 200
 """Recordings that a server makes."""

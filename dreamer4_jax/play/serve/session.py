@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from dreamer4_jax.config import require
 from dreamer4_jax.play.serve.controls import Hands, Panel
 from dreamer4_jax.play.serve.rules import RATES, Rules, Settings
-from dreamer4_jax.play.serve.timeline import Ask, Shown, Timeline
+from dreamer4_jax.play.serve.timeline import Ask, Film, Seen, Shown, Timeline
 from dreamer4_jax.types import PyTree
 
 BRANCHES = 4
@@ -49,33 +49,6 @@ class Result(NamedTuple):
   state: PyTree
   shown: Shown
   seconds: float
-
-
-class Film(NamedTuple):
-  """Frames of a recording, with their numbers."""
-
-  frames: list[tuple[int, Shown]]
-  rate: float
-  start: int
-  seed: int
-
-
-class Seen(NamedTuple):
-  """A frame that is shown, for those who show it.
-
-  Attributes:
-    number: of the frame.
-    shown: the frame.
-    seconds: that it took.
-    seq: of the latest key that it knows of.
-    dropped: frames left out so far.
-  """
-
-  number: int
-  shown: Shown
-  seconds: float
-  seq: int
-  dropped: int
 
 
 Listener = Callable[[str, Any], None]

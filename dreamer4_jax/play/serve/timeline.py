@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -71,6 +71,33 @@ class Shown:
   real: bytes = b''
   psnr: float = float('nan')
   over: bool = False
+
+
+class Film(NamedTuple):
+  """Frames of a recording, with their numbers."""
+
+  frames: list[tuple[int, Shown]]
+  rate: float
+  start: int
+  seed: int
+
+
+class Seen(NamedTuple):
+  """A frame that is shown, for those who show it.
+
+  Attributes:
+    number: of the frame.
+    shown: the frame.
+    seconds: that it took.
+    seq: of the latest key that it knows of.
+    dropped: frames left out so far.
+  """
+
+  number: int
+  shown: Shown
+  seconds: float
+  seq: int
+  dropped: int
 
 
 class Timeline:
