@@ -17,7 +17,7 @@ from dreamer4_jax.cli import startup
 from dreamer4_jax.cli.main import main
 from dreamer4_jax.config import PHASES
 from dreamer4_jax.data import EpisodeSource
-from dreamer4_jax.evals import evaluation, files, provenance, report
+from dreamer4_jax.evals import drawing, evaluation, files, provenance
 from dreamer4_jax.models import World
 from dreamer4_jax.training.clips import training_loader
 from tests import wheel
@@ -214,12 +214,16 @@ def test_what_is_for_the_eye_costs_no_results(
   def fail(*unused_args):
     raise OSError('no codec')
 
-  def missing(name):
-    raise provenance.metadata.PackageNotFoundError(name)
+  version = provenance.metadata.version
+
+  def missing(name):  # ale_py asks for its own version when it is imported.
+    if name == 'gymnasium':
+      raise provenance.metadata.PackageNotFoundError(name)
+    return version(name)
 
   monkeypatch.chdir(home)
   monkeypatch.setattr(files, 'write_video', fail)
-  monkeypatch.setattr(report, 'plot_training', fail)
+  monkeypatch.setattr(drawing, 'plot_training', fail)
   monkeypatch.setattr(provenance.metadata, 'version', missing)
   run = home / RUN
   (run / 'results.json').unlink()
