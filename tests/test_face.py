@@ -47,8 +47,10 @@ SIGNATURES = {
   '**settings)',
   'play.load_dream': '(run_dir, *, phase, starts, task, prompt, '
   'context_signal, **settings)',
-  'play.serve.load_game': '(where, *, phase, starts, steps)',
-  'play.serve.save_game': '(run_dir, out, *, phase, starts, overwrite)',
+  'play.serve.load_game': '(where, *, phase, starts, steps, challenges)',
+  'play.serve.save_game': (
+    '(run_dir, out, *, phase, starts, challenges, overwrite)'
+  ),
   'train': '(config, run_dir, phases, *, progress, look)',
   'training.dynamics_loss': '(world, params, batch, key, step)',
   'training.finetune_loss': '(world, params, batch, key, step)',

@@ -42,6 +42,13 @@ def add_command(commands) -> None:
     metavar='N',
     help='with --play, held-out moments to begin from (default: 24)',
   )
+  parser.add_argument(
+    '--challenges',
+    type=pathlib.Path,
+    metavar='FILE',
+    help='with --play, what to try in the world, such as '
+    'experiments/challenges/doorkey.json',
+  )
   parser.set_defaults(run=_export)
 
 
@@ -55,9 +62,9 @@ def _export(args: argparse.Namespace) -> int:
   logs.show(logging.INFO)
   if args.play:
     return _export_play(args)
-  require(
-    args.starts is None, '--starts', args.starts, 'belongs to --play; add it'
-  )
+  for name in ('starts', 'challenges'):
+    given = getattr(args, name)
+    require(given is None, f'--{name}', given, 'belongs to --play; add it')
   phase = args.phase or PHASES[-1]
   params, config = load_params(args.run_dir, phase)
   path = exported.save(args.out, params, config, overwrite=args.overwrite)
@@ -73,6 +80,7 @@ def _export_play(args: argparse.Namespace) -> int:
     args.run_dir,
     args.out,
     phase=args.phase,
+    challenges=args.challenges,
     overwrite=args.overwrite,
     **given,
   )

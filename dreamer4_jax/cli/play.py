@@ -6,7 +6,7 @@ import argparse
 import pathlib
 
 from dreamer4_jax.cli import startup
-from dreamer4_jax.config import PHASES
+from dreamer4_jax.config import PHASES, require
 
 
 def add_command(commands) -> None:
@@ -76,6 +76,24 @@ def add_command(commands) -> None:
     action='store_true',
     help='offer the real game beside the dream, which needs its package',
   )
+  parser.add_argument(
+    '--challenges',
+    type=pathlib.Path,
+    metavar='FILE',
+    help='what to try in the dream of a run; a world that ships has its own',
+  )
+  parser.add_argument(
+    '--tasks',
+    action='store_true',
+    help='serve nothing: play the keys that come with the challenges, and say '
+    'which are done',
+  )
+  parser.add_argument(
+    '--page',
+    type=pathlib.Path,
+    metavar='FILE.md',
+    help='with --tasks, a page to write, with a picture beside it',
+  )
   parser.set_defaults(run=_play)
 
 
@@ -84,8 +102,13 @@ def _play(args: argparse.Namespace) -> int:
     raise ValueError(
       'play: name a run, or a world with --pretrained, and not both'
     )
+  require(
+    args.page is None or args.tasks, '--page', args.page, 'belongs to --tasks'
+  )
   startup.prepare()
-  from dreamer4_jax.play.serve import game, server  # Slow, and not for --help.
+  if args.tasks:
+    return _score(args)
+  from dreamer4_jax.play.serve import server  # Slow, and not for --help.
 
   serving = server.Serving(
     host=args.host,
@@ -95,9 +118,31 @@ def _play(args: argparse.Namespace) -> int:
     recordings=args.recordings,
     real=args.real,
   )
-  where = args.run_dir or game.find_pretrained(args.pretrained)
-  loaded = game.load_game(
-    where, phase=args.phase, starts=args.starts, steps=args.steps
+  server.serve(_load(args), serving)
+  return 0
+
+
+def _load(args: argparse.Namespace):
+  from dreamer4_jax.play.serve import game
+
+  return game.load_game(
+    args.run_dir or game.find_pretrained(args.pretrained),
+    phase=args.phase,
+    starts=args.starts,
+    steps=args.steps,
+    challenges=args.challenges,
   )
-  server.serve(loaded, serving)
+
+
+def _score(args: argparse.Namespace) -> int:
+  from dreamer4_jax.play.serve import scoring
+
+  loaded = _load(args)
+  scores = scoring.Scorer(loaded).score()
+  print('\n'.join(scoring.table(scores)))
+  if args.page:
+    world = args.run_dir or f'--pretrained {args.pretrained}'
+    command = f'dreamer4 play {world} --tasks --page {args.page}'
+    title = f'Tasks in the dream: {loaded.title}'
+    scoring.write_page(args.page, title, command, scores)
   return 0

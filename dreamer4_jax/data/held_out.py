@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from dreamer4_jax.config import Config, require
 from dreamer4_jax.data.epochs import Epochs
 from dreamer4_jax.data.format import Description
 from dreamer4_jax.data.pipeline import make_loader
-from dreamer4_jax.data.planning import Draws
-from dreamer4_jax.data.sources import EpisodeSource
+from dreamer4_jax.data.planning import Draws, Window
+from dreamer4_jax.data.sources import EpisodeSource, Stretch
+from dreamer4_jax.data.transforms import Clips
 from dreamer4_jax.types import Batch
 
 BATCH_SIZE = 16
@@ -36,6 +39,60 @@ def held_out_clips(
     expected(config),
     Draws(length=length, batch_size=BATCH_SIZE, seed=config.eval.seed + stream),
   )
+
+
+def read_clips(
+  config: Config, split: str, ends: Sequence[tuple[int, int]], length: int
+) -> Batch:
+  """Reads clips of the first dataset that are named, labeled as for dreams.
+
+  Args:
+    config: the run.
+    split: of the dataset.
+    ends: for each clip, the episode and its last frame.
+    length: frames of a clip.
+
+  Raises:
+    FileNotFoundError: there is no dataset.
+    ValueError: there is no such clip, or it ends its episode.
+  """
+  wanted = expected(config)
+  source = EpisodeSource(
+    config.data.path,
+    split,
+    actions=wanted.actions,
+    tasks=wanted.tasks,
+    frame_shape=wanted.frame_shape,
+    vectors=wanted.vectors,
+    cache_bytes=0,
+  )
+  lengths = source.index.lengths
+  for episode, end in ends:
+    require(
+      0 <= episode < len(lengths) and length - 1 <= end < lengths[episode] - 1,
+      'clip',
+      (episode, end),
+      f'must be an episode below {len(lengths)}, and a frame of it that has '
+      f'{length - 1} before it and one after it',
+    )
+  windows = [
+    Window(
+      segments=(Stretch(episode, end + 1 - length, end + 1),),
+      anchor_task=-1,
+      switch_tasks=True,
+      separate_images=False,
+    )
+    for episode, end in ends
+  ]
+  clips = Clips(
+    sources=[source],
+    labeled=[np.ones(len(lengths), bool)],
+    actions=config.actions,
+    tasks=config.tasks,
+    milestones=config.milestones,
+    vectors=config.vectors,
+  )
+  return clips.read(windows)
 
 
 def expected(config: Config) -> Description:

@@ -7,9 +7,10 @@ import contextlib
 import io
 
 from dreamer4_jax.config import EnvConfig, require
-from dreamer4_jax.envs.protocol import Environment, EnvSpec, Tiles
+from dreamer4_jax.envs.protocol import Environment, EnvSpec
+from dreamer4_jax.envs.tiles import Palette, Tiles
 
-__all__ = ['EnvSpec', 'Environment', 'Tiles', 'make_env']
+__all__ = ['EnvSpec', 'Environment', 'Palette', 'Tiles', 'make_env']
 
 
 @contextlib.contextmanager

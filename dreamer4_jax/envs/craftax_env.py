@@ -127,6 +127,7 @@ class Craftax:
       # Darkness changes their pixels: there are too many tiles to list.
       tiles=Tiles(side=side),
       facts=_facts if classic else None,
+      legend=_legend(side) if classic else None,
     )
 
   @property
@@ -271,6 +272,11 @@ def _facts(state: CraftaxState) -> dict[str, Array]:
     for i, name in enumerate(('left', 'right', 'up', 'down'))
   }
   return {**found, **bag, **facing, 'light': game.light_level}
+
+
+def _legend(side: int) -> Tiles:
+  pictures, names = craftax_view.by_day()
+  return Tiles(side=side, pictures=pictures, names=names)
 
 
 def _to_uint8(image: Array) -> Array:

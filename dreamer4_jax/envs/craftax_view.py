@@ -26,6 +26,9 @@ _SIDE = constants.BLOCK_PIXEL_SIZE_AGENT
 _OUTSIDE = constants.BlockType.OUT_OF_BOUNDS.value
 _LUMINANCE = (0.299, 0.587, 0.114)
 
+_TURNED = ('left', 'right', 'up', 'down', 'asleep')
+"""How the player stands, in the order of its pictures."""
+
 # What the two rows of the inventory show.
 _INVENTORY = (
   'player_health', 'player_food', 'player_drink', 'player_energy', 'sapling',
@@ -155,6 +158,37 @@ def _inventory(game: EnvState) -> Array:
   return rearrange(
     tiles, 'b (r c) (h w k) -> b (r h) (c w) k', r=2, h=_SIDE, w=_SIDE
   )
+
+
+@functools.cache
+def by_day() -> tuple[np.ndarray, tuple[str, ...]]:
+  """Returns what tiles look like in full light, and their names.
+
+  Blocks are named by their kind, such as `tree`, what stands on one `cow on
+  grass` or `player left on path`, and items by their count, `wood 3`; there is
+  one `nothing` for all that one does not have.
+
+  Returns:
+    Pictures `[n, side, side, 3]` uint8, and n names.
+  """
+  sprites = tables()
+  blocks = {b.name.lower(): sprites['blocks'][b.value]
+            for b in constants.BlockType if b.value}  # fmt: skip
+  found = dict(blocks)
+  movers = {f'player {name}': sprites['players'][i]
+            for i, name in enumerate(_TURNED)}  # fmt: skip
+  movers |= {name: sprites[f'{name}s'][0]
+             for name in ('zombie', 'cow', 'skeleton')}  # fmt: skip
+  for name, (colour, clear) in movers.items():
+    for ground in ('grass', 'sand', 'path'):
+      found[f'{name} on {ground}'] = clear * blocks[ground] + colour
+  found['nothing'] = sprites['icons'][0, 0, 0]
+  for item, icons in zip(_INVENTORY, sprites['icons'], strict=True):
+    name = item.removeprefix('player_').replace('_', ' ')
+    found |= {f'{name} {count}': icons[1, count] for count in range(1, 10)}
+  flat = np.round(np.stack([*found.values()])).astype(np.uint8)
+  pictures = rearrange(flat, 'n (h w k) -> n h w k', h=_SIDE, w=_SIDE)
+  return pictures, tuple(found)
 
 
 @functools.cache

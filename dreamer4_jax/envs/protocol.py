@@ -13,42 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Protocol
 
-import numpy as np
-
 from dreamer4_jax.config import ActionComponent, VectorComponent, require
+from dreamer4_jax.envs.tiles import Tiles
 from dreamer4_jax.types import Actions, Array, EnvStep, PyTree
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Tiles:
-  """The squares that frames are made of, if a world has them."""
-
-  side: int
-  """Side of a tile in pixels; it divides height and width of the frames."""
-  pictures: np.ndarray | None = None
-  """`[n, side, side, C]` uint8, all tiles there are; none if not known."""
-  names: tuple[str, ...] = ()
-  """Names of the pictures; those of the player begin with 'player'."""
-  places: Callable[[np.ndarray], np.ndarray] | None = None
-  """Says where the player stands in frames, from their tiles alone: it maps
-  numbers of pictures, `[N, rows, columns]` int, to `[N]` str, '' if unknown."""
-
-  def __post_init__(self):
-    require(self.side >= 1, 'Tiles.side', self.side, 'must be at least 1')
-    count = 0 if self.pictures is None else len(self.pictures)
-    require(
-      len(self.names) == count,
-      'Tiles.names',
-      self.names,
-      f'must name each of the {count} pictures',
-    )
-
-  @property
-  def player(self) -> tuple[int, ...]:
-    """Numbers of the pictures that show the player."""
-    return tuple(
-      i for i, name in enumerate(self.names) if name.startswith('player')
-    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +40,9 @@ class EnvSpec:
   """What `EnvStep.vectors` shows along with frames; mean and std are unused."""
   tiles: Tiles | None = dataclasses.field(default=None, compare=False)
   """What frames are made of in a tile world, for metrics."""
+  legend: Tiles | None = dataclasses.field(default=None, compare=False)
+  """Tiles by name, as they look in full light, where `tiles` cannot list all
+  that there are; for people who say what they see."""
   facts: Callable[[PyTree], Mapping[str, Array]] | None = dataclasses.field(
     default=None, compare=False
   )

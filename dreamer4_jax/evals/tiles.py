@@ -10,67 +10,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-import dataclasses
-import functools
 from typing import Any
 
-from einops import rearrange
 import numpy as np
 
-from dreamer4_jax.envs import Tiles
+from dreamer4_jax.envs import Palette, Tiles
+from dreamer4_jax.envs.tiles import cut_tiles
 from dreamer4_jax.evals.video import OpenLoop
 
 MOST = 1024
 """Most pictures of a palette that is found in frames."""
 RARE = 0.02
 """A tile is rare if its share of all tiles is smaller than this."""
-_CHUNK = 8192
-"""Tiles that are compared at a time."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Palette:
-  """The pictures that tiles are read as.
-
-  Attributes:
-    tiles: the world's.
-    pictures: `[n, side, side, C]` uint8.
-  """
-
-  tiles: Tiles
-  pictures: np.ndarray
-
-  @functools.cached_property
-  def _scores(self) -> tuple[np.ndarray, np.ndarray]:
-    """Factor `[values, n]` and bias `[n]` of the distance, up to a constant."""
-    flat = _centred(self.pictures.reshape(len(self.pictures), -1))
-    return -2 * flat.T, np.square(flat).sum(axis=1)
-
-  def read(self, frames: np.ndarray) -> np.ndarray:
-    """Reads each tile as the nearest picture.
-
-    Args:
-      frames: `[..., H, W, C]` uint8.
-
-    Returns:
-      `[..., H / side, W / side]` int32, numbers of `pictures`; of those equally
-      near, the first.
-    """
-    cut = cut_tiles(frames, self.tiles.side)
-    flat = cut.reshape(-1, cut.shape[-1])
-    factor, bias = self._scores
-    numbers = np.empty(len(flat), np.int32)
-    for i in range(0, len(flat), _CHUNK):
-      at = slice(i, i + _CHUNK)
-      numbers[at] = (_centred(flat[at]) @ factor + bias).argmin(axis=1)
-    return numbers.reshape(cut.shape[:-1])
-
-
-def cut_tiles(frames: np.ndarray, side: int) -> np.ndarray:
-  """Cuts `[..., H, W, C]` into `[..., H / side, W / side, side * side * C]`."""
-  return rearrange(
-    frames, '... (r y) (c x) k -> ... r c (y x k)', y=side, x=side
-  )
 
 
 def find_palette(
@@ -175,8 +126,3 @@ def dream_tiles(
 
 def _share(right: np.ndarray, among: np.ndarray) -> float | None:
   return float(right[among].mean()) if among.any() else None
-
-
-def _centred(values: np.ndarray) -> np.ndarray:
-  """Small whole numbers, whose products float32 sums exactly."""
-  return values.astype(np.float32) - 128

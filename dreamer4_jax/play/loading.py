@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -167,22 +168,12 @@ def read_contexts(
     ),
   )
 
-  @jax.jit
-  def encode(params: Params, batch: Batch) -> Batch:
-    latents, _ = world.latents(
-      params,
-      batch.frames,
-      vectors=batch.vectors,
-      segment_ids=batch.segment_ids,
-    )
-    return batch.replace(frames=latents, vectors={})
-
   kept: list[Batch] = []
   found = 0
   for _ in range(_SEARCHED * -(-starts.count // _BATCH)):
     batch = next(clips)
     goes_on = np.flatnonzero(batch.cont[:, -1] > 0)[: starts.count - found]
-    encoded = encode(params, batch)
+    encoded = encode(world, params, batch)
     kept.append(jax.tree.map(lambda x, rows=goes_on: x[rows], encoded))
     found += len(goes_on)
     if found == starts.count:
@@ -191,6 +182,15 @@ def read_contexts(
     f'starts = {starts}: hardly a clip of {split!r} in {config.data.path} ends '
     'before its episode does; take fewer, or shorter ones'
   )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(world: World, params: Params, batch: Batch) -> Batch:
+  """Returns clips with latents as frames, and without vectors."""
+  latents, _ = world.latents(
+    params, batch.frames, vectors=batch.vectors, segment_ids=batch.segment_ids
+  )
+  return batch.replace(frames=latents, vectors={})
 
 
 def load_policy(

@@ -7,7 +7,9 @@ import pytest
 
 pytest.importorskip('craftax')
 
-from dreamer4_jax.envs import craftax_env, craftax_view
+from craftax.craftax_classic.constants import BlockType
+
+from dreamer4_jax.envs import Palette, Tiles, craftax_env, craftax_view
 
 BATCH = 12
 
@@ -67,3 +69,48 @@ def test_pictures_are_the_packages():
     assert pictures.shape == (BATCH, 63, 63, 3) and pictures.std() > 40
     # Of 255; where they lie on a half, compilers may round them apart.
     np.testing.assert_allclose(pictures, expected(game), rtol=0, atol=1e-4)
+
+
+def test_tiles_by_day_are_named():
+  engine = craftax_env.make_engine('Craftax-Classic-Pixels-v1')
+  game = some_games(engine, np.random.default_rng(1))
+  no_mobs = lambda mobs: mobs.replace(mask=jnp.zeros_like(mobs.mask))
+  game = game.replace(
+    light_level=jnp.ones(BATCH),
+    is_sleeping=jnp.zeros(BATCH, bool),
+    player_position=game.player_position.clip(8, 55),
+    map=game.map.clip(2, 16),
+    inventory=jax.tree.map(lambda x: x.clip(0, 9), game.inventory),
+    **{name: no_mobs(getattr(game, name))
+       for name in ('zombies', 'skeletons', 'arrows')},
+    cows=game.cows.replace(
+      mask=jnp.zeros_like(game.cows.mask).at[:, 0].set(True),
+      position=game.cows.position.at[:, 0].set(
+        game.player_position.clip(8, 55) + jnp.array([[1, 2]])),
+    ),
+  )  # fmt: skip
+  with jax.numpy_rank_promotion('allow'):
+    shown = jax.vmap(engine.get_obs)(game)
+  pictures = np.round(np.asarray(shown) * 255).astype(np.uint8)
+  tiles, names = craftax_view.by_day()
+  legend = Tiles(side=7, pictures=tiles, names=names)
+  numbers = Palette(legend, tiles).read(pictures)
+  look = lambda i, row, column: names[numbers[i, row, column]]
+  turned = {1: 'left', 2: 'right', 3: 'up', 4: 'down'}
+  for i in range(BATCH):
+    row, column = map(int, game.player_position[i])
+    for r, c in ((0, 0), (0, 8), (6, 3), (3, 5), (2, 4)):
+      block = BlockType(int(game.map[i, row + r - 3, column + c - 4]))
+      assert look(i, r, c) == block.name.lower()
+    player = f'player {turned[int(game.player_direction[i])]} on '
+    ground = BlockType(int(game.map[i, row, column])).name.lower()
+    if ground in ('grass', 'sand', 'path'):
+      assert look(i, 3, 4) == player + ground
+    under = BlockType(int(game.map[i, row + 1, column + 2])).name.lower()
+    if under in ('grass', 'sand', 'path'):
+      assert look(i, 4, 6) == f'cow on {under}'
+    for at, name in ((2, 'player_drink'), (5, 'wood'), (6, 'stone')):
+      owner = game if at == 2 else game.inventory
+      count = int(getattr(owner, name)[i])
+      said = f'{name.removeprefix("player_")} {count}' if count else 'nothing'
+      assert look(i, 7 + at // 9, at % 9) == said

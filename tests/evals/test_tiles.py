@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dreamer4_jax import evals
+from dreamer4_jax import envs, evals
 from dreamer4_jax.config import EnvConfig
 from dreamer4_jax.envs import Tiles, make_env
 from dreamer4_jax.evals import tiles as lib
@@ -32,7 +32,7 @@ def draw(palette, numbers):
 
 
 def test_a_tile_is_taken_for_the_nearest_picture(monkeypatch):
-  monkeypatch.setattr(lib, '_CHUNK', 7)  # so there are several
+  monkeypatch.setattr(envs.tiles, '_CHUNK', 7)  # so there are several
   palette = make_palette()
   frames = np.random.default_rng(1).integers(0, 256, (2, 3, 6, 9, 3), np.uint8)
   got = palette.read(frames)

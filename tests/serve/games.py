@@ -1,18 +1,21 @@
 """The tiny world as a game: an engine with a clock that tests turn."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dreamer4_jax.envs import EnvSpec
+from dreamer4_jax.envs import EnvSpec, Palette, Tiles
 from dreamer4_jax.play import LoadedDream
+from dreamer4_jax.play.serve.challenges import Challenge, Challenges
 from dreamer4_jax.play.serve.engine import Engine
 from dreamer4_jax.play.serve.game import Game
 from dreamer4_jax.play.serve.programs import Programs
 from dreamer4_jax.play.serve.reality import Reality
 from dreamer4_jax.play.serve.session import Session
+from dreamer4_jax.play.serve.timeline import Ask
 from dreamer4_jax.types import EnvStep
 from tests.models.tiny_world import ACTIONS, world_and_params
 from tests.play.runs import tiny_contexts, tiny_dream
@@ -82,13 +85,15 @@ def tiny_reality():
 class Table:
   """Sessions and their engine, with a clock that stands still."""
 
-  def __init__(self, rows=2, idle=False, heads=True, real=False, **rules):
+  def __init__(
+    self, rows=2, idle=False, heads=True, real=False, game=None, **rules
+  ):
     self.now, self.sessions, self.shown = 100.0, [], {}
     self.engine = Engine(
       programs(rows, heads), lambda: self.sessions, lambda: self.now,
-      tiny_reality() if real else None,
+      tiny_reality() if real else None, game and game.challenges,
     )  # fmt: skip
-    self.rules = tiny_game(idle, heads).rules(real=real, **rules)
+    self.rules = (game or tiny_game(idle, heads)).rules(real=real, **rules)
 
   def sit(self, seed=7):
     """A new session, which has begun."""
@@ -130,3 +135,29 @@ def leaves_equal(a, b):
   """Whether two states are the same to the last bit."""
   same = jax.tree.map(lambda x, y: np.array_equal(x, y), a, b)
   return all(jax.tree.leaves(same))
+
+
+@functools.cache
+def challenged_game(stages=2):
+  """The tiny game, with a challenge: a tile that changes, and changes back.
+
+  The tile is its own before anybody acts, whatever the seed.
+  """
+  game = tiny_game()
+  start = 3
+  state, shown = programs(1).begin(start, 7)
+  before = shown.frame[0]
+  zero = {p.part.name: np.zeros((), np.int32) for p in game.rules().panels}
+  zero['look'] = np.zeros(2, np.float32)
+  zero['keys'] = np.zeros(2, np.int32)
+  ask = Ask(zero, dict.fromkeys(zero, True), 2, 7, 0)
+  ((_, shown),) = programs(1).step(2, 1, [(state, ask, 7, 1)])
+  pictures = np.stack([before[:4, :4], shown.frame[0][:4, :4]])
+  tiles = Tiles(side=4, pictures=pictures, names=('old', 'new'))
+  known = [{'0,0': 'new'}, {'0,0': 'o*', 'any': 'old|new'}]
+  own = Challenge(
+    name='Change the corner', stages=tuple(known[:stages]), start=start,
+    keys=('left', 'right', 'jump+grab', 'left*40'), seed=7,
+  )  # fmt: skip
+  found = Challenges((own,), Palette(tiles, pictures))
+  return dataclasses.replace(game, challenges=found)

@@ -248,6 +248,7 @@ class Conversation:
       'reset': session.reset,
       'rewind': lambda frame: session.rewind(frame),
       'start': lambda index: session.start(index),
+      'attempt': lambda index: session.attempt(index),
       'branch': lambda index: session.branch(index),
       'record': self._record,
     }

@@ -15,6 +15,7 @@ import threading
 import time
 
 from dreamer4_jax.play.serve import pictures
+from dreamer4_jax.play.serve.challenges import Challenges
 from dreamer4_jax.play.serve.programs import Frames, Programs
 from dreamer4_jax.play.serve.reality import Real, Reality, Twin, psnr
 from dreamer4_jax.play.serve.session import Result, Session, Work
@@ -33,6 +34,7 @@ class Engine:
     sessions: Callable[[], Iterable[Session]],
     clock: Callable[[], float] = time.monotonic,
     reality: Reality | None = None,
+    challenges: Challenges | None = None,
   ):
     """Prepares; `start` computes.
 
@@ -41,8 +43,10 @@ class Engine:
       sessions: returns those that are played now, at most as many as rows.
       clock: returns seconds.
       reality: the real game, for those who begin beside it.
+      challenges: what may be tried.
     """
     self.programs, self.clock, self._reality = programs, clock, reality
+    self._challenges = challenges
     self.seconds = 0.0  # That a call takes.
     self._sessions = sessions
     self.lock = threading.RLock()
@@ -146,6 +150,11 @@ class Engine:
       if isinstance(work.state, Twin):
         real = self._reality.step(work.state.real, shown.ask.action)
         state, shown = _beside(state, frames, shown, real)
+      if work.challenge >= 0:
+        stage = self._challenges.advance(
+          work.challenge, work.stage, frames.frame[0]
+        )
+        shown = dataclasses.replace(shown, stage=stage)
       yield work, Result(state, shown, took)
 
   def _first(self, work: Work) -> tuple[PyTree, Shown]:

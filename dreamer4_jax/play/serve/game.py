@@ -20,12 +20,18 @@ import numpy as np
 from dreamer4_jax import checkpoint
 from dreamer4_jax.checkpoint import exported
 from dreamer4_jax.config import Config, require, saved
-from dreamer4_jax.data import EpisodeSource
+from dreamer4_jax.data import EpisodeSource, read_clips
 from dreamer4_jax.envs import make_env
 from dreamer4_jax.models import World, no_action
 from dreamer4_jax.play.dream import Dream
-from dreamer4_jax.play.loading import LoadedDream, Starts, load_dream
+from dreamer4_jax.play.loading import LoadedDream, Starts, encode, load_dream
 from dreamer4_jax.play.serve.card import write_card
+from dreamer4_jax.play.serve.challenges import (
+  Challenges,
+  load_packaged,
+  read_challenges,
+  save_packaged,
+)
 from dreamer4_jax.play.serve.controls import make_panels
 from dreamer4_jax.play.serve.reality import Reality
 from dreamer4_jax.play.serve.rules import Rules
@@ -54,12 +60,15 @@ class Game:
     title: for people.
     labels: names of classes, bits or dimensions by action component.
     rate: frames per second.
+    challenges: what to try, if anything; their clips are the last of those that
+      dreams begin with.
   """
 
   loaded: LoadedDream
   title: str
   labels: Mapping[str, list[str]]
   rate: float
+  challenges: Challenges | None = None
 
   def rules(self, budget: int = 32 << 20, real: bool = False) -> Rules:
     """Returns what sessions may choose from; see `Rules`."""
@@ -78,6 +87,7 @@ class Game:
       policy=dream.heads and 'policy' in params,
       rate=self.rate,
       starts=tuple(held.tolist()),
+      challenges=self.challenges.all if self.challenges else (),
       budget=budget,
       real=real,
     )
@@ -100,6 +110,7 @@ def load_game(
   phase: str | None = None,
   starts: int = STARTS,
   steps: int | None = None,
+  challenges: str | pathlib.Path | None = None,
 ) -> Game:
   """Loads a world to play in.
 
@@ -110,13 +121,23 @@ def load_game(
     starts: how many clips of the held-out split dreams can begin with; a
       package has its own.
     steps: denoising steps K; by default those of `phases.imagination`.
+    challenges: JSON file of them, see `challenges.Challenge`; a package has its
+      own.
 
   Raises:
     FileNotFoundError: there is neither, or a run lacks its dataset.
+    ImportError: challenges need the package of the run's environment, which is
+      not installed.
     ValueError: something does not fit; the message names it.
   """
   where = pathlib.Path(where)
   if (where / exported.WEIGHTS).exists():
+    require(
+      challenges is None,
+      'challenges',
+      challenges,
+      f'{where} has its own, and keeps to them',
+    )
     return _read(where, steps)
   config = saved.load_run(where)
   trained = ('finetune', 'imagination')
@@ -138,7 +159,43 @@ def load_game(
     config.data.path, config.data.eval_split, cache_bytes=0
   ).description
   title = config.env.name.partition(':')[2] or where.resolve().name
-  return Game(loaded, title, own.labels, own.frame_rate or RATE)
+  game = Game(loaded, title, own.labels, own.frame_rate or RATE)
+  return _challenged(game, pathlib.Path(challenges)) if challenges else game
+
+
+def _challenged(game: Game, path: pathlib.Path) -> Game:
+  """Adds the challenges of a file, and the clips that they begin with."""
+  dream, params, contexts = game.loaded
+  config = dream.world.config
+  spec = make_env(config.env).spec
+  tiles = spec.legend or spec.tiles
+  if tiles is None or tiles.pictures is None:
+    raise ValueError(
+      f'env.name = {config.env.name!r}: has no tiles by name, which challenges '
+      'are checked by'
+    )
+  found = read_challenges(path, tiles)
+  missing = [own.name for own in found.all if own.clip is None]
+  require(not missing, 'clip', None, f'missing in {path}: {missing}')
+  clips = read_clips(
+    config,
+    config.data.eval_split,
+    [own.clip for own in found.all],
+    contexts.cont.shape[1],
+  )
+  first = len(contexts.cont)
+  contexts = jax.tree.map(
+    lambda *x: jnp.concatenate(x),
+    contexts,
+    encode(dream.world, params, clips),
+  )
+  own = [dataclasses.replace(c, start=first + i)
+         for i, c in enumerate(found.all)]  # fmt: skip
+  return dataclasses.replace(
+    game,
+    loaded=LoadedDream(dream, params, contexts),
+    challenges=dataclasses.replace(found, all=tuple(own)),
+  )
 
 
 def find_pretrained(name: str, root: pathlib.Path = PRETRAINED) -> pathlib.Path:
@@ -167,6 +224,7 @@ def save_game(
   *,
   phase: str | None = None,
   starts: int = STARTS,
+  challenges: str | pathlib.Path | None = None,
   overwrite: bool = False,
 ) -> pathlib.Path:
   """Writes a package of a run, to be played without the run and its data.
@@ -175,20 +233,23 @@ def save_game(
     run_dir: directory of the run.
     out: directory to write.
     phase: see `load_game`.
-    starts: how many clips dreams can begin with.
+    starts: how many clips dreams can begin with, besides those of challenges.
+    challenges: see `load_game`.
     overwrite: replace a package that is there.
 
   Returns:
     The directory.
 
   Raises:
-    FileNotFoundError: see `load_game`.
+    FileNotFoundError, ImportError: see `load_game`.
     FileExistsError: there is a package, and `overwrite` is false.
     ValueError: the package would be larger than `MOST_BYTES`, or a weight does
       not fit float16.
   """
   run_dir, out = pathlib.Path(run_dir), pathlib.Path(out)
-  game = load_game(run_dir, phase=phase, starts=starts)
+  game = load_game(
+    run_dir, phase=phase, starts=starts, challenges=challenges
+  )
   dream, params, contexts = game.loaded
   weights = {k: _halved(k, v) for k, v in params.items()}
   arrays = {name: np.asarray(getattr(contexts, name)) for name in _KEPT}
@@ -214,6 +275,8 @@ def save_game(
     'steps': dream.sampling_steps,
   }
   (out / _GAME).write_text(json.dumps(said, indent=2) + '\n')
+  if game.challenges:
+    save_packaged(out, game.challenges)
   write_card(out, run_dir, config, game.title, size)
   return out
 
@@ -253,7 +316,9 @@ def _read(where: pathlib.Path, steps: int | None) -> Game:
   loaded = LoadedDream(
     dream, jax.jit(world.for_inference)(params), _contexts(where, config)
   )
-  return Game(loaded, said['title'], said['labels'], said['rate'])
+  return Game(
+    loaded, said['title'], said['labels'], said['rate'], load_packaged(where)
+  )
 
 
 def _contexts(where: pathlib.Path, config: Config) -> Batch:

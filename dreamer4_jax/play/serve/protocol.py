@@ -72,6 +72,7 @@ _FIELDS: dict[str, dict[str, tuple[Check, str]]] = {
   'rewind': {'frame': _whole(0, _COUNT)},
   'reset': {},
   'start': {'index': _whole(-1, _COUNT)},
+  'attempt': {'index': _whole(0, _COUNT)},
   'branch': {'index': _whole(0, _COUNT)},
   'record': {'on': _FLAG},
 }
@@ -133,6 +134,7 @@ def pack_frame(seen: Seen) -> bytes:
     'ms': round(1000 * seen.seconds, 1),
     'seq': seen.seq,
     'over': shown.over,
+    'stage': shown.stage,
     'world': shown.ask.world if shown.ask else 'dream',
     'real': len(shown.real),
     'dropped': seen.dropped,

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any, Literal, get_args
 
 from dreamer4_jax.config import require
+from dreamer4_jax.play.serve.challenges import Challenge
 from dreamer4_jax.play.serve.controls import Panel
 from dreamer4_jax.play.serve.timeline import World
 
@@ -28,6 +29,7 @@ class Rules:
     policy: whether there is one.
     rate: frames per second.
     starts: for each frame to begin with, the id of the task that is held first.
+    challenges: what to try; each begins with one of `starts`.
     budget: bytes for states of the past.
     real: whether there is a real game to play beside.
   """
@@ -40,6 +42,7 @@ class Rules:
   policy: bool = True
   rate: float = 10.0
   starts: tuple[int, ...] = (0,)
+  challenges: tuple[Challenge, ...] = ()
   budget: int = 32 << 20
   real: bool = False
 

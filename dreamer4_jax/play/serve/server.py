@@ -118,7 +118,10 @@ class Server:
     if reality:  # Compiles what begins a dream beside it.
       self.programs.begin_clip(reality.clip(reality.begin(0), 0), 0)
     self.engine = Engine(
-      self.programs, lambda: self.lobby.sessions, reality=reality
+      self.programs,
+      lambda: self.lobby.sessions,
+      reality=reality,
+      challenges=game.challenges,
     )
     self._recordings = Recordings(serving.recordings)
     self._stopped = threading.Event()
@@ -193,7 +196,11 @@ class Server:
       'policy': rules.policy,
       'heads': dream.heads,
       'value': dream.heads and 'value' in self._game.loaded.params,
-      'starts': self.programs.starts,
+      'starts': self.programs.starts - len(rules.challenges),
+      'challenges': [
+        {'name': c.name, 'start': c.start, 'stages': len(c.stages)}
+        for c in rules.challenges
+      ],
       'rates': RATES,
       'real': rules.real,
       'height': height,

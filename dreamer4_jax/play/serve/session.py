@@ -41,6 +41,8 @@ class Work(NamedTuple):
   start: int
   seed: int
   seq: int
+  challenge: int = -1
+  stage: int = 0
 
 
 class Result(NamedTuple):
@@ -77,11 +79,12 @@ class Session:
     self._version, self._begun = 0, -math.inf
     self.start(0)
 
-  def start(self, index: int) -> None:
+  def start(self, index: int, challenge: int = -1) -> None:
     """Begins where another clip ends; what has been is forgotten.
 
     Args:
       index: of the clip; -1 begins beside a real game, if there is one.
+      challenge: that is tried; -1 for none.
 
     Raises:
       ValueError: there is no such clip.
@@ -92,7 +95,7 @@ class Session:
       least <= index < count, 'start', index, f'must be in {least}..{count - 1}'
     )
     budget = self.rules.budget // (1 + BRANCHES)
-    self.start_index = index
+    self.start_index, self.challenge = index, challenge
     self.settings.task = self.rules.starts[index] if index >= 0 else 0
     self.settings.world = 'dream'
     self._timeline, self._branches = Timeline(budget), []
@@ -102,10 +105,22 @@ class Session:
     self._singles, self.settings.paused = 0, False
     self._changed()
 
+  def attempt(self, index: int) -> None:
+    """Begins a challenge.
+
+    Raises:
+      ValueError: there is no such challenge.
+    """
+    count = len(self.rules.challenges)
+    require(
+      0 <= index < count, 'attempt', index, f'there are {count} challenges'
+    )
+    self.start(self.rules.challenges[index].start, index)
+
   def reset(self) -> None:
     """Begins again, from the same frame and with the same luck."""
     old = self._timeline
-    self.start(self.start_index)
+    self.start(self.start_index, self.challenge)
     self._old = old
 
   def rewind(self, number: int) -> None:
@@ -302,6 +317,7 @@ class Session:
     rows = old[number].ask.rows if known else 0
     ask = Ask(action, touched, steps, s.level, s.task, rows, s.world)
     self._last = now
+    common += self.challenge, self._timeline[self.position].stage
     return Work(self, self._version, 'step', number, self._state, ask, *common)
 
   def done(self, work: Work, result: Result, now: float) -> None:
@@ -363,6 +379,7 @@ class Session:
       'last': self._timeline.last,
       'branches': [{'first': b.first, 'last': b.last} for b in self._branches],
       'start': self.start_index,
+      'challenge': self.challenge,
       'recording': self.recording is not None,
     }
 

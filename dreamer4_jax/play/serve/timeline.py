@@ -60,6 +60,7 @@ class Shown:
     real: the picture of the real game beside it, if there is one.
     psnr: of the picture beside that one, in dB; nan without it.
     over: whether the real game has ended.
+    stage: how many stages of the challenge are passed.
   """
 
   picture: bytes
@@ -71,6 +72,7 @@ class Shown:
   real: bytes = b''
   psnr: float = float('nan')
   over: bool = False
+  stage: int = 0
 
 
 class Film(NamedTuple):

@@ -11,6 +11,7 @@ let state = null;
 let hands = null;
 let seq = 0;
 let ready = new Set();
+const done = new Set();  // Challenges.
 
 const link = new Link({
   welcome(news) {
@@ -39,6 +40,7 @@ const link = new Link({
     find('what').hidden = !beside && said.world !== 'game';
     place(said.n);
     hint(said);
+    trying(said);
   },
   ready(news) {
     ready = new Set(news.ready);
@@ -101,6 +103,8 @@ function build() {
     hands = new Hands(world, link, find('panels'), find('screen'), next);
     find('starts').replaceChildren(...Array.from({length: world.starts},
       (_, i) => startButton(i)));
+    find('tries').replaceChildren(...world.challenges.map(tryButton));
+    find('tries-card').hidden = !world.challenges.length;
     find('real-start').hidden = !world.real;
     find('steps').replaceChildren(...world.steps.map(stepChoice));
     find('task').replaceChildren(...world.tasks.map((name, i) =>
@@ -117,17 +121,28 @@ function build() {
   }
 }
 
-function startButton(index) {
+function pictureButton(start, message) {
   const button = document.createElement('button');
   button.type = 'button';
-  button.setAttribute('aria-label', `Begin from moment ${index + 1}`);
   const image = document.createElement('img');
-  Object.assign(image, {src: `/starts/${index}`, alt: '', loading: 'lazy'});
+  Object.assign(image, {src: `/starts/${start}`, alt: '', loading: 'lazy'});
   button.append(image);
   button.addEventListener('click', () => {
-    link.send({type: 'start', index});
+    link.send(message);
     toGame();
   });
+  return button;
+}
+
+function startButton(index) {
+  const button = pictureButton(index, {type: 'start', index});
+  button.setAttribute('aria-label', `Begin from moment ${index + 1}`);
+  return button;
+}
+
+function tryButton({name, start}, index) {
+  const button = pictureButton(start, {type: 'attempt', index});
+  button.append(name);
   return button;
 }
 
@@ -180,6 +195,9 @@ function choices() {
   [...find('starts').children].forEach((button, i) => {
     button.setAttribute('aria-pressed', i === state.start);
   });
+  [...find('tries').children].forEach((button, i) => {
+    button.setAttribute('aria-pressed', i === state.challenge);
+  });
   const box = find('branches');
   box.hidden = !state.branches.length;
   box.replaceChildren('Left behind: ', ...state.branches.map((b, i) => {
@@ -192,6 +210,7 @@ function choices() {
   }));
   place(state.position);
   hint(view.past.get(view.number));
+  trying(view.past.get(view.number));
 }
 
 function place(number) {
@@ -226,6 +245,24 @@ function hint(said) {
   }
   find('hint').textContent = text;
   find('hint').hidden = !text;
+}
+
+// What is tried, and how far it is.
+function trying(said) {
+  const box = find('trying');
+  const own = world?.challenges[state?.challenge];
+  box.hidden = !own;
+  if (!own) return;
+  const stage = said?.stage ?? 0;
+  if (stage === own.stages && !done.has(state.challenge)) {
+    done.add(state.challenge);
+    find('tries').children[state.challenge].classList.add('done');
+  }
+  const far = own.stages > 1 ? ` (${stage} of ${own.stages})` : '';
+  const text = stage === own.stages ? `✓ Done: ${own.name}`
+    : `Try: ${own.name}${far}`;
+  if (box.textContent !== text) box.textContent = text;
+  box.classList.toggle('good', stage === own.stages);
 }
 
 function noiseText() {
