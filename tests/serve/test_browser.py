@@ -13,6 +13,7 @@ import numpy as np
 
 from dreamer4_jax.play.serve.server import Server
 from tests.serve.browsers import BROWSERS
+from tests.serve.games import challenged_game
 from tests.serve.serving import serving, until
 
 NUMBER = 'window.dream?.view.number ?? -1'
@@ -25,7 +26,8 @@ FOCUS = 'document.activeElement.id || document.activeElement.tagName'
 def core(tmp_path_factory):
   patch = pytest.MonkeyPatch()
   patch.setattr(Server, '_compile_rest', lambda self: None)
-  with serving(tmp_path_factory.mktemp('films'), players=2) as core:
+  folder = tmp_path_factory.mktemp('films')
+  with serving(folder, challenged_game(stages=1), players=2) as core:
     yield core
   patch.undo()
 
@@ -116,6 +118,27 @@ def test_the_agent_moves_by_itself(page):
   press(page, '.')
   until(lambda: page.js(NUMBER) > number)
   assert page.js('window.dream.state().paused')
+
+
+def test_what_is_tried_is_done_when_it_is_seen(page, core):
+  trying = "document.getElementById('trying')"
+  assert page.js(f'{trying}.hidden')
+  tab_to(page, '^BUTTON$')
+  while page.js('document.activeElement.textContent') != 'Change the corner':
+    press(page, 'Tab')
+  press(page, 'Enter')
+  until(lambda: page.js('window.dream.state().challenge') == 0)
+  until(lambda: page.js(NUMBER) == 0)
+  assert page.js(f'{trying}.textContent') == 'Try: Change the corner'
+  session = core.lobby.sessions[0]
+  for _ in range(40):
+    act(page, 'ArrowLeft')
+    if session.timeline[session.position].stage:
+      break
+  until(lambda: page.js(f'{trying}.textContent').startswith('✓ Done'))
+  assert page.js("document.querySelectorAll('#tries .done').length") == 1
+  press(page, ',')  # Before that it was not.
+  until(lambda: page.js(f'{trying}.textContent').startswith('Try'))
 
 
 def test_a_recording_downloads_and_plays(page, tmp_path):

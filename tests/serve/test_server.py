@@ -243,6 +243,7 @@ def hostile(rng):
     lambda: json.dumps({'type': 'rewind', 'frame': rng.choice([9999, -1])}),
     lambda: json.dumps({'type': 'start', 'index': 10**9}),
     lambda: json.dumps({'type': 'branch', 'index': 77}),
+    lambda: json.dumps({'type': 'attempt', 'index': rng.choice([0, -1])}),
     lambda: json.dumps({'type': 'set', 'steps': 3, 'mode': 'root'}),
     lambda: json.dumps({'type': 'steer', 'part': 'move', 'values': [0.5]}),
     lambda: json.dumps({'type': 'move', 'part': 'keys', 'x': 0, 'y': 0}),
