@@ -59,6 +59,7 @@ BAD = [
   (cfg.ForcingConfig, 'end_share', 1.1),
   (cfg.ForcingConfig, 'clear_share', -0.1),
   (cfg.ForcingConfig, 'low_weight', 2.0),
+  (cfg.ForcingConfig, 'event_weight', 0.0),
   (cfg.TokenizerPhase, 'steps', 0),
   (cfg.TokenizerPhase, 'learning_rate', 0.0),
   (cfg.TokenizerPhase, 'batch_size', 0),

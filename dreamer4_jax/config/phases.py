@@ -87,6 +87,10 @@ class ForcingConfig:
   """Weight of a frame that is all noise, relative to a clear one; linear in the
   signal level between them. The paper uses 0.1. What an action does is decided
   at low signal levels, which weigh more at 1."""
+  event_weight: float = 1.0
+  """Weight of a frame on which something is achieved, relative to others. What
+  an action does to one tile is a small part of the loss where every step brings
+  new ground into view, and is then learned late."""
 
   def __post_init__(self):
     share = self.bootstrap_share
@@ -97,6 +101,12 @@ class ForcingConfig:
       'must be 1/n for a whole number n, for example 0.25',
     )
     shares(self, 'end_share', 'clear_share', 'low_weight')
+    require(
+      self.event_weight > 0,
+      'ForcingConfig.event_weight',
+      self.event_weight,
+      'must be positive',
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -194,15 +194,27 @@ def frame_loss(
     The loss, and `flow` and `bootstrap` as means over their own frames.
   """
   losses = prediction_losses(prediction, data, forcing.low_weight)
-  return frame_means(losses, data.trains)
+  return frame_means(losses, data.trains, event_weights(data.batch, forcing))
+
+
+def event_weights(batch: Batch, forcing: ForcingConfig) -> Array:
+  """Returns `[B, T]` float32, `event_weight` where something is achieved."""
+  event = (batch.reward != 0).any(axis=-1)
+  return jnp.where(event, forcing.event_weight, 1.0)
 
 
 def frame_means(
-  losses: ShortcutLosses, rows: Array
+  losses: ShortcutLosses, rows: Array, weights: Array | float = 1.0
 ) -> tuple[Mean, dict[str, Mean]]:
-  """Takes the means of `frame_loss` over the frames of `rows [B]`."""
+  """Takes the means of `frame_loss`.
+
+  Args:
+    losses: `[B, T]` of frames.
+    rows: `[B]` bool, whose frames count.
+    weights: `[B, T]` of frames, in the loss alone.
+  """
   weight = jnp.broadcast_to(rows[:, None], losses.flow.shape)
-  return Mean.of(losses.loss, weight), {
+  return Mean.of(losses.loss, weight * weights), {
     'flow': Mean.of(losses.flow, weight & losses.is_flow),
     'bootstrap': Mean.of(losses.bootstrap, weight & ~losses.is_flow),
   }

@@ -242,6 +242,32 @@ def test_each_frame_counts_once_with_its_own_term():
   total, parts = frame_means(losses, jnp.array([False, True]))
   np.testing.assert_allclose(total.value(), 5, rtol=1e-6)
   assert parts['bootstrap'].value() == 0 == parts['bootstrap'].weight
+  weights = jnp.array([[3.0, 1.0], [1.0, 1.0]])  # Of the loss alone.
+  total, parts = frame_means(losses, jnp.array([True, True]), weights)
+  np.testing.assert_allclose(total.value(), (15 + 2 + 4 + 6) / 6, rtol=1e-6)
+  np.testing.assert_allclose(parts['bootstrap'].value(), 5, rtol=1e-6)
+
+
+def test_frames_with_events_have_their_weight():
+  world, params = world_and_params(RUN)
+  reward = jnp.zeros(BATCH.reward.shape).at[0, 2, 1].set(1.0).at[1, 1].set(-2.0)
+  batch = BATCH.replace(reward=reward)
+  data = jax.jit(
+    lambda params: corrupt_batch(
+      world, params, batch, jnp.int32(0), jax.random.key(0)
+    )
+  )(params)
+  loss = lambda weight: frame_loss(
+    jnp.zeros_like(data.z1), data,
+    dataclasses.replace(RUN.forcing, event_weight=weight, low_weight=1.0),
+  )[0].value()  # fmt: skip
+  each = np.square(np.asarray(data.z1, float)).mean(axis=(2, 3))
+  weights = np.ones(each.shape)
+  weights[0, 2] = weights[1, 1] = 5.0
+  np.testing.assert_allclose(loss(1.0), each.mean(), rtol=1e-5)
+  expected = (weights * each).sum() / weights.sum()
+  np.testing.assert_allclose(loss(5.0), expected, rtol=1e-5)
+  assert abs(loss(5.0) - loss(1.0)) > 1e-4
 
 
 def test_the_loss_matches_a_loop():

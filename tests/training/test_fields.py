@@ -118,12 +118,18 @@ def look_at_noise(made, monkeypatch, batch=BATCH, noisy_of=lambda data: data):
   """How clips are noised, and what they weigh."""
   world, objective = made.world, made.objective
   weights, real = set(), dynamics_step.prediction_losses
+  of_events, weigh = set(), dynamics_step.event_weights
 
   def prediction_losses(prediction, data, low_weight):
     weights.add(low_weight)
     return real(prediction, data, low_weight)
 
+  def event_weights(batch, forcing):
+    of_events.add(forcing.event_weight)
+    return weigh(batch, forcing)
+
   monkeypatch.setattr(dynamics_step, 'prediction_losses', prediction_losses)
+  monkeypatch.setattr(dynamics_step, 'event_weights', event_weights)
   world.record.clear()
   objective.terms({}, State(), objective.prepare(State(), batch, KEY))
 
@@ -152,6 +158,7 @@ def look_at_noise(made, monkeypatch, batch=BATCH, noisy_of=lambda data: data):
     'share that bootstraps': Drawn(coarse[active].sum() / trains[active].sum()),
     'levels at the ends': Drawn(np.isin(fine, (0, 7)).mean()),
     'weight of noise': weights,
+    'weight of events': of_events,
   }
 
 
@@ -259,6 +266,7 @@ NOISE = {
   'share that bootstraps': Drawn(0.25 * 3 / 4),
   'levels at the ends': Drawn(2 / 8),
   'weight of noise': {0.1},
+  'weight of events': {1.0},
 }
 CLIPS = {
   **NOISE,
@@ -397,6 +405,7 @@ FORCING = [
    *2 * [{'levels at the ends': Drawn(0.84),
           'share that bootstraps': Drawn(0.25 * 3 / 4 * 3 / 8)}]),
   ('forcing.low_weight', 0.6, *2 * [{'weight of noise': {0.6}}]),
+  ('forcing.event_weight', 3.0, *2 * [{'weight of events': {3.0}}]),
 ]  # fmt: skip
 ACCUMULATE = {
   'tokenizer': {},
