@@ -73,8 +73,9 @@ class ActorCritic(nn.Module):
   @nn.compact
   def __call__(self, frame: Array) -> tuple[distributions.Logits, Array]:
     """Returns logits `[B, ...]` by component, and values `[B]`."""
+    rest = [(0, -side % self.patch) for side in frame.shape[1:3]]
     x = rearrange(
-      frame.astype(jnp.float32) / 255,
+      jnp.pad(frame.astype(jnp.float32) / 255, [(0, 0), *rest, (0, 0)]),
       'b (r y) (c x) k -> b (r c) (y x k)', y=self.patch, x=self.patch,
     )  # fmt: skip
     for width in (64, 32):
@@ -251,9 +252,7 @@ def main() -> None:
   else:
     given['prompt'] = ()  # Of the run: a reward for each of its tasks.
   loaded = load_dream(args.run, **given)
-  s = Settings(
-    updates=args.updates, minutes=args.minutes, dreams=args.dreams
-  )
+  s = Settings(updates=args.updates, minutes=args.minutes, dreams=args.dreams)
   net, params, _ = train(loaded, s, jax.random.key(args.seed))
   world = loaded.dream.world
   env = envs.make_env(world.config.env)

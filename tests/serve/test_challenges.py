@@ -8,7 +8,8 @@ import pytest
 
 from dreamer4_jax.cli.main import main
 from dreamer4_jax.envs import Palette, Tiles
-from dreamer4_jax.play.serve import challenges as lib, game, scoring
+from dreamer4_jax.play.serve import challenges as lib
+from dreamer4_jax.play.serve import game, scoring
 from tests.serve.games import Table, challenged_game, tiny_game
 
 TILES = Tiles(
@@ -46,7 +47,7 @@ def challenges(*stages, **given):
 )
 def test_a_stage_is_what_is_seen(stage, shown):
   if shown is None:
-    with pytest.raises(ValueError, match='must be of .*cow on grass'):
+    with pytest.raises(ValueError, match=r'must be of .*cow on grass'):
       challenges(stage)
     return
   seen = picture('gtg', 'ggc')

@@ -247,9 +247,7 @@ def save_game(
       not fit float16.
   """
   run_dir, out = pathlib.Path(run_dir), pathlib.Path(out)
-  game = load_game(
-    run_dir, phase=phase, starts=starts, challenges=challenges
-  )
+  game = load_game(run_dir, phase=phase, starts=starts, challenges=challenges)
   dream, params, contexts = game.loaded
   weights = {k: _halved(k, v) for k, v in params.items()}
   arrays = {name: np.asarray(getattr(contexts, name)) for name in _KEPT}

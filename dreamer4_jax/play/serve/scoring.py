@@ -219,8 +219,8 @@ def draw(scores: Sequence[Score]) -> Image.Image:
       (0, top + 2), f'{row + 1}. {score.challenge.name}: {said}', fill='black'
     )
     last = len(score.attempt.frames) - 1 if last is None else last
-    for column, at in enumerate(np.unique(np.linspace(0, last, _SHOWN).round())):
-      frame = score.attempt.frames[int(at)]
+    shown = np.unique(np.linspace(0, last, _SHOWN).round().astype(int))
+    for column, frame in enumerate(score.attempt.frames[shown]):
       big = np.broadcast_to(frame, (*frame.shape[:2], 3))
       big = big.repeat(scale, axis=0).repeat(scale, axis=1)
       sheet.paste(Image.fromarray(big), (column * (wide + gap), top + text))
