@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from dreamer4_jax.config import ActionComponent, Config
 from dreamer4_jax.data.format import Description
 from dreamer4_jax.evals.doctor import clips, dreams, frames, heads, played
 from tests.evals.test_closed_loop import GOALS, Line
-from tests.models.tiny_world import CONFIG, world_and_params
+from tests.models.tiny_world import CONFIG, make_batch, world_and_params
 
 
 def verdicts(findings):
@@ -239,3 +240,82 @@ def test_what_a_frame_shows_is_read_off_its_latents():
   share, note = found
   assert 0 <= share.value <= 1
   assert 'position' in note.text and 'never varied: nothing' in note.text
+
+
+@pytest.mark.parametrize(
+  ('dream', 'expected'),
+  [
+    ('what came', 1.0),
+    ('what was', 0.0),
+    ('one patch of two', 0.5),
+    ('a blur', 1.0),  # Nearer to what came, if by little.
+  ],
+)
+def test_what_events_change_is_looked_for_in_dreams(
+  dream, expected, monkeypatch
+):
+  world, params = world_and_params()
+  batch = make_batch(12, 6)
+  frames_ = np.full(batch.frames.shape, 90, np.uint8)
+  reward = np.zeros(batch.reward.shape, np.float32)
+  reward[:, 3, 0] = 1.0
+  reward[:6, 1, 1] = 1.0  # Too early to be dreamed.
+  side = CONFIG.tokenizer.patch_size
+  frames_[:, 3:, :side, :side] = 200
+  frames_[:, 3:, side : 2 * side, :side] = 10
+  frames_[:, 3:, :side, side:] += 5  # As good as nothing.
+  known = np.ones_like(batch.prev_action_mask)
+  batch = batch.replace(
+    frames=frames_, reward=reward, prev_action_mask=known,
+    cont=np.ones_like(batch.cont),
+  )  # fmt: skip
+  batch = jax.tree.map(np.asarray, batch)
+  true, last = (frames_[0, t].astype(np.float32) / 255 for t in (3, 2))
+  half = last.copy()
+  half[:side] = true[:side]
+  image = {
+    'what came': true, 'what was': last, 'one patch of two': half,
+    'a blur': 0.55 * true + 0.45 * last,
+  }[dream]  # fmt: skip
+  seen = {}
+
+  def next_frame(world, params, past, action, sampling_steps):
+    seen.update(past=past, action=action, steps=sampling_steps)
+    return np.broadcast_to(image, (len(past.task), *image.shape))
+
+  monkeypatch.setattr(dreams, 'next_frame', next_frame)
+  held = clips.Held(batch, ({},) * 12, np.arange(12))
+  found = dreams.event_changes(world, params, held, 2)
+  assert [*found] == ['key'] and len(found['key']) == 12
+  np.testing.assert_allclose(found['key'], expected)
+  assert seen['past'].frames.shape[1] == 3 and seen['steps'] == 2
+  move = np.sort(np.asarray(batch.prev_action['move'])[:, 3])
+  np.testing.assert_array_equal(np.sort(seen['action']['move'][:, 0]), move)
+  (figure, least) = dreams._events(world, params, held, 2)
+  assert figure.value == pytest.approx(expected)
+  assert figure.verdict == ('fine' if expected == 1 else 'wrong')
+  assert least.text == f'key {expected:.2f}'
+
+
+def test_a_frame_is_dreamed_with_its_action():
+  world, params = world_and_params()
+  whole = jax.tree.map(np.asarray, make_batch(4, 6))
+  held = clips.Held(whole, ({},) * 4, np.arange(4))
+  rows, at = np.array([0, 1, 2, 3]), np.array([2, 3, 4, 5])
+  past = clips.before(held.batch, rows, at, 16)
+  assert past.frames.shape[1] == 5
+  seen = past.segment_ids.astype(bool)
+  assert seen.sum(axis=1).tolist() == [2, 3, 4, 5]
+  for i in range(4):
+    np.testing.assert_array_equal(
+      past.frames[i][seen[i]], held.batch.frames[i, : at[i]]
+    )
+  action = {k: np.asarray(v)[rows, at][:, None]
+            for k, v in held.batch.prev_action.items()}  # fmt: skip
+  one = dreams.next_frame(world, params, past, action, 2)
+  assert one.shape == (4, *CONFIG.tokenizer.frame_shape)
+  other = {k: (v + 1) % 2 if v.dtype.kind == 'i' else v + 1
+           for k, v in action.items()}  # fmt: skip
+  assert not np.allclose(
+    one, dreams.next_frame(world, params, past, other, 2), atol=1e-5
+  )

@@ -166,6 +166,33 @@ def _window(stretch: Stretch, task: int, cloned: int) -> Window:
   )
 
 
+def before(
+  batch: Batch, rows: np.ndarray, frames: np.ndarray, most: int
+) -> Batch:
+  """Returns what lies before some frames, as contexts of dreams.
+
+  Args:
+    batch: clips `[B, T, ...]`, as numpy arrays.
+    rows: `[n]` clips.
+    frames: `[n]` a frame of each, not the first.
+    most: frames of a context.
+
+  Returns:
+    `[n, L, ...]`, each ending with the frame before. What lies before the clip
+    is a segment of its own, not seen.
+  """
+  length = min(int(frames.max()), most)
+  at = frames[:, None] - length + np.arange(length)[None]
+  clip = np.maximum(at, 0)
+  past = jax.tree.map(
+    lambda x: x[rows[:, None], clip] if x.ndim > 1 else x[rows], batch
+  )
+  segments = (at >= 0).astype(np.int32)
+  return past.replace(
+    segment_ids=segments, cont=np.ones(segments.shape, np.float32)
+  )
+
+
 def in_pieces(function, batch: Batch, size: int = 32):
   """Applies a function of a batch to pieces of equal size, and joins them.
 

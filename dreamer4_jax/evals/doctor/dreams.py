@@ -5,17 +5,21 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from einops import rearrange
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dreamer4_jax.config import Config
 from dreamer4_jax.evals import probes, video
-from dreamer4_jax.evals.doctor.clips import Held, in_pieces
+from dreamer4_jax.evals.doctor.clips import Held, before, in_pieces
 from dreamer4_jax.evals.findings import Finding, Scale, judge, note
 from dreamer4_jax.models import Params, World
 from dreamer4_jax.rollout import Replay, context_levels, context_noise, imagine
 from dreamer4_jax.types import Actions, Batch, Levels
+
+_EVENTS = 24
+"""Events of a task that are dreamed."""
 
 
 def dynamics(
@@ -56,6 +60,7 @@ def dynamics(
   known = bool(np.asarray(clips.prev_action_mask)[:, context:].any())
   if known:
     found += _actions(world, params, held, sampling_steps)
+    found += _events(world, params, held, sampling_steps)
   found += _levels(world, params, held)
   return found
 
@@ -140,15 +145,6 @@ def action_curve(
   past = jax.tree.map(lambda x: x[:, :context] if x.ndim > 1 else x, batch)
   past = past.replace(cont=np.ones_like(past.cont))
 
-  @jax.jit
-  def ahead(params: Params, past: Batch, action: Actions):
-    rollout = imagine(
-      world, params, past, jax.random.key(1),
-      policy=Replay(action), horizon=1, sampling_steps=sampling_steps,
-    )  # fmt: skip
-    z = jnp.concatenate([world.encode_clips(params, past), rollout.z], axis=1)
-    return jnp.clip(world.decode(params, z)[0][:, -1], 0, 1)
-
   true = batch.frames[:, context].astype(np.float32) / 255
   last = batch.frames[:, context - 1].astype(np.float32) / 255
   moved = np.abs(true - last).max(axis=-1) > 0.02
@@ -160,13 +156,120 @@ def action_curve(
   if not moved.any():
     return found
   for name, action in given.items():
-    image = in_pieces(
-      lambda part: ahead(params, part.replace(relevant=None), part.relevant),
-      past.replace(relevant=action),
-    )
+    image = next_frame(world, params, past, action, sampling_steps)
     error = np.square(image - true).mean(axis=-1)
     found[name] = float(error[moved].mean())
   return found
+
+
+def next_frame(
+  world: World,
+  params: Params,
+  past: Batch,
+  action: Actions,
+  sampling_steps: int,
+) -> np.ndarray:
+  """Dreams one frame for given actions.
+
+  Args:
+    world: modules.
+    params: of the world model.
+    past: contexts `[B, T, ...]`, without a terminal frame.
+    action: components `[B, 1, ...]`.
+    sampling_steps: K.
+
+  Returns:
+    `[B, H, W, C]` float32 in [0, 1].
+  """
+
+  @jax.jit
+  def ahead(params: Params, past: Batch, action: Actions):
+    rollout = imagine(
+      world, params, past, jax.random.key(1),
+      policy=Replay(action), horizon=1, sampling_steps=sampling_steps,
+    )  # fmt: skip
+    z = jnp.concatenate([world.encode_clips(params, past), rollout.z], axis=1)
+    return jnp.clip(world.decode(params, z)[0][:, -1], 0, 1)
+
+  return in_pieces(
+    lambda part: ahead(params, part.replace(relevant=None), part.relevant),
+    past.replace(relevant=action),
+  )
+
+
+def event_changes(
+  world: World, params: Params, held: Held, sampling_steps: int
+) -> dict[str, list[float]]:
+  """What events change in the picture, and what of it is dreamed.
+
+  Args:
+    world: modules.
+    params: of the world model.
+    held: clips of frames.
+    sampling_steps: K.
+
+  Returns:
+    For each event by the name of its task, the share of the patches that change
+    on its frame which are dreamed nearer to what they become than to what they
+    were, one frame ahead with the recorded action. Patches of the tokenizer
+    that change by less than a tenth anywhere do not count.
+  """
+  batch, rng = held.batch, np.random.default_rng(0)
+  paid = (batch.reward != 0) & np.asarray(batch.prev_action_mask)[..., None]
+  paid[:, :2] = False  # Too little comes before them.
+  rows, frames, tasks = [], [], []
+  for task in np.flatnonzero(paid.any(axis=(0, 1))):
+    at = rng.permutation(np.argwhere(paid[..., task]))[:_EVENTS]
+    rows += at[:, 0].tolist()
+    frames += at[:, 1].tolist()
+    tasks += [world.config.tasks[task]] * len(at)
+  found: dict[str, list[float]] = {}
+  if not rows:
+    return found
+  row, frame = np.array(rows), np.array(frames)
+  past = before(batch, row, frame, world.config.dynamics.context_length)
+  action = {k: np.asarray(v)[row, frame][:, None]
+            for k, v in batch.prev_action.items()}  # fmt: skip
+  dreamed = next_frame(world, params, past, action, sampling_steps)
+  scaled = lambda x: np.asarray(x, np.float32) / 255
+  true, last = scaled(batch.frames[row, frame]), scaled(past.frames[:, -1])
+  side = world.config.tokenizer.patch_size
+  cut = lambda x: _patches(x, side)
+  changed = cut(np.abs(true - last)).max(axis=-1) > 0.1
+  error = lambda x: cut(np.square(dreamed - x)).sum(axis=-1)
+  right = error(true) < error(last)
+  for i, task in enumerate(tasks):
+    if changed[i].any():
+      found.setdefault(task, []).append(float(right[i][changed[i]].mean()))
+  return found
+
+
+def _patches(x: np.ndarray, side: int) -> np.ndarray:
+  """Cuts `[B, H, W, C]` into patches `[B, n, values]`; edges are cut off."""
+  height, width = (n // side * side for n in x.shape[1:3])
+  return rearrange(
+    x[:, :height, :width], 'b (r y) (c z) k -> b (r c) (y z k)', y=side, z=side
+  )
+
+
+def _events(
+  world: World, params: Params, held: Held, sampling_steps: int
+) -> list[Finding]:
+  """Do events happen in dreams?"""
+  by_task = event_changes(world, params, held, sampling_steps)
+  every = [share for shares in by_task.values() for share in shares]
+  if len(every) < 8:
+    return []
+  means = {task: float(np.mean(x)) for task, x in by_task.items()}
+  worst = sorted(means, key=means.get)[:5]
+  return [
+    judge('dynamics', 'of what an event changes, dreamed 1 ahead',
+          float(np.mean([*means.values()])), Scale(fine=0.9, wrong=0.7),
+          'Actions lead to something else in dreams, or to nothing: train the '
+          'dynamics longer, or raise forcing.event_weight.'),
+    note('dynamics', 'the least of it',
+         ', '.join(f'{t} {means[t]:.2f}' for t in worst)),
+  ]  # fmt: skip
 
 
 def _levels(world: World, params: Params, held: Held) -> list[Finding]:

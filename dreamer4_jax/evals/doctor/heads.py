@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dreamer4_jax.config import Config
-from dreamer4_jax.evals.doctor.clips import Held, in_pieces, values_of
+from dreamer4_jax.evals.doctor.clips import Held, before, in_pieces, values_of
 from dreamer4_jax.evals.findings import Finding, Scale, judge, note
 from dreamer4_jax.models import Params, World, distributions
 from dreamer4_jax.objectives import TwoHot
@@ -218,20 +218,10 @@ def _blindness(
   rows, frames = rows[differs], frames[differs]
   if len(rows) < 8:
     return []
-  length = min(int(frames.max()), world.config.dynamics.context_length)
-  at = frames[:, None] - length + np.arange(length)[None]
-  clip = np.maximum(at, 0)
-  past = jax.tree.map(
-    lambda x: x[rows[:, None], clip] if x.ndim > 1 else x[rows], batch
-  )
-  # What lies before the clip is a segment of its own, not seen.
-  segments = (at >= 0).astype(np.int32)
-  past = past.replace(
-    segment_ids=segments,
-    cont=np.ones(segments.shape, np.float32),
-    # The task of the event, from the first frame on.
-    task=np.repeat(batch.task[rows, frames][:, None], length, axis=1),
-  )
+  past = before(batch, rows, frames, world.config.dynamics.context_length)
+  # The task of the event, from the first frame on.
+  held = np.broadcast_to(batch.task[rows, frames][:, None], past.task.shape)
+  past = past.replace(task=held)
   found = {}
   for name, action in (('own', own), ('other', others)):
     given = {k: v[differs][:, None] for k, v in action.items()}

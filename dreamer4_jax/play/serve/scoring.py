@@ -160,7 +160,7 @@ def table(scores: Sequence[Score]) -> list[str]:
 def _say(stage) -> str:
   places = {'any': 'somewhere', 'none': 'nowhere'}
   return ', '.join(
-    f'{places.get(where, where)} {what.replace("|", " or ")}'
+    f'{places.get(where, where)} `{what.replace("|", "` or `")}`'
     for where, what in stage.items()
   )
 
