@@ -14,8 +14,8 @@ quickstart: .venv/installed
 PYTEST := $(BIN)/python -m pytest -x -q -rs --durations=15 -n auto \
   --dist loadfile --no-loadscope-reorder
 
-# All but whole trainings, kills and what takes several processes, which are in
-# test-slow; every change has to pass both.
+# All but whole trainings, kills, soaks and what takes several processes or each
+# mesh of devices, which are in test-slow; every change has to pass both.
 test: lint
 	$(PYTEST) -m 'not slow'
 

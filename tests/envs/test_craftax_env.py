@@ -1,9 +1,11 @@
 """The Craftax adapter against the package itself."""
 
+import dataclasses
 import functools
 import os
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip('craftax')
+
+from craftax.craftax.craftax_state import Inventory
 
 from dreamer4_jax import evals
 from dreamer4_jax.config import EnvConfig
@@ -123,27 +127,48 @@ def test_rewards_are_the_packages_whatever_was_achieved_before():
 
 
 def test_what_the_bag_of_craftax_holds_is_no_event():
-  env = make_env(EnvConfig(name='craftax:Craftax-Pixels-v1', max_steps=100))
-  shapes = jax.eval_shape(env.reset, keys(2))[0].game
-  old = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  index = env.spec.tasks.index
-  had = dict(wood=2, pickaxe=1)
-  had = {k: jnp.full((2,), v, jnp.int32) for k, v in had.items()}
-  old = old.replace(inventory=old.inventory.replace(**had))
-  bag = old.inventory.replace(wood=jnp.array([3, 1]), pickaxe=jnp.array([2, 1]))
-  new = old.replace(inventory=bag, player_level=jnp.array([1, 0]))
-  marked = jnp.zeros((2, len(env.spec.tasks)), bool)
+  tasks = [a.name.lower() for a in lib.Achievement]
+  index = tasks.index
+  empty = {
+    f.name: jnp.zeros(2, jnp.int32) for f in dataclasses.fields(Inventory)
+  }
+
+  def game(level, **bag):  # What is read of one.
+    return types.SimpleNamespace(
+      inventory=types.SimpleNamespace(**{**empty, **bag}),
+      achievements=jnp.zeros((2, len(tasks)), bool),
+      player_level=jnp.array(level),
+    )
+
+  old = game([0, 0], wood=jnp.array([2, 2]), pickaxe=jnp.array([1, 1]))
+  new = game([1, 0], wood=jnp.array([3, 1]), pickaxe=jnp.array([2, 1]))
+  marked = jnp.zeros((2, len(tasks)), bool)
   for name in (
     'collect_wood', 'make_wood_pickaxe', 'make_stone_pickaxe', 'enter_dungeon',
     'eat_cow',
   ):  # fmt: skip
     marked = marked.at[:, index(name)].set(True)
   events = lib._happened(old, new, marked)
-  named = [{env.spec.tasks[i] for i in np.flatnonzero(row)} for row in events]
+  named = [{tasks[i] for i in np.flatnonzero(row)} for row in events]
   assert named == [
     {'collect_wood', 'make_stone_pickaxe', 'enter_dungeon', 'eat_cow'},
     {'eat_cow'},
   ]
+
+
+@pytest.mark.slow  # It draws its textures, and makes nine floors.
+def test_craftax_has_tasks_and_frames_of_its_own():
+  env = make_env(EnvConfig(name='craftax:Craftax-Pixels-v1', max_steps=100))
+  assert len(env.spec.tasks) == 67 and env.spec.actions[0].size == 43
+  assert env.spec.tiles.pictures is None and env.spec.legend is None
+  state, first = jax.eval_shape(env.reset, keys(2))
+  assert first.frame.shape == (2, *env.spec.frame_shape)
+  again, shown = jax.eval_shape(
+    env.step, state, {'action': jnp.zeros(2, jnp.int32)}
+  )
+  alike = lambda a, b: a.shape == b.shape and a.dtype == b.dtype
+  assert all(jax.tree.leaves(jax.tree.map(alike, state, again)))
+  assert shown.events.shape == (2, 67)
 
 
 def test_the_time_limit_is_no_death():

@@ -23,6 +23,7 @@ def resident():
   return int(STATM.read_text().split()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not STATM.exists(), reason='memory is read from /proc')
 def test_hours_of_play_leave_memory_and_time_as_they_were():
   rng, now = random.Random(0), [0.0]

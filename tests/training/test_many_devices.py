@@ -81,8 +81,11 @@ def train(phase, name=''):
   return losses, jax.device_get(state.params), len(cut)
 
 
+ALL_AT_ONCE = '2,2,2'
 GRID = [
-  (phase, name)
+  pytest.param(
+    phase, name, marks=() if name == ALL_AT_ONCE else pytest.mark.slow
+  )
   for phase in PHASES
   for name in MESHES
   if phase == 'dynamics' or os.environ.get('MESHES') == 'all'
