@@ -93,7 +93,10 @@ config = c.Config(
       stop_at_event=True,
     ),
   ),
-  forcing=c.ForcingConfig(clear_share=0.75, end_share=0.4, low_weight=1.0),
+  # What an action does to one tile is lost among the new ground of every step.
+  forcing=c.ForcingConfig(
+    clear_share=0.75, end_share=0.4, low_weight=1.0, event_weight=8.0
+  ),
   optimizer=c.OptimizerConfig(muon=('dynamics', 'finetune'), decay_share=0.4),
   saving=c.SavingConfig(log_every=50, checkpoint_every=250),
   data=c.DataConfig(
