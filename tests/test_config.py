@@ -116,7 +116,6 @@ BAD = [
   (cfg.EvalConfig, 'temperatures', (0.5, 0.0)),
   (cfg.EvalConfig, 'temperatures', (1.0, -0.5)),
   (cfg.EvalConfig, 'temperatures', (1.0, 0.5, 0.5)),
-  (cfg.EvalConfig, 'reality_episodes', -1),
 ]
 # Fields for which a config refuses no number.
 ANY = {
@@ -304,6 +303,7 @@ def test_a_prompt_is_a_list_of_tasks_and_counts():
 def test_fields_that_runs_no_longer_have_are_passed_over():
   plain = json.loads(cfg.Config().to_json())
   plain['saving']['keep_last'] = 5
+  plain['eval']['reality_episodes'] = 7
   plain['env']['tile'] = 8
   assert cfg.Config.from_json(json.dumps(plain)) == cfg.Config()
   plain['env']['tile'] = 4

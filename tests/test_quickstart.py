@@ -43,7 +43,6 @@ def toy(path):
         context_frames=3,
         horizons=(2, 4),
         episodes=8,
-        reality_episodes=6,
       ),
     }
   )
@@ -128,7 +127,7 @@ def test_results_have_what_the_report_needs(run):
   assert set(saved['reality']) == {'bc', 'rl'}
   for agent in saved['reality'].values():
     assert set(agent['tasks']) == {'key', 'door', 'goal'}
-    assert 6 <= agent['states'] <= 3 * 6 and 0 <= agent['dreamed'] <= 1
+    assert 8 <= agent['states'] <= 3 * 8 and 0 <= agent['dreamed'] <= 1
   text = (path / 'run/report.md').read_text()
   assert f'| rl | all | {saved["reality"]["rl"]["states"]} | ' in text
   assert 'navix' in saved['versions'] and 'gymnasium' not in saved['versions']

@@ -120,13 +120,10 @@ class EvalConfig:
   """First seed of the evaluation episodes, shared by all policies."""
   temperatures: tuple[float, ...] = (1.0, 0.5, 0.25, 0.0)
   """Temperatures of cloned and imagined policies; 0 is greedy, 1 is needed."""
-  reality_episodes: int = 128
-  """Episodes per policy in which it dreams, and its dreams are replayed in the
-  real environment; 0 skips this."""
 
   def __post_init__(self):
     at_least(1, self, 'clips', 'context_frames', 'episodes')
-    at_least(0, self, 'seed', 'reality_episodes')
+    at_least(0, self, 'seed')
     require(
       len(self.horizons) > 0 and min(self.horizons) >= 1,
       'EvalConfig.horizons',

@@ -38,7 +38,7 @@ FORMAT = 2
 BASELINES = ('all', 'best')
 """Clones of all recordings, and of the better half of them."""
 
-_RETIRED = ('env.tile', 'saving.keep_last')
+_RETIRED = ('env.tile', 'saving.keep_last', 'eval.reality_episodes')
 """Fields of older configs; frames of a grid have the size of the run's now."""
 Stages = tuple[tuple[int, int], ...]
 """A prompt: ids of tasks, and how many events each needs."""

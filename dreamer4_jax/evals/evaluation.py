@@ -52,6 +52,8 @@ FRAMES_A_CLIP = 8
 """Held-out frames for the tokenizer's figures, for each of `eval.clips`."""
 MOST_KEPT, KEPT_BYTES = 64, 1 << 27
 """Episodes of a policy whose frames are kept, and about how many bytes."""
+REALITY_EPISODES = 128
+"""Episodes of a policy in which it dreams, at most."""
 REALITY_STARTS = (4, 8, 12)
 """Frames of an episode at which its dreams begin, 0 being the first; those
 beyond the time limit stand for the last frame before it."""
@@ -295,10 +297,8 @@ def _reality(
   known: Mapping[str, policies.Policy],
   env: Environment,
 ) -> dict[str, Reality] | None:
-  """Plays dreams in reality; None if that is off, or for a host environment."""
+  """Plays dreams in reality; None for an environment on the host."""
   e, phase = config.eval, config.phases.imagination
-  if not e.reality_episodes:
-    return None
   # Short episodes have no late frames.
   last = env.spec.max_steps - 1
   return dream_and_play(
@@ -306,7 +306,7 @@ def _reality(
     {name: known[name].params for name in ('bc', 'rl')},
     env,
     jax.random.fold_in(jax.random.key(e.seed), config.seed),
-    seeds=range(e.seed, e.seed + e.reality_episodes),
+    seeds=range(e.seed, e.seed + min(e.episodes, REALITY_EPISODES)),
     starts=sorted({min(start, last) for start in REALITY_STARTS}),
     dreams=Dreams(
       context=e.context_frames,

@@ -78,7 +78,7 @@ def make_results(tiles):
     'versions': {},
     'device': 'one',
     'seed': 0,
-    'config': {'env': {'name': 'toy:x'}, 'eval': {'reality_episodes': 0}},
+    'config': {'env': {'name': 'toy:x'}, 'eval': {}},
   }
 
 

@@ -61,6 +61,15 @@ class Chromium:
   def up(self, key):
     self.page.keyboard.up(key)
 
+  def drag(self, *points):
+    """Presses the mouse at the first point, and lets go at the last."""
+    mouse = self.page.mouse
+    mouse.move(*points[0])
+    mouse.down()
+    for point in points[1:]:
+      mouse.move(*point)
+    mouse.up()
+
   def download(self, path):
     """Presses Enter on the link that has the focus; saves the file."""
     with self.page.expect_download() as got:
@@ -149,6 +158,18 @@ class Firefox:
 
   def up(self, key):
     self._key('keyUp', key)
+
+  def drag(self, *points):
+    """Presses the mouse at the first point, and lets go at the last."""
+    moves = [{'type': 'pointerMove', 'x': round(x), 'y': round(y)}
+             for x, y in points]  # fmt: skip
+    down, up = ({'type': f'pointer{way}', 'button': 0}
+                for way in ('Down', 'Up'))  # fmt: skip
+    mouse = {
+      'type': 'pointer', 'id': 'mouse',
+      'actions': [moves[0], down, *moves[1:], up],
+    }  # fmt: skip
+    self._say('input.performActions', context=self._context, actions=[mouse])
 
   def download(self, path):
     """Fetches what the link that has the focus points to; saves it."""

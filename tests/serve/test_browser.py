@@ -11,6 +11,7 @@ pytest.importorskip('websockets')
 import av
 import numpy as np
 
+from dreamer4_jax.play.serve import controls
 from dreamer4_jax.play.serve.server import Server
 from tests.serve.browsers import BROWSERS
 from tests.serve.games import challenged_game
@@ -174,6 +175,87 @@ def test_keys_that_are_held_are_released(page, core):
   press(page, 'ArrowDown')
   until(lambda: page.js('window.dream.state().task') == 1)
   assert session.position == number
+
+
+def middle(page, selector):
+  """The middle of an element that is scrolled into view."""
+  return page.js(f"""(() => {{
+    const it = document.querySelector('{selector}');
+    it.scrollIntoView({{block: 'center'}});
+    const box = it.getBoundingClientRect();
+    return [box.x + box.width / 2, box.y + box.height / 2];
+  }})()""")
+
+
+def last_action(core):
+  session = core.lobby.sessions[0]
+  return session.timeline[session.position].ask.action
+
+
+def test_a_mouse_looks_around_and_presses_buttons(page, core):
+  session = core.lobby.sessions[0]
+  x, y = middle(page, '.pad')
+  page.drag((x, y), (x + 20, y), (x + 50, y - 15))
+  until(lambda: session.hands.tapped)
+  act(page, 'ArrowLeft')
+  across, down = last_action(core)['look']
+  assert across > 0.1 and down < 0
+  number = session.position
+  at = middle(page, '[data-control="move:2"]')
+  page.drag(at, at)
+  until(lambda: session.position > number)
+  assert last_action(core)['move'] == 2 and not session.hands.held
+
+
+PADS = """(() => {
+  window.pad = {buttons: Array.from({length: 16}, () => ({pressed: false})),
+    axes: [0, 0, 0, 0]};
+  navigator.getGamepads = () => [null, window.pad];
+})()"""
+
+
+def test_a_gamepad_plays(page, core):
+  session = core.lobby.sessions[0]
+  page.js(PADS)
+  number = session.position
+  page.js('(() => { window.pad.axes = [0.9, 0.05, 0, 0]; })()')
+  page.js('(() => { window.pad.buttons[15].pressed = true; })()')  # Right.
+  until(lambda: session.position > number + 1)
+  page.js('(() => { window.pad.buttons[15].pressed = false; })()')
+  page.js('(() => { window.pad.axes = [0, 0, 0, 0]; })()')
+  until(lambda: not session.hands.held)
+  action = last_action(core)
+  # The cross is for the arrows; the stick looks, and one at rest does not.
+  assert action['move'] == 1 and action['look'][0] > 0.1
+  assert action['look'][1] == 0
+
+
+def test_sliders_stay_where_they_are(browser, tmp_path, monkeypatch):
+  monkeypatch.setattr(controls, '_POINTED', ())
+  monkeypatch.setattr(Server, '_compile_rest', lambda self: None)
+  with serving(tmp_path, players=1) as core:
+    browser.js('sessionStorage.clear()')
+    browser.open(f'http://127.0.0.1:{core.port}/')
+    until(lambda: browser.js(NUMBER) == 0)
+    assert browser.js("document.querySelectorAll('.slide').length") == 2
+    box = browser.js("""(() => {
+      const it = document.querySelector('.slide input');
+      it.scrollIntoView({block: 'center'});
+      const {x, y, width, height} = it.getBoundingClientRect();
+      return [x, y + height / 2, width];
+    })()""")
+    x, y, width = box
+    browser.drag((x + width / 2, y), (x + 0.75 * width, y))
+    session = core.lobby.sessions[0]
+    until(lambda: session.hands._axes)
+    browser.js("document.getElementById('screen').focus()")
+    for key in ('ArrowLeft', 'ArrowRight'):
+      act(browser, key)
+      look = last_action(core)['look']
+      assert look[0] > 0.2 and look[1] == 0
+    browser.js("window.dispatchEvent(new Event('blur'))")
+    until(lambda: not session.hands._axes)
+    assert not browser.errors
 
 
 def test_a_connection_that_is_lost_comes_back(page, core):
