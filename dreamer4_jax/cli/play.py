@@ -76,6 +76,11 @@ def add_command(commands) -> None:
     action='store_true',
     help='offer the real game beside the dream, which needs its package',
   )
+  _add_tasks(parser)
+  parser.set_defaults(run=_play)
+
+
+def _add_tasks(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--challenges',
     type=pathlib.Path,
@@ -94,7 +99,6 @@ def add_command(commands) -> None:
     metavar='FILE.md',
     help='with --tasks, a page to write, with a picture beside it',
   )
-  parser.set_defaults(run=_play)
 
 
 def _play(args: argparse.Namespace) -> int:
