@@ -89,6 +89,8 @@ def test_keys_are_labels_that_may_repeat():
     ([{'name': '', 'stages': [{'any': 'tree'}]}], 'must not be empty'),
     ([{'name': 'a', 'stages': []}], 'at least one'),
     ([{'name': 'a', 'stages': [{}]}], 'at least one'),
+    ([{'name': 'a', 'stages': [{'any': 'tree'}], 'clip': [3]}], 'a: clip'),
+    ([{'name': 'a', 'stages': [{'any': 'tree'}], 'clip': [3, 'x']}], 'a: clip'),
     ([{'name': 'a', 'stages': ['tree']}], 'stages|place'),
     ([{'name': 'a', 'stages': [{'up': 'tree'}]}], 'must be ROW,COLUMN'),
     ([{'name': 'a', 'stages': [{'0,1': 'rock'}]}], "'rock': must be of"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any
 
@@ -181,20 +182,24 @@ def next_frame(
   Returns:
     `[B, H, W, C]` float32 in [0, 1].
   """
-
-  @jax.jit
-  def ahead(params: Params, past: Batch, action: Actions):
-    rollout = imagine(
-      world, params, past, jax.random.key(1),
-      policy=Replay(action), horizon=1, sampling_steps=sampling_steps,
-    )  # fmt: skip
-    z = jnp.concatenate([world.encode_clips(params, past), rollout.z], axis=1)
-    return jnp.clip(world.decode(params, z)[0][:, -1], 0, 1)
-
   return in_pieces(
-    lambda part: ahead(params, part.replace(relevant=None), part.relevant),
+    lambda part: _ahead(
+      world, sampling_steps, params, part.replace(relevant=None), part.relevant
+    ),
     past.replace(relevant=action),
   )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _ahead(
+  world: World, steps: int, params: Params, past: Batch, action: Actions
+):
+  rollout = imagine(
+    world, params, past, jax.random.key(1),
+    policy=Replay(action), horizon=1, sampling_steps=steps,
+  )  # fmt: skip
+  z = jnp.concatenate([world.encode_clips(params, past), rollout.z], axis=1)
+  return jnp.clip(world.decode(params, z)[0][:, -1], 0, 1)
 
 
 def event_changes(

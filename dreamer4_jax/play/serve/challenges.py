@@ -71,6 +71,13 @@ class Challenge:
           f'must be ROW,COLUMN of a tile, {ANY} or {NONE}',
         )
     require(
+      self.clip is None
+      or (len(self.clip) == 2 and all(type(n) is int for n in self.clip)),
+      f'{self.name}: clip',
+      self.clip,
+      'must be the number of an episode, and of a frame of it',
+    )
+    require(
       len(self.held) <= MOST_KEYS,
       f'{self.name}: keys',
       len(self.held),

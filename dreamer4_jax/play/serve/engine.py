@@ -18,8 +18,8 @@ from dreamer4_jax.play.serve import pictures
 from dreamer4_jax.play.serve.challenges import Challenges
 from dreamer4_jax.play.serve.programs import Frames, Programs
 from dreamer4_jax.play.serve.reality import Real, Reality, Twin, psnr
-from dreamer4_jax.play.serve.session import Result, Session, Work
-from dreamer4_jax.play.serve.timeline import Ask, Shown
+from dreamer4_jax.play.serve.session import Session, Work
+from dreamer4_jax.play.serve.timeline import Ask, Result, Shown
 from dreamer4_jax.types import PyTree
 
 _LOG = logging.getLogger(__name__)

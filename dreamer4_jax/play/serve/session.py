@@ -15,7 +15,14 @@ from typing import Any, Literal, NamedTuple
 from dreamer4_jax.config import require
 from dreamer4_jax.play.serve.controls import Hands, Panel
 from dreamer4_jax.play.serve.rules import RATES, Rules, Settings
-from dreamer4_jax.play.serve.timeline import Ask, Film, Seen, Shown, Timeline
+from dreamer4_jax.play.serve.timeline import (
+  Ask,
+  Film,
+  Result,
+  Seen,
+  Shown,
+  Timeline,
+)
 from dreamer4_jax.types import PyTree
 
 BRANCHES = 4
@@ -43,14 +50,6 @@ class Work(NamedTuple):
   seq: int
   challenge: int = -1
   stage: int = 0
-
-
-class Result(NamedTuple):
-  """A frame, and the state that it leaves."""
-
-  state: PyTree
-  shown: Shown
-  seconds: float
 
 
 Listener = Callable[[str, Any], None]

@@ -75,6 +75,14 @@ class Shown:
   stage: int = 0
 
 
+class Result(NamedTuple):
+  """A frame, and the state that it leaves."""
+
+  state: PyTree
+  shown: Shown
+  seconds: float
+
+
 class Film(NamedTuple):
   """Frames of a recording, with their numbers."""
 
