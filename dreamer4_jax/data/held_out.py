@@ -11,7 +11,7 @@ from dreamer4_jax.data.epochs import Epochs
 from dreamer4_jax.data.format import Description
 from dreamer4_jax.data.pipeline import make_loader
 from dreamer4_jax.data.planning import Draws, Window
-from dreamer4_jax.data.sources import EpisodeSource, Stretch
+from dreamer4_jax.data.sources import CACHE_BYTES, EpisodeSource, Stretch
 from dreamer4_jax.data.transforms import Clips
 from dreamer4_jax.types import Batch
 
@@ -56,17 +56,8 @@ def read_clips(
     FileNotFoundError: there is no dataset.
     ValueError: there is no such clip, or it ends its episode.
   """
-  wanted = expected(config)
-  source = EpisodeSource(
-    config.data.path,
-    split,
-    actions=wanted.actions,
-    tasks=wanted.tasks,
-    frame_shape=wanted.frame_shape,
-    vectors=wanted.vectors,
-    cache_bytes=0,
-  )
-  lengths = source.index.lengths
+  clips = open_clips(config, split, cache_bytes=0)
+  lengths = clips.sources[0].index.lengths
   for episode, end in ends:
     require(
       0 <= episode < len(lengths) and length - 1 <= end < lengths[episode] - 1,
@@ -84,15 +75,43 @@ def read_clips(
     )
     for episode, end in ends
   ]
-  clips = Clips(
+  return clips.read(windows)
+
+
+def open_clips(
+  config: Config, split: str, cache_bytes: int = CACHE_BYTES
+) -> Clips:
+  """Opens a split of the first dataset, to read any windows of it.
+
+  All recorded actions are known, whatever the run was trained to know.
+
+  Args:
+    config: the run.
+    split: of the dataset.
+    cache_bytes: a dataset of fewer bytes is kept in memory.
+
+  Raises:
+    FileNotFoundError: there is no dataset.
+    ValueError: it is not what the run expects, or has no such split.
+  """
+  wanted = expected(config)
+  source = EpisodeSource(
+    config.data.path,
+    split,
+    actions=wanted.actions,
+    tasks=wanted.tasks,
+    frame_shape=wanted.frame_shape,
+    vectors=wanted.vectors,
+    cache_bytes=cache_bytes,
+  )
+  return Clips(
     sources=[source],
-    labeled=[np.ones(len(lengths), bool)],
+    labeled=[np.ones(len(source), bool)],
     actions=config.actions,
     tasks=config.tasks,
     milestones=config.milestones,
     vectors=config.vectors,
   )
-  return clips.read(windows)
 
 
 def expected(config: Config) -> Description:

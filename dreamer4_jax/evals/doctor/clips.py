@@ -10,10 +10,9 @@ import numpy as np
 
 from dreamer4_jax.config import Config
 from dreamer4_jax.data.format import Attributes, SplitIndex
-from dreamer4_jax.data.held_out import expected
+from dreamer4_jax.data.held_out import open_clips
 from dreamer4_jax.data.planning import Window
-from dreamer4_jax.data.sources import EpisodeSource, Stretch
-from dreamer4_jax.data.transforms import Clips
+from dreamer4_jax.data.sources import Stretch
 from dreamer4_jax.types import Batch
 
 
@@ -58,16 +57,8 @@ def held_out(
   Raises:
     ValueError: no episode is long enough.
   """
-  expects = expected(config)
-  source = EpisodeSource(
-    config.data.path,
-    config.data.eval_split,
-    actions=expects.actions,
-    tasks=expects.tasks,
-    frame_shape=expects.frame_shape,
-    vectors=expects.vectors,
-  )
-  index = source.index
+  clips = open_clips(config, config.data.eval_split)
+  index = clips.sources[0].index
   rng = np.random.default_rng(config.eval.seed)
   anchors = _anchors(index, config.milestones) if relevant else {}
   if anchors:
@@ -80,14 +71,6 @@ def held_out(
       f'{length} frames of a clip; record longer ones, or lower '
       'eval.context_frames, eval.horizons or phases.finetune.clip_lengths'
     )
-  clips = Clips(
-    sources=[source],
-    labeled=[np.ones(len(source), bool)],
-    actions=config.actions,
-    tasks=config.tasks,
-    milestones=config.milestones,
-    vectors=config.vectors,
-  )
   parts = [clips.read(windows[i : i + 64]) for i in range(0, len(windows), 64)]
   batch = jax.tree.map(lambda *x: np.concatenate(x), *parts)
   known = index.attributes or ({},) * len(index.lengths)
