@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 
 from dreamer4_jax.checkpoint import exported
 from dreamer4_jax.cli.main import main
+from dreamer4_jax.data import EpisodeSource, read_clips
+from dreamer4_jax.envs import Tiles
 from dreamer4_jax.play.serve import game
 from tests.play.runs import write_run
 
@@ -134,3 +137,53 @@ def test_the_world_that_ships_turns_around_in_four_turns():
   # In the dream the player faces another way, and then the first one again.
   assert count >= 20 and (np.array(far[1:4]) > 150).all()
   assert np.mean(far[4] < 80) >= 0.9
+
+
+def test_challenges_go_into_a_package_with_their_clips(
+  run, tmp_path, monkeypatch
+):
+  pictures = np.stack([np.full((4, 4, 3), x, np.uint8) for x in (0, 255)])
+  tiles = Tiles(side=4, pictures=pictures, names=('dark', 'light'))
+  spec = types.SimpleNamespace(legend=tiles, tiles=None)
+  monkeypatch.setattr(
+    game, 'make_env', lambda config: types.SimpleNamespace(spec=spec)
+  )
+  path = tmp_path / 'own.json'
+  stages = [{'any': 'light'}]
+  path.write_text(
+    json.dumps(
+      [
+        {'name': 'a', 'clip': [1, 4], 'stages': stages},
+        {'name': 'b', 'clip': [2, 3], 'stages': stages, 'keys': ['left']},
+      ]
+    )
+  )
+  out = tmp_path / 'out'
+  args = ['export', str(run), '--play', '--out', str(out), '--starts', '3']
+  assert main([*args, '--challenges', str(path)]) == 0
+  small = game.load_game(out)
+  whole = game.load_game(run, starts=3, challenges=path)
+  assert small.challenges.all == whole.challenges.all
+  assert [c.start for c in small.challenges.all] == [3, 4]
+  assert small.challenges.names == ('dark', 'light')
+  assert len(small.rules().starts) == 5
+  config = whole.loaded.dream.world.config
+  source = EpisodeSource(config.data.path, 'test', cache_bytes=0)
+  clips = read_clips(config, 'test', [(1, 4), (2, 3)], 3)
+  np.testing.assert_array_equal(clips.frames[0], source[1]['observation'][2:5])
+  np.testing.assert_array_equal(clips.frames[1], source[2]['observation'][1:4])
+  np.testing.assert_array_equal(
+    clips.prev_action['move'][0], source[1]['action']['move'][1:4]
+  )
+  with pytest.raises(ValueError, match='keeps to them'):
+    game.load_game(out, challenges=path)
+  for clip, message in (([9, 4], '9, 4'), ([1, 8], '1, 8'), ([1, 1], '1, 1')):
+    path.write_text(json.dumps([{'name': 'a', 'clip': clip, 'stages': stages}]))
+    with pytest.raises(ValueError, match=rf'clip = \({message}\): must be'):
+      game.load_game(run, challenges=path)
+  path.write_text(json.dumps([{'name': 'a', 'stages': stages}]))
+  with pytest.raises(ValueError, match='missing in'):
+    game.load_game(run, challenges=path)
+  spec.legend = None
+  with pytest.raises(ValueError, match='no tiles by name'):
+    game.load_game(run, challenges=path)
